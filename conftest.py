@@ -1,0 +1,43 @@
+"""For the tests and for the doctests in src/: what doctests may name, and a word on the tests that were left out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import settings
+
+# What a first call costs (compiling, a busy machine) says nothing about the code.
+settings.register_profile("no deadline", settings(), deadline=None)
+settings.load_profile("no deadline")
+
+NOT_RUN_BY_DEFAULT = ("slow", "gpu")
+left_out: Counter[str] = Counter()
+
+
+@pytest.fixture(autouse=True)
+def doctest_surroundings(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Doctests find np, torch and sppnet imported, and write their files into an empty folder."""
+    if isinstance(request.node, pytest.DoctestItem):
+        import numpy as np
+        import torch
+
+        import sppnet
+
+        names: dict[str, Any] = request.getfixturevalue("doctest_namespace")
+        names.update(np=np, torch=torch, sppnet=sppnet)
+        tmp_path: Path = request.getfixturevalue("tmp_path")
+        monkeypatch.chdir(tmp_path)
+
+
+def pytest_deselected(items: list[pytest.Item]) -> None:
+    """Count what `-m` left out, by marker."""
+    left_out.update(mark for item in items for mark in NOT_RUN_BY_DEFAULT if item.get_closest_marker(mark))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how to run what was left out."""
+    for mark, count in sorted(left_out.items()):
+        terminalreporter.write_line(f"not run: {count} tests marked {mark}; run them with: uv run pytest -m {mark}")

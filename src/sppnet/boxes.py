@@ -1,0 +1,87 @@
+"""The one box convention, and what is computed with it.
+
+A box is (x0, y0, x1, y1) in continuous pixels of the original image, half-open: it covers x0 <= x < x1, so its width is
+x1 - x0 and the whole of an image of H x W pixels is (0, 0, W, H). Readers of data sets convert to this on reading.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torchvision.ops import box_iou as _box_iou
+
+LARGEST_LOG_RATIO = math.log(1000 / 16)  # a decoded side grows at most 62-fold, so that exp never overflows
+
+
+def box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
+    """Intersection over union of every pair of boxes.
+
+    Args:
+        boxes1: [A, 4] in pixels, xyxy.
+        boxes2: [B, 4] in the same pixels.
+
+    Returns:
+        [A, B] in 0..1; 0 where either box has no area.
+
+    Example:
+        >>> box_iou(torch.tensor([[0.0, 0, 2, 2]]), torch.tensor([[1.0, 0, 3, 2], [5, 5, 6, 6]]))
+        tensor([[0.3333, 0.0000]])
+    """
+    return torch.nan_to_num(_box_iou(boxes1, boxes2), nan=0.0)
+
+
+def clip_boxes(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Cut boxes [R, 4] off at the edges of an image of ``size`` (height, width); a new tensor.
+
+    Example:
+        >>> clip_boxes(torch.tensor([[-5.0, 10, 300, 20]]), (100, 200))
+        tensor([[  0.,  10., 200.,  20.]])
+    """
+    height, width = size
+    limits = boxes.new_tensor([width, height, width, height])
+    return boxes.clamp(min=0).minimum(limits)
+
+
+def encode_boxes(boxes: Tensor, targets: Tensor) -> Tensor:
+    """What must be done to ``boxes`` to get ``targets``: shift by shares of the side, scale by logarithms.
+
+    Args:
+        boxes: [R, 4] in pixels, each side above 0.
+        targets: [R, 4] in the same pixels, each side above 0.
+
+    Returns:
+        [R, 4]: (dx / width, dy / height, log width ratio, log height ratio), centre to centre.
+
+    Source: Girshick et al., arXiv:1311.2524, appendix C; used by SPP-net, section 4.2.
+
+    Example:
+        >>> encode_boxes(torch.tensor([[0.0, 0, 10, 20]]), torch.tensor([[5.0, 0, 15, 20]]))
+        tensor([[0.5000, 0.0000, 0.0000, 0.0000]])
+    """
+    sides, target_sides = boxes[:, 2:] - boxes[:, :2], targets[:, 2:] - targets[:, :2]
+    centres, target_centres = (boxes[:, 2:] + boxes[:, :2]) / 2, (targets[:, 2:] + targets[:, :2]) / 2
+    return torch.cat([(target_centres - centres) / sides, (target_sides / sides).log()], dim=1)
+
+
+def decode_boxes(boxes: Tensor, deltas: Tensor) -> Tensor:
+    """Undo `encode_boxes`: move and scale ``boxes`` by ``deltas``.
+
+    Args:
+        boxes: [R, 4] in pixels.
+        deltas: [R, 4] or [R, K, 4], as `encode_boxes` gives; log ratios above log(62.5) count as log(62.5).
+
+    Returns:
+        The moved boxes, in the shape of ``deltas``.
+
+    Example:
+        >>> decode_boxes(torch.tensor([[0.0, 0, 10, 20]]), torch.tensor([[0.5, 0, 0, 0]]))
+        tensor([[ 5.,  0., 15., 20.]])
+    """
+    if deltas.ndim == 3:
+        boxes = boxes[:, None]
+    sides, centres = boxes[..., 2:] - boxes[..., :2], (boxes[..., 2:] + boxes[..., :2]) / 2
+    centres = centres + deltas[..., :2] * sides
+    halves = deltas[..., 2:].clamp(max=LARGEST_LOG_RATIO).exp() * sides / 2
+    return torch.cat([centres - halves, centres + halves], dim=-1)

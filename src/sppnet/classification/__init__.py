@@ -1,0 +1,1 @@
+"""Classification of whole images of any size."""

@@ -1,0 +1,410 @@
+"""The command line: parse, make one call, print. Heavy libraries are imported inside the command that needs them.
+
+Results go to standard output (with ``--json``, one JSON document and nothing else), messages and progress to standard
+error. A mistake of the user's is one line and exit status 2; an interrupted run ends with 130.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import App, CycloptsError, Parameter
+
+from sppnet import __version__
+from sppnet.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from sppnet.models.sppnet import SPPNet
+
+app = App(
+    name="sppnet",
+    help="Vision models that take your images at their own size: classify, detect, train.",
+    version=__version__,
+    help_format="plaintext",
+)
+train = App(name="train", help="Train a model on your own images.")
+app.command(train)
+
+Images = Annotated[list[Path], Parameter(help="Image files, folders (searched through) or patterns such as '*.jpg'.")]
+Model = Annotated[str, Parameter(help="A shipped model's name, or the path of a model file.")]
+AsJson = Annotated[bool, Parameter(name="--json", negative=(), help="Print one JSON document and nothing else.")]
+Device = Annotated[
+    Literal["auto", "cpu", "cuda", "mps"], Parameter(help="Where to compute; auto takes a GPU if there is one.")
+]
+Limit = Annotated[int | None, Parameter(help="Only the first so many images.")]
+Work = Annotated[Path | None, Parameter(help="Folder for proposals and maps, kept for the next time.")]
+Data = Annotated[Path, Parameter(help="A VOC folder: JPEGImages, Annotations, ImageSets/Main.")]
+
+
+@app.command
+def demo(output: Annotated[Path, Parameter(help="Folder for pictures and results.")] = Path("sppnet-demo")) -> int:
+    """Try it out: sample photos in, annotated pictures and JSON out. Works offline."""
+    from sppnet.demo import run_demo
+
+    with _progress() as report:
+        rows, written = run_demo(output, report)
+    table = [("photo", "size", "what is in it", "where")] + rows
+    _print_table(table)
+    print(
+        f"\n{len(written)} files in {output}: look at {written[0].name} first; everything as JSON in {written[-1].name}"
+    )
+    return 0
+
+
+@app.command
+def detect(
+    images: Images,
+    /,
+    *,
+    model: Model = "voc",
+    output: Annotated[Path | None, Parameter(help="Folder for annotated pictures and detections.json.")] = None,
+    score_threshold: Annotated[float, Parameter(help="Leave out boxes that score less (0 to 1).")] = 0.3,
+    nms_iou: Annotated[
+        float, Parameter(help="Of boxes of one class that overlap more than this, keep the best.")
+    ] = 0.3,
+    as_json: AsJson = False,
+    device: Device = "auto",
+) -> int:
+    """Find objects: boxes, labels and scores for every image."""
+    from sppnet.detection.predict import detect as detect_one
+    from sppnet.visualize import draw_detections
+
+    _check_share("--score-threshold", score_threshold)
+    _check_share("--nms-iou", nms_iou)
+    net = _load(model, device)
+
+    def one(image: np.ndarray) -> tuple[dict[str, Any], list[str], Callable[[], np.ndarray]]:
+        found = detect_one(image, net, score_threshold=score_threshold, nms_iou=nms_iou)
+        lines = [f"{d.name} {d.score:.2f} at {' '.join(f'{side:.0f}' for side in d.box)}" for d in found]
+        return found.to_dict(), lines or ["nothing found"], lambda: draw_detections(image, found)
+
+    return _each_image(images, one, output, "detections.json", as_json)
+
+
+@app.command
+def classify(
+    images: Images,
+    /,
+    *,
+    model: Model = "voc",
+    output: Annotated[Path | None, Parameter(help="Folder for annotated pictures and classes.json.")] = None,
+    as_json: AsJson = False,
+    device: Device = "auto",
+) -> int:
+    """Say what is in every image."""
+    from sppnet.classification.predict import classify as classify_one
+    from sppnet.visualize import draw_classification
+
+    net = _load(model, device)
+
+    def one(image: np.ndarray) -> tuple[dict[str, Any], list[str], Callable[[], np.ndarray]]:
+        answer = classify_one(image, net)
+        lines = [", ".join(f"{name} {score:.2f}" for name, score in answer.top(3))]
+        return answer.to_dict(), lines, lambda: draw_classification(image, answer)
+
+    return _each_image(images, one, output, "classes.json", as_json)
+
+
+@train.command
+def detector(
+    data: Data,
+    /,
+    *,
+    output: Annotated[Path, Parameter(help="The model file to write, .safetensors.")],
+    split: Annotated[str, Parameter(help="Learn from the images of this list in ImageSets/Main.")] = "train",
+    backbone: Annotated[str, Parameter(help="'compact', or a torchvision model such as mobilenet_v2.")] = "compact",
+    weights: Annotated[
+        str | None,
+        Parameter(help="The backbone's: a file, or a name torchvision knows, such as DEFAULT. compact: as in 'voc'."),
+    ] = None,
+    levels: Annotated[tuple[int, ...], Parameter(help="Bins per side of each pyramid level.")] = (3, 2, 1),
+    hidden: Annotated[tuple[int, ...], Parameter(help="Widths of the fully connected layers.")] = (1024, 1024),
+    short_side: Annotated[int, Parameter(help="Images are resized to this short side, in pixels,")] = 600,
+    long_side: Annotated[int, Parameter(help="unless their long side would become longer than this.")] = 1000,
+    steps: Annotated[int, Parameter(help="Of training; each sees 8 images, 64 windows of each.")] = 2500,
+    learning_rate: Annotated[float, Parameter(help="Peak of the schedule.")] = 5e-4,
+    proposer: Annotated[
+        Literal["selective-search", "grid", "selective-search+grid"], Parameter(help="What proposes boxes.")
+    ] = "selective-search",
+    mirrored: Annotated[bool, Parameter(help="Learn from mirror images too: better, but twice the maps.")] = True,
+    limit: Limit = None,
+    work: Work = None,
+    seed: int = 0,
+    device: Device = "auto",
+) -> int:
+    """Train a detector on a frozen backbone: proposals, maps, fully connected layers. A stopped run goes on."""
+    from sppnet.data.voc import read_voc
+    from sppnet.detection.finetune import FinetuneSettings
+    from sppnet.detection.train import train_detector
+    from sppnet.models.backbones import OWN
+    from sppnet.models.files import SHIPPED
+    from sppnet.models.sppnet import Architecture
+
+    for name, number in {"--steps": steps, "--short-side": short_side, "--long-side": long_side}.items():
+        if number < 1:
+            raise UserError(f"{name} must be at least 1: got {number}")
+    if not 0 < learning_rate < 1:
+        raise UserError(f"--learning-rate must be between 0 and 1: got {learning_rate}")
+    if not 0 <= seed < 2**32:
+        raise UserError(f"--seed must be a whole number from 0 to {2**32 - 1}: got {seed}")
+    annotated = read_voc(data, split, _checked_limit(limit))
+    architecture = Architecture(
+        annotated.names,
+        backbone,
+        _positive("--levels", levels),
+        _positive("--hidden", hidden),
+        short_side=short_side,
+        long_side=long_side,
+        proposer=proposer,
+    )
+    settings = FinetuneSettings(steps=steps, learning_rate=learning_rate, seed=seed)
+    with _progress() as report:
+        record = train_detector(
+            annotated,
+            architecture,
+            output,
+            work or _work_folder(output),
+            weights=SHIPPED["voc"] if backbone == OWN and weights is None else weights,
+            settings=settings,
+            mirrored=mirrored,
+            device=_device(device),
+            report=report,
+        )
+    took = ", ".join(f"{stage} {seconds} s" for stage, seconds in record["seconds"].items())
+    print(f"wrote {output} ({output.stat().st_size / 1e6:.1f} MB; {took})")
+    return 0
+
+
+@app.command
+def evaluate(
+    model: Model,
+    data: Data,
+    /,
+    *,
+    split: Annotated[str, Parameter(help="A list in ImageSets/Main that the model was not trained on.")] = "val",
+    limit: Limit = None,
+    output: Annotated[Path | None, Parameter(help="Folder for evaluation.json and precision-recall.png.")] = None,
+    work: Work = None,
+    as_json: AsJson = False,
+    device: Device = "auto",
+) -> int:
+    """Score a detector by the rules of Pascal VOC: average precision, 11-point and area."""
+    from sppnet.data.voc import read_voc
+    from sppnet.detection.evaluate import evaluate_detector
+    from sppnet.visualize import plot_precision_recall
+
+    net = _load(model, device)
+    annotated = read_voc(data, split, _checked_limit(limit))
+    with _progress() as report, _work_or_temporary(work) as folder:
+        evaluation = evaluate_detector(net, annotated, folder, report)
+    document = {"model": str(model), "data": str(data), "split": split, **evaluation.to_dict()}
+    if output is not None:
+        _write_json(output / "evaluation.json", document)
+        plot_precision_recall(evaluation.result, output / "precision-recall.png")
+    if as_json:
+        print(json.dumps(document, indent=1))
+    else:
+        print(evaluation.result.table())
+        seconds = evaluation.seconds_per_image
+        parts = ", ".join(f"{stage} {value:.3f}" for stage, value in seconds.items())
+        print(f"\n{evaluation.images} images, {sum(seconds.values()):.3f} s each: {parts}")
+    return 0
+
+
+@app.command
+def proposals(
+    data: Data,
+    /,
+    *,
+    split: Annotated[str, Parameter(help="A list in ImageSets/Main.")] = "train",
+    proposer: Annotated[
+        Literal["selective-search", "grid", "selective-search+grid"], Parameter(help="What proposes boxes.")
+    ] = "selective-search",
+    limit: Limit = None,
+    work: Work = None,
+    as_json: AsJson = False,
+) -> int:
+    """Propose boxes for every image of a data set, and say how many of its objects they find."""
+    from sppnet.data.voc import read_voc
+    from sppnet.detection.train import proposals_of
+    from sppnet.proposals.files import load_proposals
+    from sppnet.proposals.recall import format_recall, recall_report
+
+    annotated = read_voc(data, split, _checked_limit(limit))
+    with _progress() as report, _work_or_temporary(work) as folder:
+        files = proposals_of(annotated, proposer, folder, lambda done, total: report("proposals", done, total))
+        boxes = {image.image_id: load_proposals(file)[0] for image, file in zip(annotated.images, files, strict=True)}
+    answer = recall_report(annotated, boxes)
+    print(json.dumps(answer, indent=1) if as_json else format_recall(answer))
+    return 0
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Run the command line and exit."""
+    sys.exit(run(sys.argv[1:] if words is None else words))
+
+
+def run(words: Sequence[str]) -> int:
+    """Run one command line; the exit status."""
+    try:
+        status = app(list(words), exit_on_error=False, print_error=False, result_action="return_value")
+    except UserError as error:
+        return _complain(str(error))
+    except CycloptsError as error:
+        return _complain(f"{error}; see 'sppnet --help'")
+    except KeyboardInterrupt:
+        print("\nstopped; what was finished is kept", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone, as in `| head`
+        sys.stderr.close()
+        return 0
+    return int(status or 0)
+
+
+def _complain(message: str) -> int:
+    print(f"sppnet: {' '.join(message.split())}", file=sys.stderr)
+    return 2
+
+
+def _each_image(
+    sources: Sequence[Path],
+    one: Callable[[np.ndarray], tuple[dict[str, Any], list[str], Callable[[], np.ndarray]]],
+    output: Path | None,
+    document_name: str,
+    as_json: bool,
+) -> int:
+    """Answer about every image; name the bad ones, do the rest, and then end with status 2."""
+    from sppnet.data.images import ImageError, find_images, read_image
+    from sppnet.visualize import save_image
+
+    files = find_images(sources)
+    document: dict[str, Any] = {"images": [], "errors": []}
+    taken: set[str] = set()
+    with _progress() as report:
+        for done, file in enumerate(files):
+            try:
+                image = read_image(file)
+                answer, lines, draw = one(image)
+            except (ImageError, MemoryError) as error:
+                reason = str(error) if isinstance(error, ImageError) else f"{file}: not enough memory for this image"
+                document["errors"].append({"file": str(file), "error": reason})
+                _complain(reason)
+                continue
+            entry = {"file": str(file), "height": image.shape[0], "width": image.shape[1], **answer}
+            if output is not None:
+                entry["picture"] = _free_name(file, taken)
+                save_image(draw(), output / entry["picture"])
+            document["images"].append(entry)
+            if not as_json:
+                for line in lines:
+                    print(f"{file}: {line}", flush=True)
+            if len(files) > 1:
+                report("images", done + 1, len(files))
+    if output is not None:
+        _write_json(output / document_name, document)
+        print(f"{len(document['images'])} annotated pictures and {document_name} in {output}", file=sys.stderr)
+    if as_json:
+        print(json.dumps(document, indent=1))
+    return 2 if document["errors"] else 0
+
+
+def _free_name(file: Path, taken: set[str]) -> str:
+    name, number = f"{file.stem}.jpg", 2
+    while name.lower() in taken:
+        name, number = f"{file.stem}-{number}.jpg", number + 1
+    taken.add(name.lower())
+    return name
+
+
+def _load(model: str, device: str) -> SPPNet:
+    from sppnet.models.files import load
+
+    return load(model, _device(device))
+
+
+def _device(name: str) -> str:
+    import torch
+
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        return "cuda" if available["cuda"] else "cpu"
+    if not available[name]:
+        raise UserError(f"device {name!r} is not available here; use --device cpu")
+    return name
+
+
+def _check_share(name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise UserError(f"{name} must be between 0 and 1: got {value}")
+
+
+def _checked_limit(limit: int | None) -> int | None:
+    if limit is not None and limit < 1:
+        raise UserError(f"--limit must be at least 1: got {limit}; leave it out for all images")
+    return limit
+
+
+def _positive(name: str, numbers: tuple[int, ...]) -> tuple[int, ...]:
+    if not numbers or min(numbers) < 1:
+        raise UserError(f"{name} must be whole numbers of at least 1: got {' '.join(map(str, numbers)) or 'none'}")
+    return numbers
+
+
+def _work_folder(output: Path) -> Path:
+    return output.with_name(f"{output.stem}.work")
+
+
+@contextmanager
+def _work_or_temporary(work: Path | None) -> Iterator[Path]:
+    if work is not None:
+        yield work
+        return
+    from tempfile import TemporaryDirectory
+
+    with TemporaryDirectory(prefix="sppnet-") as folder:
+        yield Path(folder)
+
+
+def _write_json(path: Path, document: dict[str, Any]) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(document, indent=1), encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar for each stage, on standard error; nothing where that is not a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bars:
+        tasks: dict[str, Any] = {}
+
+        def report(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=total)
+            bars.update(tasks[stage], completed=done, total=total)
+
+        yield report
+
+
+def _print_table(rows: Sequence[tuple[str, ...]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*rows[0])
+    for row in rows[1:]:
+        table.add_row(*row)
+    Console().print(table)

@@ -1,0 +1,386 @@
+"""Read, find, measure and resize images: everything that touches image files, and nothing about networks.
+
+First step of the method: whatever lies on disk becomes one form, [H, W, 3] uint8 RGB, upright as a person sees it.
+Sizes are (height, width) everywhere.
+"""
+
+import glob
+import hashlib
+import os
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from sppnet.errors import UserError
+
+MAX_PIXELS = 500_000_000  # 1.5 GB as RGB; beyond it a file is far more likely broken or hostile than a photo
+IMAGE_ENDINGS = frozenset(
+    (
+        *(".avif", ".bmp", ".dib", ".gif", ".heic", ".heif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg"),
+        *(".mpo", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"),
+    )
+)
+_VECTOR_FORMATS = frozenset({"EPS", "WMF"})  # drawing them would run another program
+
+_EXIF_ORIENTATION = 0x0112
+_TO_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+# Pillow's pixel limit and Python's warning filters belong to the whole process: one thread at a time changes them.
+_header_lock = threading.Lock()
+
+
+class ImageError(UserError):
+    """An image, or a place to look for images, cannot be used. One line that names it."""
+
+
+def read_image(source: str | os.PathLike[str] | Image.Image | np.ndarray) -> np.ndarray:
+    """Read one image as upright RGB, whatever its form.
+
+    The EXIF orientation is applied. Grey, palette, CMYK and 16-bit images become 8-bit RGB; transparent pixels are laid
+    on white; of an animation the first frame is taken.
+
+    Args:
+        source: path of a file; a PIL image; or an array [H, W, 3] uint8 RGB, which may also be [H, W] or [H, W, 1]
+            (grey) or [H, W, 4] (with alpha). Not modified.
+
+    Returns:
+        [H, W, 3] uint8, C-contiguous, RGB. May be the array given, where that already has this form.
+
+    Raises:
+        ImageError: no such file, a folder, an empty file, not an image, damaged or cut short, without pixels, more than
+            500 megapixels, or an array of another shape or type. The message names the file.
+
+    Example:
+        >>> read_image(np.zeros((3, 500), dtype=np.uint8)).shape
+        (3, 500, 3)
+    """
+    if isinstance(source, np.ndarray):
+        return _from_array(source)
+    if isinstance(source, Image.Image):
+        return _from_pillow(source, name="image")
+    with _open(source) as image:
+        return _from_pillow(image, name=str(source))
+
+
+def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Measure an image as ``read_image`` would return it, reading only the head of the file.
+
+    Args:
+        path: path of an image file.
+
+    Returns:
+        (height, width) in pixels, after the EXIF orientation.
+
+    Raises:
+        ImageError: as ``read_image``, except for damage beyond the head of the file.
+
+    Example:
+        >>> image_size("no/such/photo.jpg")
+        Traceback (most recent call last):
+        sppnet.data.images.ImageError: no/such/photo.jpg: no such file
+    """
+    with _open(path) as image:
+        _check_pixels(image, str(path))
+        width, height = image.size
+        turned = _orientation(image) in (5, 6, 7, 8)
+    return (width, height) if turned else (height, width)
+
+
+def find_images(sources: Sequence[str | os.PathLike[str]]) -> list[Path]:
+    """List the image files that files, folders and glob patterns stand for.
+
+    A file is taken as given. A folder is searched with all its subfolders for the usual image endings (any case);
+    hidden files and folders are passed over. A pattern such as ``photos/**/*.jpg`` is expanded; folders that it matches
+    are searched, other files are taken by their ending.
+
+    Args:
+        sources: paths or patterns, at least one.
+
+    Returns:
+        Sorted paths, each once, as reachable from the given source (not made absolute).
+
+    Raises:
+        ImageError: a source that stands for no file. The message names it.
+
+    Example:
+        >>> find_images(["no/such/folder"])
+        Traceback (most recent call last):
+        sppnet.data.images.ImageError: no/such/folder: no such file or folder
+    """
+    found: dict[str, Path] = {}
+    for source in sources:
+        paths = list(_paths_of(os.fspath(source)))
+        if not paths:
+            raise ImageError(f"{source}: no image found there; looked for files ending in .jpg, .png, .webp, .tif ...")
+        for path in paths:
+            found.setdefault(os.path.abspath(path), path)
+    return sorted(found.values())
+
+
+def scaled_size(size: tuple[int, int], short_side: int, long_side: int, minimum: int = 32) -> tuple[int, int]:
+    """Choose the size at which an image is looked at: aspect kept, short side as wanted, long side bounded.
+
+    The scale is ``min(short_side / min(size), long_side / max(size))``. Sides are rounded to whole pixels; a side that
+    would come out below ``minimum`` is raised to it, so extremely long images are stretched rather than lost.
+
+    Args:
+        size: (height, width) of the image, each at least 1.
+        short_side: wanted length of the shorter side, in pixels, at least 1.
+        long_side: largest length allowed for the longer side, in pixels, at least ``minimum``.
+        minimum: smallest length of a side, in pixels.
+
+    Returns:
+        (height, width), each at least ``minimum``, and at most ``max(long_side, minimum)``.
+
+    Raises:
+        ValueError: a length below 1.
+
+    Example:
+        >>> scaled_size((375, 500), short_side=600, long_side=1000)
+        (600, 800)
+        >>> scaled_size((20000, 20), short_side=600, long_side=1000)
+        (1000, 32)
+    """
+    if min(*size, short_side, long_side, minimum) < 1:
+        raise ValueError(
+            "scaled_size: every length must be at least 1, got "
+            f"size={size}, short_side={short_side}, long_side={long_side}, minimum={minimum}"
+        )
+    scale = min(short_side / min(size), long_side / max(size))
+    height, width = (max(minimum, int(side * scale + 0.5)) for side in size)
+    return height, width
+
+
+def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resize an image: averaging where it shrinks, linear interpolation where it grows, each direction by itself.
+
+    Args:
+        image: [H, W, 3] uint8. Not modified.
+        size: (height, width) wanted, each at least 1.
+
+    Returns:
+        [height, width, 3] uint8, C-contiguous; the image itself where it already has that size.
+
+    Raises:
+        ValueError: an image of another form, or a length below 1.
+
+    Example:
+        >>> resize_image(np.zeros((20, 2000, 3), dtype=np.uint8), (32, 600)).shape
+        (32, 600, 3)
+    """
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0 or min(size) < 1:
+        raise ValueError(
+            "resize_image: expected [H, W, 3] uint8 and a size of at least (1, 1), "
+            f"got {image.shape} {image.dtype} and size {size}"
+        )
+    height, width = image.shape[:2]
+    shrunk = (min(height, size[0]), min(width, size[1]))
+    image = np.ascontiguousarray(image)
+    if shrunk != (height, width):
+        image = cv2.resize(image, shrunk[::-1], interpolation=cv2.INTER_AREA)
+    if shrunk != tuple(size):
+        image = cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
+    return image
+
+
+def content_key(source: str | os.PathLike[str] | np.ndarray) -> str:
+    """Name an image by its content, so that what was computed from it is found again, and only for it.
+
+    Args:
+        source: path of a file (its bytes are hashed), or an array (its type, shape and values are hashed).
+
+    Returns:
+        32 hexadecimal digits (BLAKE2b, 16 bytes).
+
+    Raises:
+        ImageError: no such file, or one that cannot be read.
+
+    Example:
+        >>> content_key(np.zeros((2, 2, 3), dtype=np.uint8)) == content_key(np.zeros((2, 2, 3), dtype=np.uint8))
+        True
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    if isinstance(source, np.ndarray):
+        digest.update(f"{source.dtype.str} {source.shape}".encode())
+        digest.update(np.ascontiguousarray(source).data)
+        return digest.hexdigest()
+    _check_file(Path(source))
+    try:
+        with open(source, "rb") as file:
+            while piece := file.read(1 << 20):
+                digest.update(piece)
+    except OSError as error:
+        raise ImageError(f"{source}: cannot be read: {error.strerror or error}") from error
+    return digest.hexdigest()
+
+
+def _check_file(path: Path) -> None:
+    if path.is_dir():
+        raise ImageError(f"{path}: this is a folder; expected one image file")
+    if not path.exists():
+        raise ImageError(f"{path}: no such file")
+    if not path.is_file():
+        raise ImageError(f"{path}: not a regular file; expected an image file")
+
+
+@contextmanager
+def _open(source: str | os.PathLike[str]) -> Iterator[Image.Image]:
+    path = Path(source)
+    try:
+        _check_file(path)
+        if path.stat().st_size == 0:
+            raise ImageError(f"{path}: the file is empty; expected an image")
+        image = _open_without_limit(path)
+    except UnidentifiedImageError as error:
+        hint = "; convert HEIC photos to JPEG" if path.suffix.lower() in (".heic", ".heif") else ""
+        raise ImageError(
+            f"{path}: not an image that can be read (JPEG, PNG, WebP, TIFF, BMP, GIF ...){hint}"
+        ) from error
+    except ImageError:
+        raise
+    except OSError as error:
+        raise ImageError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except Exception as error:  # Pillow's readers raise many kinds on damaged heads
+        raise ImageError(f"{path}: damaged image: {_one_line(error)}") from error
+    with image:
+        yield image
+
+
+def _open_without_limit(path: Path) -> Image.Image:
+    """Open without Pillow's own pixel limit (ours follows) and without its warnings."""
+    with _header_lock, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        limit = Image.MAX_IMAGE_PIXELS
+        Image.MAX_IMAGE_PIXELS = None
+        try:
+            return Image.open(path)
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation still to be applied: 1 to 8, 1 = upright. Looks only at what the head of the file said."""
+    if image.format == "TIFF":
+        return 1  # Pillow turns TIFF itself, and already gives the turned size
+    with _header_lock, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            # the base class's: PNG's own would first decode the whole image to look for EXIF behind the pixels
+            orientation = Image.Image.getexif(image).get(_EXIF_ORIENTATION, 1)
+        except Exception:  # damaged EXIF: the picture itself is still good
+            return 1
+    return orientation if orientation in _TO_UPRIGHT else 1
+
+
+def _check_pixels(image: Image.Image, name: str) -> None:
+    width, height = image.size
+    if width < 1 or height < 1:
+        raise ImageError(f"{name}: the image has no pixels ({width} x {height})")
+    if width * height > MAX_PIXELS:
+        raise ImageError(
+            f"{name}: {width} x {height} is more than {MAX_PIXELS // 1_000_000} megapixels; scale it down first"
+        )
+    if image.format in _VECTOR_FORMATS:
+        raise ImageError(f"{name}: {image.format} is a drawing, not a photo; convert it to PNG first")
+
+
+def _from_pillow(image: Image.Image, name: str) -> np.ndarray:
+    _check_pixels(image, name)
+    orientation = _orientation(image)
+    try:
+        image.load()
+        rgb = _to_rgb(image)
+    except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error ... on damaged data
+        raise ImageError(f"{name}: damaged or cut short: {_one_line(error)}") from error
+    if orientation != 1:
+        rgb = rgb.transpose(_TO_UPRIGHT[orientation])
+    return np.ascontiguousarray(np.asarray(rgb, dtype=np.uint8))
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode[0] in "IF":  # 16-bit, 32-bit and floating-point grey
+        return Image.fromarray(_to_8_bit(np.asarray(image), known_range=image.mode.startswith("I;16"))).convert("RGB")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def _to_8_bit(grey: np.ndarray, known_range: bool) -> np.ndarray:
+    """Scale by the smallest usual range that holds all values: 0..1 (floating point), 0..255, 0..65535, 0..largest."""
+    grey = np.nan_to_num(grey.astype(np.float32), posinf=0, neginf=0).clip(min=0)
+    largest = float(grey.max())
+    if known_range:
+        top = 65535.0
+    else:
+        whole = bool((grey == np.floor(grey)).all())
+        ranges = (255.0, 65535.0, largest) if whole else (1.0, 255.0, 65535.0, largest)
+        top = next(r for r in ranges if largest <= r)
+    return (grey * (255.0 / top) + 0.5).astype(np.uint8)
+
+
+def _from_array(array: np.ndarray) -> np.ndarray:
+    grey = array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 1)
+    if array.dtype != np.uint8 or not (grey or (array.ndim == 3 and array.shape[2] in (3, 4))):
+        raise ImageError(
+            f"an image array must be [height, width, 3] uint8 RGB, got shape {array.shape} {array.dtype}; "
+            "move channels last and scale to 0..255"
+        )
+    if array.size == 0:
+        raise ImageError(f"the image array has no pixels: shape {array.shape}")
+    if grey:
+        return np.repeat(array.reshape(*array.shape[:2], 1), 3, axis=2)
+    if array.shape[2] == 4:
+        return _from_pillow(Image.fromarray(np.ascontiguousarray(array), "RGBA"), name="image")
+    return np.ascontiguousarray(array)
+
+
+def _paths_of(source: str) -> Iterator[Path]:
+    path = Path(source)
+    if source and path.is_dir():
+        yield from _images_below(path)
+    elif source and path.exists():
+        yield path
+    elif any(sign in source for sign in "*?["):
+        for match in glob.iglob(source, recursive=True):
+            if os.path.isdir(match):
+                yield from _images_below(Path(match))
+            elif Path(match).suffix.lower() in IMAGE_ENDINGS:
+                yield Path(match)
+    else:
+        raise ImageError(f"{source or repr(source)}: no such file or folder")
+
+
+def _images_below(folder: Path) -> Iterator[Path]:
+    seen: set[str] = set()  # linked folders are followed, each once, so that a link to a parent ends
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        seen.add(os.path.realpath(parent))
+        folders[:] = sorted(
+            name
+            for name in folders
+            if not name.startswith(".") and os.path.realpath(os.path.join(parent, name)) not in seen
+        )
+        for name in sorted(files):
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_ENDINGS:
+                yield Path(parent, name)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,1 @@
+"""Detection: one convolutional map per image, thousands of windows pooled from it."""

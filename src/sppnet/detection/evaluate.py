@@ -1,0 +1,74 @@
+"""Run a detector over an annotated set and score it by the rules of Pascal VOC."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from sppnet.data.annotations import DetectionData
+from sppnet.detection.predict import Stopwatch, detect
+from sppnet.detection.train import Report, proposals_of
+from sppnet.errors import UserError
+from sppnet.metrics.voc import VocResult, evaluate_voc
+from sppnet.models.sppnet import SPPNet
+from sppnet.proposals.files import load_proposals
+
+SCORE_THRESHOLD = 0.01  # low: average precision asks for the whole ranking
+MOST = 300  # boxes per image
+
+
+@dataclass(frozen=True)
+class DetectorEvaluation:
+    """A detector's score on one split, and where the time went."""
+
+    result: VocResult
+    images: int
+    seconds_per_image: dict[str, float]  # by stage; proposals that were found in the work folder cost next to nothing
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready: the result's ``map`` and ``classes``, and ``images``, ``seconds_per_image``."""
+        seconds = {stage: round(value, 5) for stage, value in self.seconds_per_image.items()}
+        return {**self.result.to_dict(), "images": self.images, "seconds_per_image": seconds}
+
+
+def evaluate_detector(
+    model: SPPNet, data: DetectionData, work: Path, report: Report | None = None
+) -> DetectorEvaluation:
+    """Detect in every image of ``data`` and compare with its objects.
+
+    Args:
+        model: a detector whose classes are those of the data, in any order.
+        data: a split that the model was not trained on.
+        work: proposals are kept below this folder; missing ones are computed, several images at a time.
+        report: told of each stage's progress: its name, done, total.
+
+    Raises:
+        UserError: the model and the data have different classes, or the data has no images.
+    """
+    names = model.architecture.names
+    if set(names) != set(data.names):
+        raise UserError(
+            f"the model knows {len(names)} classes and the data has {len(data.names)}, and they differ: "
+            f"only in the model {sorted(set(names) - set(data.names))[:5]}, only in the data "
+            f"{sorted(set(data.names) - set(names))[:5]}"
+        )
+    if not data.images:
+        raise UserError(f"split {data.split!r} holds no images: nothing to evaluate on")
+    report = report or (lambda stage, done, total: None)
+    to_data_label = [0] + [data.names.index(name) + 1 for name in names]
+    watch, found = Stopwatch(), []
+    with watch.stage("proposals"):
+        files = proposals_of(data, model.architecture.proposer, work, partial(report, "proposals"))
+    for done, (image, file) in enumerate(zip(data.images, files, strict=True)):
+        with watch.stage("proposals"):
+            boxes, _ = load_proposals(file)
+        answer = detect(image.path, model, score_threshold=SCORE_THRESHOLD, most=MOST, proposals=boxes, stopwatch=watch)
+        found.append((answer.boxes, answer.scores, [to_data_label[label] for label in answer.labels]))
+        report("detection", done + 1, len(data.images))
+    truth = [(image.gt_boxes, image.gt_labels, image.difficult) for image in data.images]
+    result = evaluate_voc(found, truth, data.names)
+    return DetectorEvaluation(
+        result, len(data), {stage: seconds / len(data) for stage, seconds in watch.seconds.items()}
+    )

@@ -1,0 +1,160 @@
+"""A photo in, labelled boxes out: propose, map, pool, score, suppress.
+
+image [H, W, 3] -> proposals [R, 4] -> features [1, C, h, w] -> windows [R, 5] -> scores [R, 1 + K] and boxes [R, K, 4]
+-> `Detections`. The convolutions run once, whatever the number of proposals: arXiv:1406.4729, section 4.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.ops import batched_nms
+
+from sppnet.boxes import clip_boxes, decode_boxes
+from sppnet.data.images import read_image
+from sppnet.detection.maps import compute_map
+from sppnet.detection.targets import DELTA_SCALE
+from sppnet.errors import UserError
+from sppnet.models.geometry import boxes_to_windows
+from sppnet.models.precision import autocast
+from sppnet.models.sppnet import WINDOWS_AT_ONCE, SPPNet
+from sppnet.proposals.compute import propose
+from sppnet.results import Detections
+
+SMALLEST_SIDE = 1.0  # pixels: a decoded box thinner than this is dropped
+
+
+@dataclass
+class Stopwatch:
+    """Seconds spent in each stage, summed over images."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+
+
+def detect(
+    source: str | os.PathLike[str] | Image.Image | np.ndarray,
+    model: SPPNet,
+    *,
+    score_threshold: float = 0.3,
+    nms_iou: float = 0.3,
+    most: int = 100,
+    proposals: np.ndarray | None = None,
+    stopwatch: Stopwatch | None = None,
+) -> Detections:
+    """Find objects in one image of any size.
+
+    Args:
+        source: path, PIL image, or [H, W, 3] uint8 array. EXIF rotation is applied to files and PIL images.
+        model: a detector, such as ``load("voc")``.
+        score_threshold: 0..1; boxes that score less are left out.
+        nms_iou: 0..1; of two boxes of one class that overlap more, the lower-scoring goes.
+        most: at most this many boxes, the best.
+        proposals: [R, 4] float32, pixels of the upright image; made by the model's own proposer where not given.
+        stopwatch: adds up the seconds of each stage, if given.
+
+    Returns:
+        `Detections`, by falling score; boxes in pixels of the upright image, inside it.
+
+    Raises:
+        UserError: no such file or not an image; a model that only classifies; proposals of a wrong shape.
+
+    Source: arXiv:1406.4729, sections 4.1 and 4.2.
+
+    Example:
+        >>> from skimage.data import astronaut
+        >>> found = detect(astronaut(), sppnet.load("voc"))
+        >>> "person" in found.names
+        True
+    """
+    watch = stopwatch or Stopwatch()
+    if not model.architecture.detects:
+        raise UserError(
+            "this model classifies only: give a detector, such as the shipped 'voc', or use 'sppnet classify'"
+        )
+    with watch.stage("decode"):
+        image = read_image(source)
+    with watch.stage("proposals"):
+        proposed = propose(image, model.architecture.proposer) if proposals is None else _checked(proposals)
+    with watch.stage("maps"):
+        features, scale = compute_map(model, image)
+    scores, boxes = score_windows(model, features, proposed, scale, image.shape[:2], watch)
+    with watch.stage("nms"):
+        return select(scores, boxes, model.architecture.names, score_threshold, nms_iou, most)
+
+
+def score_windows(
+    model: SPPNet,
+    features: Tensor,
+    proposals: np.ndarray,
+    scale: tuple[float, float],
+    size: tuple[int, int],
+    watch: Stopwatch,
+) -> tuple[Tensor, Tensor]:
+    """What the network says of each proposal.
+
+    Proposals that fall on the same cells share one pass through the fully connected layers.
+
+    Returns:
+        Probabilities [R, 1 + K], background first, and boxes [R, K, 4] in pixels, clipped to the image.
+    """
+    boxes = torch.from_numpy(proposals)
+    with watch.stage("pooling"):
+        windows = boxes_to_windows(boxes, model.geometry, (features.shape[2], features.shape[3]), scale)
+        unique, which = windows.unique(dim=0, return_inverse=True)
+        unique = torch.nn.functional.pad(unique, (1, 0)).to(features.device)
+    outputs = []
+    for part in unique.split(WINDOWS_AT_ONCE):
+        with torch.inference_mode():
+            with watch.stage("pooling"):
+                pooled = model.pool(features, part)
+            with watch.stage("fully connected"), autocast(model.device):
+                logits, deltas = model.window_outputs(model.describe(pooled))
+                outputs.append((logits.float().softmax(1).cpu(), deltas.float().cpu()))
+    with watch.stage("nms"):
+        scores, deltas = (torch.cat(column)[which] for column in zip(*outputs, strict=True))
+        moved = decode_boxes(boxes, deltas * deltas.new_tensor(DELTA_SCALE))
+        return scores, clip_boxes(moved, (size[0], size[1]))
+
+
+def select(
+    scores: Tensor, boxes: Tensor, names: tuple[str, ...], score_threshold: float, nms_iou: float, most: int
+) -> Detections:
+    """Class by class: threshold, suppress what overlaps a better box, keep the best.
+
+    Args:
+        scores: [R, 1 + K] probabilities, background first.
+        boxes: [R, K, 4], one box per class.
+    """
+    row, column = (scores[:, 1:] >= score_threshold).nonzero(as_tuple=True)
+    candidates, values = boxes[row, column], scores[row, 1 + column]
+    wide = ((candidates[:, 2:] - candidates[:, :2]) >= SMALLEST_SIDE).all(1)
+    candidates, values, column = candidates[wide], values[wide], column[wide]
+    kept = batched_nms(candidates, values, column, nms_iou)[:most]
+    labels = column[kept] + 1
+    return Detections(
+        candidates[kept].numpy(),
+        values[kept].numpy(),
+        labels.numpy(),
+        tuple(names[label - 1] for label in labels.tolist()),
+    )
+
+
+def _checked(proposals: np.ndarray) -> np.ndarray:
+    boxes = np.asarray(proposals, dtype=np.float32)
+    if boxes.ndim != 2 or boxes.shape[1] != 4 or not len(boxes):
+        raise UserError(f"proposals must be [R, 4] boxes in pixels, at least one: got shape {list(boxes.shape)}")
+    return boxes

@@ -1,0 +1,166 @@
+"""Train a detector from annotated images: proposals -> maps -> fully connected layers -> a model file.
+
+Every stage leaves its work in one folder and goes on where it was stopped. The backbone stays as it is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import subprocess
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sppnet import __version__
+from sppnet.data.annotations import DetectionData
+from sppnet.data.images import read_image, scaled_size
+from sppnet.detection.finetune import FinetuneSettings, TrainingImage, finetune
+from sppnet.detection.maps import MapCache, compute_map
+from sppnet.detection.targets import find_candidates
+from sppnet.errors import UserError
+from sppnet.models.backbones import build_backbone
+from sppnet.models.files import save_model
+from sppnet.models.sppnet import Architecture, SPPNet
+from sppnet.proposals.compute import proposals_for
+from sppnet.proposals.files import load_proposals
+
+CALIBRATION_IMAGES = 32  # maps whose mean square sets the scale of the features
+Report = Callable[[str, int, int], None]  # stage, done, total
+
+
+def train_detector(
+    data: DetectionData,
+    architecture: Architecture,
+    output: Path,
+    work: Path,
+    *,
+    weights: str | Path | None = None,
+    settings: FinetuneSettings | None = None,
+    mirrored: bool = True,
+    device: str | torch.device = "cpu",
+    report: Report | None = None,
+) -> dict[str, Any]:
+    """Train the fully connected layers of a detector on a frozen backbone, and write the model file.
+
+    Args:
+        data: the images to learn from, all of them; hold a split back to evaluate on.
+        architecture: its names must be those of the data.
+        output: the model file, .safetensors.
+        work: proposals, maps and checkpoints are kept here; another training may share it.
+        weights: the backbone's, see `sppnet.models.backbones.build_backbone`.
+        settings: of `sppnet.detection.finetune`.
+        mirrored: learn from the mirror images too; twice the maps.
+        device: where to compute.
+        report: told of each stage's progress: its name, done, total.
+
+    Returns:
+        What is written into the model file about its training: data, settings, seconds of each stage.
+
+    Raises:
+        UserError: no images or no objects, unreadable images (named), no room for the maps.
+
+    Source: arXiv:1406.4729, section 4.1.
+    """
+    settings = settings or FinetuneSettings()
+    report = report or (lambda stage, done, total: None)
+    if not any((~image.difficult).any() for image in data.images):
+        raise UserError(f"split {data.split!r} holds no object to learn from ({len(data)} images)")
+    if output.suffix != ".safetensors":
+        raise UserError(f"the model's file name must end in .safetensors: got {output}")
+    seconds: dict[str, float] = {}
+    torch.manual_seed(settings.seed)
+    model = SPPNet(architecture, build_backbone(architecture.backbone, weights))
+    model.eval().to(device)
+    model.backbone.to(memory_format=torch.channels_last)
+
+    started = time.perf_counter()
+    files = proposals_of(data, architecture.proposer, work, partial(report, "proposals"))
+    seconds["proposals"] = time.perf_counter() - started
+
+    started = time.perf_counter()
+    calibrate(model, data)
+    cache = MapCache.of(model, work / "maps")
+    maps = cache.fill(model, [image.path for image in data.images], mirrored=mirrored, progress=partial(report, "maps"))
+    seconds["maps"] = time.perf_counter() - started
+
+    started = time.perf_counter()
+    images = []
+    for image, file in zip(data.images, files, strict=True):
+        candidates = find_candidates(
+            image, load_proposals(file)[0], len(data.names), settings.foreground_iou, settings.background_iou
+        )
+        if len(candidates.labels):
+            images.append(TrainingImage(candidates, maps[image.path], image.size, _scale(model, image.size)))
+    checkpoints = work / f"checkpoints-{output.stem}-{_fingerprint(architecture, settings, images)}"
+    finetune(model, images, cache, settings, checkpoints, partial(report, "fine-tuning"))
+    seconds["fine-tuning"] = time.perf_counter() - started
+
+    record = {
+        "sppnet": __version__,
+        "commit": _commit(),
+        "data": {"split": data.split, "images": len(data), "objects": sum(len(i.gt_labels) for i in data.images)},
+        "backbone_weights": None if weights is None else Path(weights).name,
+        "settings": dataclasses.asdict(settings) | {"mirrored": mirrored},
+        "seconds": {stage: round(value) for stage, value in seconds.items()},
+    }
+    save_model(model, output, record)
+    return record
+
+
+def proposals_of(
+    data: DetectionData, proposer: str, work: Path, progress: Callable[[int, int], None] | None = None
+) -> list[Path]:
+    """The proposals' file of each image of ``data``, in order, below ``work``; missing ones are computed.
+
+    Raises:
+        UserError: images that cannot be read; all are named.
+    """
+    images = [(image.image_id, image.path) for image in data.images]
+    files, errors = proposals_for(images, work / "proposals" / proposer, proposer, progress=progress)
+    if errors:
+        raise UserError(
+            f"{len(errors)} of {len(images)} images cannot be used: " + "; ".join(map(str, errors.values()))
+        )
+    return [files[image_id] for image_id, _ in images]
+
+
+def calibrate(model: SPPNet, data: DetectionData) -> None:
+    """Scale the features so that their mean square over the first images is 1."""
+    model.feature_scale.fill_(1.0)
+    squares = [
+        compute_map(model, read_image(image.path))[0].float().square().mean()
+        for image in data.images[:CALIBRATION_IMAGES]
+    ]
+    model.calibrate(float(torch.stack(squares).mean()))
+
+
+def _fingerprint(architecture: Architecture, settings: FinetuneSettings, images: list[TrainingImage]) -> str:
+    """Names all that fine-tuning starts from: only a stopped run of the very same kind may go on from its checkpoint."""
+    digest = hashlib.blake2b(repr((architecture, settings)).encode(), digest_size=6)
+    for image in images:
+        digest.update(repr([path.name for path in image.maps] + [image.maps[0].parent.name]).encode())
+        for part in (image.candidates.boxes, image.candidates.labels, image.candidates.image_labels):
+            digest.update(part.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _scale(model: SPPNet, size: tuple[int, int]) -> tuple[float, float]:
+    settings = model.architecture
+    scaled = scaled_size(size, settings.short_side, settings.long_side, minimum=model.geometry.stride)
+    return scaled[0] / size[0], scaled[1] / size[1]
+
+
+def _commit() -> str | None:
+    """The commit of the source that trained, where it runs from a checkout."""
+    with suppress(OSError, subprocess.CalledProcessError):
+        folder = Path(__file__).parent
+        return subprocess.run(
+            ["git", "rev-parse", "--short=12", "HEAD"], cwd=folder, capture_output=True, text=True, check=True
+        ).stdout.strip()
+    return None

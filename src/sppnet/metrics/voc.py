@@ -1,0 +1,350 @@
+"""Average precision of detections as PASCAL VOC scores it: the 11-point rule of VOC 2007, and the area rule since 2010.
+
+The last step of the evaluation: boxes, scores and labels of every image against its ground truth. Boxes are half-open
+(`sppnet.boxes`), so a side is x1 - x0; the devkit's inclusive pixels with their "+ 1" are the same lengths.
+
+The devkit's rule, class by class: detections of all images go by falling score; each looks at the object of highest IoU
+in its own image, whether taken or not. Below the threshold it is a false positive. If that object is *difficult*, the
+detection is left out, neither right nor wrong. If the object is already taken, it is a false positive; otherwise it is a
+true positive and takes the object. Difficult objects do not count as objects to be found.
+
+Source: Everingham et al., The PASCAL Visual Object Classes Challenge, IJCV 2010, section 4.2; VOCevaldet.m and VOCap.m
+of the development kits.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from sppnet.boxes import box_iou
+
+TRUE_POSITIVE, FALSE_POSITIVE, IGNORED = 1, 0, -1  # what became of a detection
+
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class ClassResult:
+    """One class of a `VocResult`: its two average precisions and the curve they come from.
+
+    ``scores``, ``precision`` and ``recall`` are [D] float64, one point for each detection that counts (those on difficult
+    objects are left out), by falling score. A class without objects has average precision NaN and no recall.
+    """
+
+    name: str
+    ap07: float
+    ap_area: float
+    n_objects: int  # difficult ones not counted
+    n_detections: int  # all, those on difficult objects too
+    scores: FloatArray
+    precision: FloatArray
+    recall: FloatArray
+
+
+@dataclass(frozen=True, eq=False)
+class VocResult:
+    """What `evaluate_voc` measured, class by class.
+
+    Attributes:
+        classes: one `ClassResult` for each class, in the model's order.
+        iou: the intersection over union from which on an object counts as found.
+    """
+
+    classes: tuple[ClassResult, ...]
+    iou: float
+
+    @property
+    def map07(self) -> float:
+        """Mean of the 11-point average precisions over the classes that have objects; NaN if none has."""
+        return _mean([result.ap07 for result in self.classes])
+
+    @property
+    def map_area(self) -> float:
+        """Mean of the area average precisions over the classes that have objects; NaN if none has."""
+        return _mean([result.ap_area for result in self.classes])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for ``json.dumps``; what cannot be measured is None.
+
+        Returns:
+            ``{"map": {"voc07": .., "area": ..}, "iou": .., "classes": {name: {"voc07": .., "area": .., "objects": n}}}``.
+        """
+        return {
+            "map": {"voc07": _json_number(self.map07), "area": _json_number(self.map_area)},
+            "iou": self.iou,
+            "classes": {
+                result.name: {
+                    "voc07": _json_number(result.ap07),
+                    "area": _json_number(result.ap_area),
+                    "objects": result.n_objects,
+                }
+                for result in self.classes
+            },
+        }
+
+    def table(self) -> str:
+        """A table for people: a line for each class, the mean in the last; "-" where a class has no objects.
+
+        Returns:
+            Lines joined by newlines, without one at the end.
+
+        Example:
+            >>> truth = ([[0, 0, 9, 9]], [1], [False])
+            >>> print(evaluate_voc([([[0, 0, 9, 9]], [0.8], [1])], [truth], names=("cat", "dog")).table())
+            class  objects  detections  11-point AP  area AP
+            cat          1           1        1.000    1.000
+            dog          0           0            -        -
+            mean         1           1        1.000    1.000
+        """
+        rows: list[tuple[str, int, int, float, float]] = [
+            (result.name, result.n_objects, result.n_detections, result.ap07, result.ap_area) for result in self.classes
+        ]
+        rows.append(("mean", sum(row[1] for row in rows), sum(row[2] for row in rows), self.map07, self.map_area))
+        width = max(len("class"), *(len(row[0]) for row in rows))
+        lines = [f"{'class':{width}}  objects  detections  11-point AP  area AP"]
+        for name, objects, detections, ap07, ap_area in rows:
+            lines.append(f"{name:{width}}  {objects:7}  {detections:10}  {_shown(ap07):>11}  {_shown(ap_area):>7}")
+        return "\n".join(lines)
+
+
+def average_precision(recall: npt.ArrayLike, precision: npt.ArrayLike, rule: Literal["voc07", "area"]) -> float:
+    """One number for a precision-recall curve.
+
+    With p(t) the largest precision at any recall >= t (0 where the curve does not get that far):
+    ``"voc07"`` is the mean of p(t) over t = 0, .1, .2, .. 1; ``"area"`` is the integral of p over t from 0 to 1.
+
+    Args:
+        recall: [D] in 0..1, never falling along the curve; D may be 0.
+        precision: [D] in 0..1.
+        rule: "voc07" or "area".
+
+    Returns:
+        The average precision, in 0..1.
+
+    Raises:
+        ValueError: arrays that are not one-dimensional and of one length, a falling recall, or another rule.
+
+    A recall of exactly 3/10 reaches the point .3 here. Code that counts up in steps of .1 asks for
+    .30000000000000004 and misses it.
+
+    Source: VOCevaldet.m of VOC 2007 and VOCap.m of VOC 2010.
+
+    Example:
+        >>> average_precision([0.5, 0.5, 1.0], [1.0, 0.5, 2 / 3], "area")
+        0.8333333333333333
+    """
+    recall, precision = np.asarray(recall, np.float64), np.asarray(precision, np.float64)
+    if recall.ndim != 1 or recall.shape != precision.shape:
+        raise ValueError(
+            f"expected recall and precision of one length [D], got {list(recall.shape)} and {list(precision.shape)}"
+        )
+    if np.any(np.diff(recall) < 0):
+        raise ValueError(
+            "recall: expected values that never fall along the curve; sort the detections by falling score"
+        )
+    if rule not in ("voc07", "area"):
+        raise ValueError(f'rule: expected "voc07" or "area", got {rule!r}')
+    envelope = np.maximum.accumulate(precision[::-1])[::-1]  # the largest precision from each point on
+    if rule == "area":
+        return float(np.sum(np.diff(recall, prepend=0.0) * envelope))
+    reached = np.searchsorted(recall, np.arange(11) / 10, side="left")  # first point with recall >= t
+    return float(np.append(envelope, 0.0)[reached].sum() / 11)
+
+
+def match_detections(
+    detections: tuple[npt.ArrayLike, npt.ArrayLike, npt.ArrayLike],
+    ground_truth: tuple[npt.ArrayLike, npt.ArrayLike, npt.ArrayLike],
+    iou: float = 0.5,
+) -> npt.NDArray[np.int8]:
+    """Judge the detections of one image by the devkit's rule; all classes at once, each by itself.
+
+    Args:
+        detections: boxes [D, 4] half-open xyxy, scores [D] finite, labels [D] 1..K. Any order; D may be 0.
+        ground_truth: gt_boxes [G, 4], gt_labels [G] 1..K, difficult [G] bool. G may be 0.
+        iou: the least intersection over union that counts as found, above 0 and at most 1; reaching it is enough.
+
+    Returns:
+        [D] int8 in the order of ``detections``: TRUE_POSITIVE (1), FALSE_POSITIVE (0) or IGNORED (-1).
+        Of equal scores the one given first comes first; of objects with equal IoU the first is looked at.
+
+    Raises:
+        ValueError: arrays that do not agree, scores that are not finite, or an ``iou`` out of range.
+
+    Example:
+        >>> truth = ([[0, 0, 10, 10], [50, 50, 60, 60]], [1, 1], [False, True])
+        >>> boxes = [[0, 0, 10, 10], [0, 0, 10, 9], [50, 50, 60, 60], [90, 90, 99, 99]]
+        >>> match_detections((boxes, [0.9, 0.8, 0.7, 0.6], [1, 1, 1, 1]), truth).tolist()
+        [1, 0, -1, 0]
+    """
+    boxes, scores, labels = _checked_detections(detections)
+    gt_boxes, gt_labels, difficult = _checked_ground_truth(ground_truth)
+    return _match(boxes, scores, labels, gt_boxes, gt_labels, difficult, iou)
+
+
+def evaluate_voc(
+    detections: Sequence[tuple[npt.ArrayLike, npt.ArrayLike, npt.ArrayLike]],
+    ground_truth: Sequence[tuple[npt.ArrayLike, npt.ArrayLike, npt.ArrayLike]],
+    names: Sequence[str],
+    iou: float = 0.5,
+) -> VocResult:
+    """Average precision of every class over a set of images.
+
+    Args:
+        detections: for each image (boxes [D, 4], scores [D], labels [D]), as `match_detections` takes them.
+        ground_truth: for each image, in the same order, (gt_boxes [G, 4], gt_labels [G], difficult [G]).
+        names: the K class names; label k is ``names[k - 1]``.
+        iou: the least intersection over union that counts as found.
+
+    Returns:
+        A `VocResult`. Detections of equal score count in the order of the images, then in the order given.
+
+    Raises:
+        ValueError: numbers of images that differ, a label outside 1..K, or arrays that do not agree.
+
+    Example:
+        >>> truth = ([[0, 0, 10, 10]], [1], [False])
+        >>> result = evaluate_voc([([[0, 0, 10, 9]], [0.7], [1]), ([], [], [])], [truth, truth], names=("cat",))
+        >>> round(result.map07, 3), result.map_area  # found one of two: precision 1 at recall 0, .1, .2, .3, .4, .5
+        (0.545, 0.5)
+    """
+    if len(detections) != len(ground_truth):
+        raise ValueError(
+            f"expected detections and ground truth of the same images, got {len(detections)} and {len(ground_truth)}"
+        )
+    all_scores: list[FloatArray] = [np.empty(0)]
+    all_labels: list[IntArray] = [np.empty(0, np.int64)]
+    all_outcomes = [np.empty(0, np.int8)]
+    n_objects = np.zeros(len(names) + 1, np.int64)
+    for found, truth in zip(detections, ground_truth, strict=True):
+        boxes, scores, labels = _checked_detections(found)
+        gt_boxes, gt_labels, difficult = _checked_ground_truth(truth)
+        _check_labels("labels", labels, len(names))
+        _check_labels("gt_labels", gt_labels, len(names))
+        all_scores.append(scores)
+        all_labels.append(labels)
+        all_outcomes.append(_match(boxes, scores, labels, gt_boxes, gt_labels, difficult, iou))
+        n_objects += np.bincount(gt_labels[~difficult], minlength=len(names) + 1)
+    scores, labels, outcomes = np.concatenate(all_scores), np.concatenate(all_labels), np.concatenate(all_outcomes)
+    by_class = [labels == label for label in range(1, len(names) + 1)]
+    return VocResult(
+        classes=tuple(
+            _class_result(name, scores[chosen], outcomes[chosen], int(count))
+            for name, chosen, count in zip(names, by_class, n_objects[1:], strict=True)
+        ),
+        iou=float(iou),
+    )
+
+
+def _match(
+    boxes: FloatArray,
+    scores: FloatArray,
+    labels: IntArray,
+    gt_boxes: FloatArray,
+    gt_labels: IntArray,
+    difficult: BoolArray,
+    iou: float,
+) -> npt.NDArray[np.int8]:
+    """`match_detections` on checked arrays."""
+    outcomes = np.full(len(boxes), FALSE_POSITIVE, np.int8)
+    if not 0 < iou <= 1:
+        raise ValueError(f"iou: expected above 0 and at most 1, got {iou}")
+    if len(boxes) == 0 or len(gt_boxes) == 0:
+        return outcomes
+    overlaps = box_iou(torch.from_numpy(boxes), torch.from_numpy(gt_boxes)).numpy()  # [D, G]
+    overlaps[labels[:, None] != gt_labels[None, :]] = -1.0  # objects of other classes are not looked at
+    best = overlaps.argmax(axis=1)  # [D] the object each detection looks at
+    on_object = overlaps[np.arange(len(boxes)), best] >= iou
+    outcomes[on_object & difficult[best]] = IGNORED
+    takers = np.flatnonzero(on_object & ~difficult[best])
+    takers = takers[np.argsort(-scores[takers], kind="stable")]
+    _, first = np.unique(best[takers], return_index=True)  # the surest detection of each object takes it
+    outcomes[takers[first]] = TRUE_POSITIVE
+    return outcomes
+
+
+def _class_result(name: str, scores: FloatArray, outcomes: npt.NDArray[np.int8], n_objects: int) -> ClassResult:
+    """From the judged detections of one class to its curve and its average precisions."""
+    counted = np.flatnonzero(outcomes != IGNORED)
+    counted = counted[np.argsort(-scores[counted], kind="stable")]
+    right = np.cumsum(outcomes[counted] == TRUE_POSITIVE)
+    precision = right / np.arange(1, len(counted) + 1)
+    recall = right / n_objects if n_objects else np.full(len(counted), np.nan)
+    return ClassResult(
+        name=name,
+        ap07=average_precision(recall, precision, "voc07") if n_objects else math.nan,
+        ap_area=average_precision(recall, precision, "area") if n_objects else math.nan,
+        n_objects=n_objects,
+        n_detections=len(scores),
+        scores=scores[counted],
+        precision=precision,
+        recall=recall,
+    )
+
+
+def _checked_detections(
+    detections: tuple[npt.ArrayLike, npt.ArrayLike, npt.ArrayLike],
+) -> tuple[FloatArray, FloatArray, IntArray]:
+    boxes, scores, labels = detections
+    boxes, scores, labels = _box_array("boxes", boxes), np.asarray(scores, np.float64), np.asarray(labels, np.int64)
+    if not len(boxes) == scores.size == labels.size:
+        raise ValueError(
+            f"expected as many scores and labels as boxes, got {len(boxes)} boxes, {scores.size} scores and "
+            f"{labels.size} labels"
+        )
+    if not np.isfinite(scores).all():
+        raise ValueError("scores: expected finite numbers, got NaN or infinity")
+    return boxes, scores.reshape(-1), labels.reshape(-1)
+
+
+def _checked_ground_truth(
+    ground_truth: tuple[npt.ArrayLike, npt.ArrayLike, npt.ArrayLike],
+) -> tuple[FloatArray, IntArray, BoolArray]:
+    gt_boxes, gt_labels, difficult = ground_truth
+    gt_boxes, gt_labels, difficult = (
+        _box_array("gt_boxes", gt_boxes),
+        np.asarray(gt_labels, np.int64),
+        np.asarray(difficult, bool),
+    )
+    if not len(gt_boxes) == gt_labels.size == difficult.size:
+        raise ValueError(
+            f"expected as many gt_labels and difficult marks as gt_boxes, got {len(gt_boxes)} gt_boxes, "
+            f"{gt_labels.size} gt_labels and {difficult.size} difficult"
+        )
+    return gt_boxes, gt_labels.reshape(-1), difficult.reshape(-1)
+
+
+def _box_array(field: str, boxes: npt.ArrayLike) -> FloatArray:
+    """A float64 copy [R, 4]: exact for the integer boxes of data sets, and writable, as torch wants it."""
+    array = np.array(boxes, np.float64)
+    array = array.reshape(0, 4) if array.size == 0 else array
+    if array.ndim != 2 or array.shape[1] != 4:
+        raise ValueError(f"{field}: expected shape [R, 4] (x0, y0, x1, y1), got {list(array.shape)}")
+    return array
+
+
+def _check_labels(field: str, labels: IntArray, n_classes: int) -> None:
+    wrong = labels[(labels < 1) | (labels > n_classes)]
+    if wrong.size:
+        raise ValueError(f"{field}: expected 1..{n_classes}, as there are {n_classes} class names, got {wrong[0]}")
+
+
+def _mean(values: list[float]) -> float:
+    """The mean of those that could be measured."""
+    known = [value for value in values if not math.isnan(value)]
+    return sum(known) / len(known) if known else math.nan
+
+
+def _json_number(value: float) -> float | None:
+    """Four decimals; JSON has no NaN."""
+    return None if math.isnan(value) else round(value, 4)
+
+
+def _shown(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.3f}"

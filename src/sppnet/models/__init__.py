@@ -1,0 +1,1 @@
+"""The network: backbones, their geometry, `SPPNet`, and its files."""

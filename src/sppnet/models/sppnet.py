@@ -1,0 +1,165 @@
+"""`SPPNet`: backbone -> pyramid pool -> fully connected layers -> class scores and box deltas.
+
+images [N, 3, H, W] -> features [N, C, h, w] -> windows of them [R, 5] -> pooled [R, M, C] -> described [R, D] -> outputs.
+A whole image is just one more window: "which classes are in this photo" and "what is in this box" go through the same
+pooling and the same fully connected layers, and differ only in the last linear layer. Source: arXiv:1406.4729, sections
+2 and 4; class scores and box deltas from one network: arXiv:1504.08083, section 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sppnet.data.images import resize_image, scaled_size
+from sppnet.errors import UserError
+from sppnet.layers import RegionPyramidPool
+from sppnet.models.backbones import OWN, build_backbone, map_shape
+from sppnet.models.geometry import backbone_geometry
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+WINDOWS_AT_ONCE = 4096  # bounds the memory of pooled windows: 4096 x 50 bins x 512 channels is 210 MB in half precision
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Everything that is needed to build an `SPPNet` again and to feed it images as it was trained."""
+
+    names: tuple[str, ...]  # class names, without the background
+    backbone: str = OWN
+    levels: tuple[int, ...] = (6, 3, 2, 1)  # bins per side
+    hidden: tuple[int, ...] = (1024, 1024)  # widths of the fully connected layers
+    detects: bool = True  # whether it has the two outputs of detection
+    multi_label: bool = True  # whether an image may hold several classes (sigmoid) or holds one (softmax)
+    short_side: int = 600  # pixels: an image is resized so that its short side is this,
+    long_side: int = 1000  # unless its long side would become longer than this
+    mean: tuple[float, float, float] = IMAGENET_MEAN  # of RGB in 0..1
+    std: tuple[float, float, float] = IMAGENET_STD
+    proposer: str = "selective-search"  # what proposed the boxes that the detector was trained on
+
+
+class SPPNet(nn.Module):
+    """A network that takes images of any size.
+
+    Args:
+        architecture: what to build. The backbone's stride and offset are computed from its modules.
+        backbone: the convolutional part; built by name, with random weights, where it is not given.
+
+    Raises:
+        UserError: a backbone whose cells cannot be placed in the image, such as a transformer.
+
+    Called with images, it gives the class logits of the whole images [N, K]: see `forward`. Detection asks it about
+    windows: `features`, then `describe`, then `window_outputs`.
+
+    Example:
+        >>> net = SPPNet(Architecture(names=("cat", "dog"), hidden=(32,)))
+        >>> net(torch.zeros(1, 3, 100, 150)).shape
+        torch.Size([1, 2])
+    """
+
+    def __init__(self, architecture: Architecture, backbone: nn.Module | None = None) -> None:
+        super().__init__()
+        self.architecture = architecture
+        self.backbone = build_backbone(architecture.backbone) if backbone is None else backbone
+        try:
+            self.geometry = backbone_geometry(self.backbone)
+        except ValueError as error:
+            raise UserError(f"backbone {architecture.backbone!r} cannot be used: {error}") from error
+        channels, _, _ = map_shape(self.backbone, (224, 224))
+        self.pool = RegionPyramidPool(architecture.levels)
+        self.feature_scale = nn.Buffer(torch.ones(()))  # brings features to a mean square of 1: see `calibrate`
+
+        layers: list[nn.Module] = [nn.Flatten()]
+        width = self.pool.bins * channels
+        for hidden in architecture.hidden:
+            layers += [nn.Linear(width, hidden), nn.ReLU(), nn.Dropout(0.5)]
+            width = hidden
+        self.fully_connected = nn.Sequential(*layers)
+        classes = len(architecture.names)
+        self.image_logits = nn.Linear(width, classes)
+        if architecture.detects:
+            self.window_logits = nn.Linear(width, 1 + classes)
+            self.box_deltas = nn.Linear(width, 4 * classes)
+            nn.init.normal_(self.box_deltas.weight, std=0.001)
+            nn.init.zeros_(self.box_deltas.bias)
+
+    @property
+    def device(self) -> torch.device:
+        return self.feature_scale.device
+
+    def prepare(self, image: np.ndarray) -> tuple[Tensor, tuple[float, float]]:
+        """An image [H, W, 3] uint8 as the backbone takes it, and by how much it was resized.
+
+        Returns:
+            [1, 3, h, w] float32, channels last in memory, on the model's device; the (vertical, horizontal) factor.
+        """
+        settings = self.architecture
+        height, width = image.shape[:2]
+        size = scaled_size((height, width), settings.short_side, settings.long_side, minimum=self.geometry.stride)
+        pixels = torch.from_numpy(resize_image(image, size)).to(self.device).permute(2, 0, 1)[None]
+        mean, std = (
+            torch.tensor(values, device=self.device)[:, None, None] for values in (settings.mean, settings.std)
+        )
+        return (pixels.float() / 255 - mean) / std, (size[0] / height, size[1] / width)
+
+    def features(self, images: Tensor) -> Tensor:
+        """images [N, 3, H, W] -> features [N, C, h, w], in cells; their mean square is about 1."""
+        features: Tensor = self.backbone(images) * self.feature_scale
+        return features
+
+    def calibrate(self, mean_square: float) -> None:
+        """Set the scale of the features from the mean square that they have now, so that it becomes 1."""
+        self.feature_scale.div_(max(mean_square, 1e-12) ** 0.5)
+
+    def describe(self, pooled: Tensor) -> Tensor:
+        """pooled windows [R, M, C] -> [R, D], by the fully connected layers."""
+        if not torch.is_autocast_enabled(pooled.device.type):
+            pooled = pooled.to(self.image_logits.weight.dtype)
+        described: Tensor = self.fully_connected(pooled)
+        return described
+
+    def window_outputs(self, described: Tensor) -> tuple[Tensor, Tensor]:
+        """[R, D] -> class logits [R, 1 + K] with the background first, and box deltas [R, K, 4]."""
+        return self.window_logits(described), self.box_deltas(described).unflatten(1, (-1, 4))
+
+    def forward(self, images: Tensor | Sequence[Tensor]) -> Tensor:
+        """Class logits of whole images.
+
+        Args:
+            images: [N, 3, H, W], normalised (see `prepare`), or a list of [3, h, w] of any sizes.
+
+        Returns:
+            [N, K] logits: before the sigmoid of a multi-label model, before the softmax of a single-label one.
+
+        Raises:
+            ValueError: neither of the two forms.
+        """
+        if not isinstance(images, Tensor):
+            if not all(isinstance(image, Tensor) and image.ndim == 3 for image in images):
+                raise ValueError("images must be a tensor [N, 3, H, W] or a list of tensors [3, h, w]")
+            logits = [self(image[None]) for image in images]
+            return torch.cat(logits) if logits else self.image_logits.weight.new_zeros(0, len(self.architecture.names))
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(f"images must be [N, 3, H, W]: got shape {list(images.shape)}")
+        features = self.features(images)
+        pooled = self.pool(features, whole_windows(features))
+        result: Tensor = self.image_logits(self.describe(pooled))
+        return result
+
+
+def whole_windows(features: Tensor) -> Tensor:
+    """One window per map, the whole of it: [N, 5] int64.
+
+    Example:
+        >>> whole_windows(torch.zeros(2, 8, 3, 5))
+        tensor([[0, 0, 0, 5, 3],
+                [1, 0, 0, 5, 3]])
+    """
+    count, _, height, width = features.shape
+    windows = torch.tensor([[0, 0, 0, width, height]], device=features.device).repeat(count, 1)
+    windows[:, 0] = torch.arange(count, device=features.device)
+    return windows

@@ -1,0 +1,337 @@
+"""Whatever lies on disk becomes upright RGB, or one clear line."""
+
+from __future__ import annotations
+
+import os
+import threading
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from sppnet.data import images
+from sppnet.data.images import (
+    ImageError,
+    content_key,
+    find_images,
+    image_size,
+    read_image,
+    resize_image,
+    scaled_size,
+)
+
+QUADRANTS = np.zeros((4, 6, 3), dtype=np.uint8)  # red | green over blue | white: every turn of it looks different
+QUADRANTS[:2, :3] = (255, 0, 0)
+QUADRANTS[:2, 3:] = (0, 255, 0)
+QUADRANTS[2:, :3] = (0, 0, 255)
+QUADRANTS[2:, 3:] = 255
+
+# How a camera stores an upright scene for each orientation: EXIF 2.3, tag 0x0112.
+STORED: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    1: lambda scene: scene,
+    2: lambda scene: scene[:, ::-1],
+    3: lambda scene: scene[::-1, ::-1],
+    4: lambda scene: scene[::-1],
+    5: lambda scene: scene.transpose(1, 0, 2),
+    6: lambda scene: np.rot90(scene),
+    7: lambda scene: np.rot90(scene, 2).transpose(1, 0, 2),
+    8: lambda scene: np.rot90(scene, -1),
+}
+
+
+@pytest.mark.parametrize("orientation", STORED)
+@pytest.mark.parametrize("ending", [".png", ".tif", ".webp"])
+def test_images_are_turned_upright(tmp_path: Path, orientation: int, ending: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"photo{ending}"
+    stored = Image.fromarray(np.ascontiguousarray(STORED[orientation](QUADRANTS)))
+    stored.save(path, exif=exif, **({"lossless": True} if ending == ".webp" else {}))
+    assert (read_image(path) == QUADRANTS).all()
+    assert image_size(path) == (4, 6)
+
+
+def test_a_turned_pillow_image_is_turned_too_and_not_changed(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (40, 20)).save(tmp_path / "a.jpg", exif=exif)
+    with Image.open(tmp_path / "a.jpg") as image:
+        assert read_image(image).shape == (40, 20, 3)
+        assert image.size == (40, 20)
+
+
+@pytest.mark.parametrize(
+    ("mode", "colour", "expected"),
+    [
+        ("RGB", (10, 20, 30), (10, 20, 30)),
+        ("L", 77, (77, 77, 77)),
+        ("1", 1, (255, 255, 255)),
+        ("LA", (77, 255), (77, 77, 77)),
+        ("LA", (77, 0), (255, 255, 255)),
+        ("RGBA", (10, 20, 30, 255), (10, 20, 30)),
+        ("RGBA", (10, 20, 30, 0), (255, 255, 255)),
+        ("RGBA", (0, 0, 0, 51), (204, 204, 204)),  # one fifth black on white
+        ("P", 0, (0, 0, 0)),
+        ("I;16", 65535, (255, 255, 255)),
+        ("I;16", 257 * 100, (100, 100, 100)),
+    ],
+)
+def test_colour_modes(tmp_path: Path, mode: str, colour: object, expected: tuple[int, int, int]) -> None:
+    path = tmp_path / "image.png"
+    Image.new(mode, (3, 2), colour).save(path)  # type: ignore[arg-type]
+    image = read_image(path)
+    assert image.shape == (2, 3, 3)
+    assert image.dtype == np.uint8
+    assert image.flags.c_contiguous
+    assert (image == expected).all()
+    assert image_size(path) == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("largest", "expected"), [(1.0, 255), (0.5, 128), (255.0, 255), (200.0, 200), (65535.0, 255), (1e6, 255)]
+)
+def test_floating_point_grey_is_scaled_by_the_range_it_seems_to_have(
+    tmp_path: Path, largest: float, expected: int
+) -> None:
+    values = np.array([[0.25 * min(largest, 1), largest]], dtype=np.float32)  # not whole where the range is 0..1
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    assert read_image(tmp_path / "a.tif").max() == expected
+
+
+def test_whole_numbers_are_never_taken_for_shares(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[0, 1]], dtype=np.int32)).save(tmp_path / "a.tif")
+    assert read_image(tmp_path / "a.tif").max() == 1
+
+
+def test_cmyk_jpeg(tmp_path: Path) -> None:
+    Image.new("CMYK", (16, 16), (0, 255, 255, 0)).save(tmp_path / "a.jpg")
+    red, green, blue = read_image(tmp_path / "a.jpg").reshape(-1, 3).mean(axis=0)
+    assert red > 200
+    assert max(green, blue) < 60
+
+
+def test_transparency_by_one_colour_is_laid_on_white(tmp_path: Path) -> None:
+    Image.new("RGB", (2, 2), (9, 9, 9)).save(tmp_path / "a.png", transparency=(9, 9, 9))
+    assert (read_image(tmp_path / "a.png") == 255).all()
+
+
+def test_first_frame_of_an_animation(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    assert (read_image(tmp_path / "a.gif") == (255, 0, 0)).all()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 20000), (20000, 20), (3, 500)])
+def test_odd_sizes(tmp_path: Path, size: tuple[int, int]) -> None:
+    Image.new("RGB", size[::-1], "teal").save(tmp_path / "a.png")
+    assert read_image(tmp_path / "a.png").shape == (*size, 3)
+    assert image_size(tmp_path / "a.png") == size
+
+
+def test_arrays() -> None:
+    grey = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    assert (read_image(grey) == grey[:, :, None]).all()
+    assert (read_image(grey[:, :, None]) == grey[:, :, None]).all()
+    assert read_image(QUADRANTS) is QUADRANTS
+    assert read_image(QUADRANTS[:, ::-1]).flags.c_contiguous
+    clear = np.dstack([QUADRANTS, np.zeros((4, 6), dtype=np.uint8)])
+    assert (read_image(clear) == 255).all()
+
+
+@pytest.mark.parametrize(
+    "array",
+    [np.zeros((3, 8, 9), np.uint8), np.zeros((8, 9, 3), np.float32), np.zeros(5, np.uint8), np.zeros((0, 5), np.uint8)],
+)
+def test_arrays_of_other_forms(array: np.ndarray) -> None:
+    with pytest.raises(ImageError, match="array"):
+        read_image(array)
+
+
+def bad_files(folder: Path) -> dict[str, Path]:
+    paths = {
+        name: folder / name for name in ("missing.jpg", "empty.jpg", "text.jpg", "cut.jpg", "cut.png", "folder.jpg")
+    }
+    paths["empty.jpg"].write_bytes(b"")
+    paths["text.jpg"].write_text("This is not a picture.\n" * 50)
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))
+    for name in ("cut.jpg", "cut.png"):
+        noise.save(paths[name])
+        paths[name].write_bytes(paths[name].read_bytes()[:1500])
+    paths["folder.jpg"].mkdir()
+    return paths
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("missing.jpg", "no such file"),
+        ("empty.jpg", "empty"),
+        ("text.jpg", "not an image"),
+        ("cut.jpg", "damaged or cut short"),
+        ("cut.png", "damaged or cut short"),
+        ("folder.jpg", "folder"),
+    ],
+)
+def test_bad_files_are_named_in_one_line(tmp_path: Path, name: str, says: str) -> None:
+    path = bad_files(tmp_path)[name]
+    with pytest.raises(ImageError, match=says) as caught:
+        read_image(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@given(st.data())
+def test_damaged_files_give_an_image_or_an_image_error(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "damaged"
+    kind = data.draw(st.sampled_from(["PNG", "JPEG", "TIFF", "GIF", "BMP", "WEBP"]))
+    Image.fromarray(QUADRANTS).save(path, format=kind)
+    content = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 5))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(content)
+    for read in (read_image, image_size):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            try:
+                read(path)
+            except ImageError as error:
+                message = str(error)
+                assert "\n" not in message
+
+
+def test_too_many_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("RGB", (50, 40)).save(tmp_path / "a.png")
+    monkeypatch.setattr(images, "MAX_PIXELS", 1999)
+    with pytest.raises(ImageError, match="50 x 40"):
+        read_image(tmp_path / "a.png")
+
+
+def test_pillows_own_limit_neither_stops_nor_warns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("RGB", (50, 40)).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    assert read_image(tmp_path / "a.png").shape == (40, 50, 3)
+    assert image_size(tmp_path / "a.png") == (40, 50)
+    assert Image.MAX_IMAGE_PIXELS == 100
+
+
+def test_many_threads_read_at_once(tmp_path: Path) -> None:
+    Image.fromarray(QUADRANTS).save(tmp_path / "a.png")
+    before, results = list(warnings.filters), []
+    threads = [
+        threading.Thread(target=lambda: results.extend(read_image(tmp_path / "a.png").shape for _ in range(20)))
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == [(4, 6, 3)] * 80
+    assert list(warnings.filters) == before
+
+
+def test_find_images(tmp_path: Path) -> None:
+    for name in ("b.JPG", "a.png", "deep/er/c.jpeg", ".hidden/d.png", ".e.png", "notes.txt", "deep/f.webp"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+
+    def names(*sources: str) -> list[str]:
+        return [str(path.relative_to(tmp_path)) for path in find_images([tmp_path / source for source in sources])]
+
+    assert names("") == ["a.png", "b.JPG", "deep/er/c.jpeg", "deep/f.webp"]
+    assert names("a.png", "", "./a.png") == ["a.png", "b.JPG", "deep/er/c.jpeg", "deep/f.webp"]
+    assert names("notes.txt") == ["notes.txt"]  # a file named is taken at its word
+    assert names("*") == ["a.png", "b.JPG", "deep/er/c.jpeg", "deep/f.webp"]
+    assert names("*.png") == ["a.png"]
+    assert names("**/*.jpeg") == ["deep/er/c.jpeg"]
+    (tmp_path / "deep" / "loop").symlink_to(tmp_path, target_is_directory=True)
+    assert names("") == ["a.png", "b.JPG", "deep/er/c.jpeg", "deep/f.webp"]  # ends, and lists nothing twice
+
+
+def test_file_names_with_glob_signs_are_files_first(tmp_path: Path) -> None:
+    (tmp_path / "photo[1].jpg").touch()
+    assert find_images([tmp_path / "photo[1].jpg"]) == [tmp_path / "photo[1].jpg"]
+
+
+@pytest.mark.parametrize("source", ["missing", "*.jpg", "nothing", ""])
+def test_a_source_without_images_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(ImageError) as caught:
+        find_images([source])
+    assert (source or "''") in str(caught.value)
+
+
+def test_scaled_size_worked_cases() -> None:
+    assert scaled_size((375, 500), 600, 1000) == (600, 800)
+    assert scaled_size((500, 375), 600, 1000) == (800, 600)
+    assert scaled_size((200, 600), 600, 1000) == (333, 1000)  # the long side decides
+    assert scaled_size((20000, 20), 600, 1000) == (1000, 32)
+    assert scaled_size((1, 1), 600, 1000) == (600, 600)
+    with pytest.raises(ValueError, match="at least 1"):
+        scaled_size((0, 5), 600, 1000)
+
+
+@given(
+    st.tuples(st.integers(1, 30000), st.integers(1, 30000)),
+    st.integers(32, 2000),
+    st.integers(0, 2000),
+    st.integers(1, 32),
+)
+def test_scaled_size_keeps_its_bounds_and_the_aspect(
+    size: tuple[int, int], short_side: int, more: int, minimum: int
+) -> None:
+    height, width = scaled_size(size, short_side, short_side + more, minimum)
+    assert minimum <= min(height, width) <= short_side
+    assert max(height, width) <= short_side + more
+    if min(height, width) > minimum:
+        scale = min(short_side / min(size), (short_side + more) / max(size))
+        assert abs(height - size[0] * scale) <= 0.5 + 1e-6
+        assert abs(width - size[1] * scale) <= 0.5 + 1e-6
+    assert scaled_size(size[::-1], short_side, short_side + more, minimum) == (width, height)
+
+
+@given(st.integers(1, 60), st.integers(1, 60), st.integers(1, 60), st.integers(1, 60))
+def test_resizing_gives_the_size_and_keeps_one_colour(h: int, w: int, new_h: int, new_w: int) -> None:
+    image = np.full((h, w, 3), (10, 20, 30), dtype=np.uint8)
+    image.flags.writeable = False
+    resized = resize_image(image, (new_h, new_w))
+    assert resized.shape == (new_h, new_w, 3)
+    assert (resized == (10, 20, 30)).all()
+
+
+def test_shrinking_averages_and_long_images_work() -> None:
+    stripes = np.zeros((2, 4, 3), dtype=np.uint8)
+    stripes[:, ::2] = 100
+    assert (resize_image(stripes, (2, 2)) == 50).all()
+    assert (resize_image(stripes, (5, 2)) == 50).all()  # each direction by itself: one shrinks, one grows
+    assert resize_image(np.zeros((20000, 20, 3), np.uint8), (1000, 32)).shape == (1000, 32, 3)
+    assert resize_image(np.zeros((1, 40000, 3), np.uint8), (32, 40000)).shape == (32, 40000, 3)
+    with pytest.raises(ValueError, match="expected"):
+        resize_image(stripes[:, :, 0], (2, 2))
+
+
+def test_content_key(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"one")
+    (tmp_path / "b").write_bytes(b"one")
+    (tmp_path / "c").write_bytes(b"two")
+    assert content_key(tmp_path / "a") == content_key(tmp_path / "b") != content_key(tmp_path / "c")
+    assert len(content_key(tmp_path / "a")) == 32
+    flat = np.zeros((2, 6, 3), dtype=np.uint8)
+    assert content_key(flat) == content_key(flat.copy()) != content_key(flat.reshape(3, 4, 3))
+    assert content_key(np.asfortranarray(QUADRANTS)) == content_key(QUADRANTS)
+    with pytest.raises(ImageError, match="no such file"):
+        content_key(tmp_path / "d")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_is_refused_instead_of_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with pytest.raises(ImageError, match="regular file"):
+        read_image(tmp_path / "pipe.jpg")

@@ -1,0 +1,149 @@
+"""Stride and offset computed from modules, against a probe; boxes to windows, never empty."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torchvision
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from sppnet.models.backbones import build_backbone
+from sppnet.models.geometry import Geometry, backbone_geometry, boxes_to_windows, probe_geometry
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("squeezenet1_0", Geometry(16, 17.5)),  # no padding in its first layers
+        ("mobilenet_v2", Geometry(32, 0.5)),
+        ("vgg11", Geometry(16, 8.0)),
+        ("resnet18", Geometry(32, 0.5)),
+        ("alexnet", Geometry(16, 15.5)),
+        ("densenet121", Geometry(32, 14.5)),
+        ("efficientnet_b0", Geometry(32, 0.5)),  # squeeze-and-excite: a gate for the whole map
+        ("compact", Geometry(32, 0.5)),
+    ],
+)
+def test_known_backbones(name: str, expected: Geometry) -> None:
+    assert backbone_geometry(build_backbone(name)) == expected
+
+
+@pytest.mark.parametrize("name", ["squeezenet1_0", "resnet18"])
+def test_one_lit_pixel_lights_the_cells_that_the_geometry_says(name: str) -> None:
+    """Where every weight is positive and nothing saturates, the cells a pixel reaches are centred on it."""
+    backbone = linear_copy(name)
+    geometry = backbone_geometry(backbone)
+    probed = probe_geometry(backbone, width=960, height=64)
+    assert probed.stride == geometry.stride
+    assert abs(probed.offset - geometry.offset) <= geometry.stride / 2
+
+
+def linear_copy(name: str) -> nn.Module:
+    """The backbone with positive weights, and averages for maxima: every influence shows in the gradient."""
+    backbone = build_backbone(name)
+    for module in list(backbone.modules()):
+        if isinstance(module, nn.Conv2d):
+            nn.init.constant_(module.weight, 1 / module.weight[0].numel())
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        for child_name, child in module.named_children():
+            if isinstance(child, nn.MaxPool2d):
+                average = nn.AvgPool2d(child.kernel_size, child.stride, child.padding, child.ceil_mode)
+                setattr(module, child_name, average)
+            elif isinstance(child, nn.BatchNorm2d | nn.ReLU | nn.ReLU6):
+                setattr(module, child_name, nn.Identity())
+    return backbone
+
+
+def test_symmetric_layers_are_probed_exactly() -> None:
+    backbone = linear_copy("squeezenet1_0")
+    assert probe_geometry(backbone, width=512) == backbone_geometry(backbone) == Geometry(16, 17.5)
+
+
+@pytest.mark.parametrize(
+    ("layer", "expected"),
+    [
+        (nn.Conv2d(3, 4, 3, padding=1), Geometry(1, 0.5)),
+        (nn.Conv2d(3, 4, 3, padding="same"), Geometry(1, 0.5)),
+        (nn.Conv2d(3, 4, 3, padding="valid"), Geometry(1, 1.5)),
+        (nn.Conv2d(3, 4, 3, dilation=2), Geometry(1, 2.5)),
+        (nn.Conv2d(3, 4, 4, stride=4), Geometry(4, 2.0)),  # patches: the centre lies between pixels
+        (nn.AvgPool2d(2), Geometry(2, 1.0)),
+    ],
+)
+def test_single_layers(layer: nn.Module, expected: Geometry) -> None:
+    assert backbone_geometry(nn.Sequential(layer)) == expected
+
+
+class Branches(nn.Module):
+    def __init__(self, left: nn.Module, right: nn.Module) -> None:
+        super().__init__()
+        self.left, self.right = left, right
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.cat([self.left(images), self.right(images)], 1)
+
+
+def test_branches_must_agree() -> None:
+    agreeing = Branches(nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 3, padding=1))
+    assert backbone_geometry(agreeing) == Geometry(1, 0.5)
+    with pytest.raises(ValueError, match="branches that meet at 'cat' disagree"):
+        backbone_geometry(Branches(nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 3)))
+
+
+@pytest.mark.parametrize(
+    ("backbone", "message"),
+    [
+        (torchvision.models.squeezenet1_0(), "must end in a feature map"),
+        (nn.Sequential(nn.Conv2d(3, 4, (3, 5))), "layer '0' is not square"),
+        (nn.Sequential(nn.Conv2d(3, 4, 3), nn.Upsample(scale_factor=2)), r"layer '1' \(Upsample\)"),
+    ],
+)
+def test_what_has_no_geometry_is_refused_by_name(backbone: nn.Module, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        backbone_geometry(backbone)
+
+
+# Boxes to windows
+
+
+@pytest.mark.parametrize(
+    ("box", "window"),
+    [
+        ((0, 0, 160, 160), (0, 0, 10, 10)),  # the whole image, the whole map
+        ((16, 32, 48, 64), (1, 2, 3, 4)),  # centres at 24, 40 and 40, 56
+        ((8, 8, 9, 9), (0, 0, 1, 1)),  # just the centre of cell 0
+        ((9, 9, 23, 23), (0, 0, 1, 1)),  # between two centres: the nearest cell (16 is as near to both: the even one)
+        ((-50, -50, -40, -40), (0, 0, 1, 1)),  # outside: the nearest cell
+        ((500, 0, 600, 160), (9, 0, 10, 10)),
+    ],
+)
+def test_hand_drawn_windows(box: tuple[int, ...], window: tuple[int, ...]) -> None:
+    boxes = torch.tensor([box], dtype=torch.float32)
+    assert tuple(boxes_to_windows(boxes, Geometry(16, 8.0), (10, 10), (1.0, 1.0))[0].tolist()) == window
+
+
+coordinates = st.floats(-1e4, 1e4, allow_nan=False)
+
+
+@given(
+    st.tuples(coordinates, coordinates, coordinates, coordinates),
+    st.integers(1, 64),
+    st.floats(0, 40),
+    st.tuples(st.integers(1, 50), st.integers(1, 50)),
+    st.tuples(st.floats(0.01, 20), st.floats(0.01, 20)),
+)
+def test_no_window_is_empty_or_outside(
+    box: tuple[float, ...], stride: int, offset: float, size: tuple[int, int], scale: tuple[float, float]
+) -> None:
+    windows = boxes_to_windows(torch.tensor([box]), Geometry(stride, offset), size, scale)
+    x0, y0, x1, y1 = windows[0].tolist()
+    assert 0 <= x0 < x1 <= size[1]
+    assert 0 <= y0 < y1 <= size[0]
+
+
+def test_scale_is_vertical_then_horizontal() -> None:
+    box = torch.tensor([[0.0, 0, 80, 80]])
+    assert boxes_to_windows(box, Geometry(16, 8.0), (10, 10), (1.0, 2.0)).tolist() == [[0, 0, 10, 5]]

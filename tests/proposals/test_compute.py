@@ -1,0 +1,131 @@
+"""Proposals of a whole set: each made once, made anew when it must be, bad images named and the rest done."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sppnet.errors import UserError
+from sppnet.proposals import compute
+from sppnet.proposals.compute import METHODS, Proposer, proposals_for, propose
+from sppnet.proposals.files import load_proposals
+from sppnet.proposals.grid import Grid, grid_boxes
+from sppnet.proposals.selective_search import SelectiveSearch, selective_search
+
+FAST = Proposer("selective-search+grid", SelectiveSearch(working_size=100), Grid(smallest=0.5))
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> list[tuple[str, Path]]:
+    rng = np.random.default_rng(0)
+    for index in range(5):
+        image = Image.fromarray(rng.integers(0, 255, (4, 5, 3), dtype=np.uint8)).resize((60 + index, 50))
+        image.save(tmp_path / f"{index}.png")
+    return [(str(index), tmp_path / f"{index}.png") for index in range(5)]
+
+
+@pytest.fixture
+def computed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """Shapes of the images that were worked on."""
+    shapes: list[tuple[int, ...]] = []
+
+    def counting(image: np.ndarray, proposer: Proposer) -> np.ndarray:
+        shapes.append(image.shape)
+        return propose(image, proposer)
+
+    monkeypatch.setattr(compute, "propose", counting)
+    return shapes
+
+
+def test_methods() -> None:
+    image = np.zeros((40, 60, 3), dtype=np.uint8)
+    image[10:30, 10:30] = 200
+    assert np.array_equal(propose(image), selective_search(image))
+    assert np.array_equal(propose(image, "grid"), grid_boxes((40, 60)))
+    both = propose(image, "selective-search+grid")
+    assert len(both) <= len(selective_search(image)) + len(grid_boxes((40, 60)))
+    assert len(both) > len(grid_boxes((40, 60))) * 0.9
+    assert both[0].tolist() == [0, 0, 60, 40]
+    with pytest.raises(UserError, match="'rpn'; choose one of: selective-search, grid, selective-search\\+grid"):
+        propose(image, "rpn")
+    for method in METHODS:
+        with pytest.raises(ValueError, match="expected"):
+            propose(image[:, :, 0], method)
+
+
+def test_files_hold_what_propose_gives(tmp_path: Path, images: list[tuple[str, Path]]) -> None:
+    calls: list[tuple[int, int]] = []
+    paths, errors = proposals_for(images, tmp_path / "out", FAST, progress=lambda *call: calls.append(call))
+    assert list(paths) == [image_id for image_id, _ in images]
+    assert errors == {}
+    assert calls == [(done, 5) for done in range(1, 6)]
+    boxes, made_by = load_proposals(paths["3"])
+    assert np.array_equal(boxes, propose(np.asarray(Image.open(images[3][1])), FAST))
+    assert made_by["proposer"] == FAST.to_dict()
+
+
+def test_only_what_is_missing_or_outdated_is_computed(
+    tmp_path: Path, images: list[tuple[str, Path]], computed: list[tuple[int, ...]]
+) -> None:
+    def run(proposer: Proposer = FAST) -> list[tuple[int, ...]]:
+        computed.clear()
+        proposals_for(images, tmp_path / "out", proposer, workers=1)
+        return sorted(computed)
+
+    everything = [(50, 60 + index, 3) for index in range(5)]
+    assert run() == everything
+    assert run() == []
+    (tmp_path / "out/1.npz").unlink()
+    (tmp_path / "out/2.npz").write_bytes(b"damaged")
+    assert run() == everything[1:3]
+    Image.new("RGB", (33, 44)).save(images[4][1])
+    assert run() == [(44, 33, 3)]
+    other = Proposer(FAST.method, SelectiveSearch(working_size=90), FAST.grid)
+    assert len(run(other)) == 5
+    assert run(other) == []
+
+
+def test_settings_that_a_method_does_not_read_do_not_matter() -> None:
+    assert Proposer("grid", SelectiveSearch(working_size=9)).to_dict() == Proposer("grid").to_dict()
+    assert Proposer("selective-search", grid=Grid(step=0.5)).to_dict() == Proposer("selective-search").to_dict()
+    assert Proposer("grid", grid=Grid(step=0.5)).to_dict() != Proposer("grid").to_dict()
+
+
+def test_bad_images_are_named_and_the_rest_is_done(tmp_path: Path, images: list[tuple[str, Path]]) -> None:
+    images[1][1].write_bytes(b"no image")
+    images.insert(0, ("gone", tmp_path / "gone.jpg"))
+    paths, errors = proposals_for(images, tmp_path / "out", "grid")
+    assert list(paths) == ["0", "2", "3", "4"]
+    assert list(errors) == ["gone", "1"]
+    assert "no such file" in errors["gone"]
+    assert str(images[2][1]) in errors["1"]
+
+
+def test_an_interrupt_stops_after_the_images_in_work(
+    tmp_path: Path, images: list[tuple[str, Path]], computed: list[tuple[int, ...]]
+) -> None:
+    def interrupt(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    many = [(f"{image_id}-{copy}", path) for copy in range(20) for image_id, path in images]
+    with pytest.raises(KeyboardInterrupt):
+        proposals_for(many, tmp_path / "out", FAST, workers=1, progress=interrupt)
+    assert len(computed) < 50
+    assert all(path.suffix == ".npz" for path in (tmp_path / "out").iterdir())
+    assert len(list((tmp_path / "out").iterdir())) == len(computed)
+
+
+def test_mistakes_of_the_caller(tmp_path: Path, images: list[tuple[str, Path]]) -> None:
+    with pytest.raises(ValueError, match="twice"):
+        proposals_for([*images, images[0]], tmp_path, "grid")
+    with pytest.raises(ValueError, match="workers"):
+        proposals_for(images, tmp_path, "grid", workers=0)
+    with pytest.raises(UserError, match="cannot name a file"):
+        proposals_for([("../a", images[0][1])], tmp_path, "grid")
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot be written"):
+        proposals_for(images, tmp_path / "file", "grid")
+    assert proposals_for([], tmp_path / "out", "grid") == ({}, {})

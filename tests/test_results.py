@@ -1,0 +1,158 @@
+"""Results: what is kept, how it is cut down, and what goes into JSON."""
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+
+from sppnet import results
+from sppnet.errors import UserError
+from sppnet.results import Classification, Detections
+
+FOUND = Detections(
+    boxes=np.array([[10, 20, 110, 220], [0, 0, 5.125, 5], [3, 3, 9, 9]], np.float32),
+    scores=np.array([0.9, 0.5, 0.1], np.float32),
+    labels=np.array([15, 8, 8]),
+    names=("person", "cat", "cat"),
+)
+
+
+def test_iterating_gives_one_detection_after_the_other():
+    first, *others = FOUND
+    assert first.name == "person"
+    assert first.label == 15
+    assert first.score == pytest.approx(0.9)
+    assert first.box.tolist() == [10, 20, 110, 220]
+    assert len(others) == len(FOUND) - 1 == 2
+
+
+def test_above_keeps_scores_equal_to_the_threshold_and_the_order():
+    assert FOUND.above(0.5).names == ("person", "cat")
+    assert FOUND.above(0.9).names == ("person",)  # .9 as a float32 is not .9: the threshold is rounded likewise
+    assert len(FOUND.above(1.1)) == 0
+    assert FOUND.above(1.1).boxes.shape == (0, 4)
+    assert len(FOUND) == 3
+
+
+def test_select_takes_masks_and_positions():
+    assert FOUND.select([2, 0]).scores.tolist() == pytest.approx([0.1, 0.9])
+    assert FOUND.select([False, True, False]).names == ("cat",)
+    assert len(FOUND.select([])) == 0
+
+
+def test_detections_convert_their_fields():
+    found = Detections([[0, 0, 1, 1]], [1], [1.0], ["cat"])
+    assert (found.boxes.dtype, found.scores.dtype, found.labels.dtype) == (np.float32, np.float32, np.int64)
+    assert found.names == ("cat",)
+
+
+def test_results_do_not_change_with_the_arrays_they_were_made_from():
+    boxes = np.zeros((1, 4), np.float32)
+    found = Detections(boxes, np.ones(1, np.float32), np.ones(1, np.int64), ("cat",))
+    boxes += 7
+    assert found.boxes.tolist() == [[0, 0, 0, 0]]
+    with pytest.raises(ValueError, match="read-only"):
+        found.boxes[0] = 1
+
+
+def test_no_detections_at_all():
+    for found in (Detections.empty(), Detections([], [], [], [])):
+        assert len(found) == 0
+        assert list(found) == []
+        assert found.boxes.shape == (0, 4)
+        assert found.to_dict() == {"boxes": [], "scores": [], "labels": [], "names": []}
+        assert len(found.above(0.5)) == 0
+
+
+def test_detections_go_through_json_and_pickle():
+    document = json.loads(json.dumps(FOUND.to_dict()))
+    assert document["boxes"][1] == [0.0, 0.0, 5.12, 5.0]
+    assert document["scores"] == [0.9, 0.5, 0.1]
+    assert document["labels"] == [15, 8, 8]
+    assert document["names"] == ["person", "cat", "cat"]
+    assert pickle.loads(pickle.dumps(FOUND)).to_dict() == FOUND.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (([[1, 2, 3]], [1], [1], ["a"]), r"boxes: expected shape \[R, 4\] .*, got \[1, 3\]"),
+        (([1, 2, 3, 4], [1], [1], ["a"]), r"boxes: expected shape \[R, 4\] .*, got \[4\]"),
+        (([[1, 2, 3, 4]], [1, 2], [1], ["a"]), r"scores: expected one for each of the 1 boxes, got shape \[2\]"),
+        (([[1, 2, 3, 4]], [1], [], ["a"]), r"labels: expected one for each of the 1 boxes, got shape \[0\]"),
+        (([[1, 2, 3, 4]], [1], [1], []), r"names: expected one for each of the 1 boxes, got shape \[0\]"),
+        (([[1, 2, 3, 4]], [1], [0], ["a"]), r"labels: expected 1\.\.K \(0 is the background\), got 0"),
+    ],
+)
+def test_detections_that_do_not_agree_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        Detections(*fields)
+
+
+def test_to_supervision_counts_classes_from_zero(monkeypatch):
+    class FakeSupervision:
+        Detections = staticmethod(lambda **fields: fields)
+
+    monkeypatch.setattr(results.importlib, "import_module", lambda name: FakeSupervision)
+    fields = FOUND.to_supervision()
+    assert fields["class_id"].tolist() == [14, 7, 7]
+    assert fields["data"]["class_name"].tolist() == ["person", "cat", "cat"]
+    assert fields["xyxy"].flags.writeable
+    assert fields["confidence"].flags.writeable
+
+
+def test_to_supervision_real_package():
+    pytest.importorskip("supervision")
+    assert len(FOUND.to_supervision()) == 3
+
+
+def test_to_supervision_without_the_package_says_what_to_install(monkeypatch):
+    def absent(name):
+        raise ImportError(name)
+
+    monkeypatch.setattr(results.importlib, "import_module", absent)
+    with pytest.raises(UserError, match="pip install supervision"):
+        FOUND.to_supervision()
+
+
+ANSWER = Classification(np.array([0.1, 0.7, 0.6, 0.7], np.float32), ("bird", "cat", "sofa", "dog"), multi_label=True)
+
+
+def test_classification_names_the_best_the_first_of_equals():
+    assert ANSWER.label == "cat"
+    assert ANSWER.top(3) == [("cat", 0.7), ("dog", 0.7), ("sofa", 0.6)]
+    assert len(ANSWER.top(99)) == 4
+    assert ANSWER.top(0) == []
+
+
+def test_present_keeps_scores_equal_to_the_threshold():
+    assert ANSWER.present(0.7) == [("cat", 0.7), ("dog", 0.7)]
+    assert ANSWER.present(0.71) == []
+
+
+def test_classification_goes_through_json():
+    document = json.loads(json.dumps(ANSWER.to_dict()))
+    assert document["label"] == "cat"
+    assert document["multi_label"] is True
+    assert next(iter(document["scores"].items())) == ("cat", 0.7)
+    assert document["present"] == ["cat", "dog", "sofa"]
+    assert "present" not in Classification([1.0], ("cat",)).to_dict()
+
+
+@pytest.mark.parametrize(
+    ("scores", "names", "message"),
+    [
+        ([], [], r"scores: expected shape \[K\] with at least one class, got \[0\]"),
+        ([[1.0]], ["a"], r"got \[1, 1\]"),
+        ([1.0, 0.0], ["a"], "names: expected one for each of the 2 scores, got 1"),
+    ],
+)
+def test_classifications_that_do_not_agree_are_refused(scores, names, message):
+    with pytest.raises(ValueError, match=message):
+        Classification(scores, names)
+
+
+def test_top_of_a_negative_number_is_refused():
+    with pytest.raises(ValueError, match="k: expected at least 0, got -1"):
+        ANSWER.top(-1)
