@@ -27,7 +27,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sppnet.models.compact import WIDTHS, compact_resnet, fold_batch_norm
+from sppnet.models.backbones import fold_batch_norm
+from sppnet.models.compact import WIDTHS, compact_resnet
 
 CROP_SIZES = (128, 160, 192, 224, 256, 320)
 PIXELS_PER_BATCH = 64 * 160 * 160

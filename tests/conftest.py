@@ -5,11 +5,14 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
+
+if TYPE_CHECKING:
+    from sppnet.models.sppnet import SPPNet
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -43,6 +46,31 @@ def tiny_voc(tiny_voc_original: Path, tmp_path: Path) -> Path:
 def tiny_voc_of_voc_classes(tmp_path: Path) -> Path:
     """The folder of `tiny_voc` with circles named "dog" and squares "car", for the shipped model and its 20 classes."""
     return write_voc(tmp_path / "VOCdevkit" / "VOC2007", names=("dog", "car"))
+
+
+@pytest.fixture(scope="session")
+def tiny_detector() -> SPPNet:
+    """A detector of circles and squares with random weights, the same every time; small and fast. Not to be changed."""
+    import torch
+
+    from sppnet.models.sppnet import Architecture, SPPNet
+
+    architecture = Architecture(
+        ("circle", "square"), levels=(2, 1), hidden=(16,), short_side=64, long_side=128, proposer="grid"
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return SPPNet(architecture).eval()
+
+
+@pytest.fixture(scope="session")
+def tiny_model_file(tiny_detector: SPPNet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`tiny_detector` as a model file, so that no test depends on the shipped model. Not to be changed."""
+    from sppnet.models.files import save_model
+
+    path = tmp_path_factory.mktemp("models") / "tiny.safetensors"
+    save_model(tiny_detector, path, {"seed": 0})
+    return path
 
 
 class Shape(NamedTuple):

@@ -10,6 +10,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -28,6 +29,7 @@ app = App(
     help="Vision models that take your images at their own size: classify, detect, train.",
     version=__version__,
     help_format="plaintext",
+    suppress_keyboard_interrupt=False,  # `run` says what becomes of the work
 )
 train = App(name="train", help="Train a model on your own images.")
 app.command(train)
@@ -124,8 +126,12 @@ def detector(
         str | None,
         Parameter(help="The backbone's: a file, or a name torchvision knows, such as DEFAULT. compact: as in 'voc'."),
     ] = None,
-    levels: Annotated[tuple[int, ...], Parameter(help="Bins per side of each pyramid level.")] = (3, 2, 1),
-    hidden: Annotated[tuple[int, ...], Parameter(help="Widths of the fully connected layers.")] = (1024, 1024),
+    levels: Annotated[
+        tuple[int, ...], Parameter(consume_multiple=True, help="Bins per side of each pyramid level.")
+    ] = (3, 2, 1),
+    hidden: Annotated[
+        tuple[int, ...], Parameter(consume_multiple=True, help="Widths of the fully connected layers.")
+    ] = (1024, 1024),
     short_side: Annotated[int, Parameter(help="Images are resized to this short side, in pixels,")] = 600,
     long_side: Annotated[int, Parameter(help="unless their long side would become longer than this.")] = 1000,
     steps: Annotated[int, Parameter(help="Of training; each sees 8 images, 64 windows of each.")] = 2500,
@@ -212,6 +218,8 @@ def evaluate(
         print(json.dumps(document, indent=1))
     else:
         print(evaluation.result.table())
+        whole = evaluation.whole_images
+        print(f"\nwhole images, is the class in the photo: {whole.map07:.3f} (11-point), {whole.map_area:.3f} (area)")
         seconds = evaluation.seconds_per_image
         parts = ", ".join(f"{stage} {value:.3f}" for stage, value in seconds.items())
         print(f"\n{evaluation.images} images, {sum(seconds.values()):.3f} s each: {parts}")
@@ -248,6 +256,8 @@ def proposals(
 
 def main(words: Sequence[str] | None = None) -> None:
     """Run the command line and exit."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # file names may be any bytes; they come out as they are
     sys.exit(run(sys.argv[1:] if words is None else words))
 
 

@@ -9,7 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sppnet.metrics.voc import FALSE_POSITIVE, IGNORED, TRUE_POSITIVE, average_precision, evaluate_voc, match_detections
+from sppnet.metrics.voc import (
+    FALSE_POSITIVE,
+    IGNORED,
+    TRUE_POSITIVE,
+    average_precision,
+    evaluate_voc,
+    evaluate_voc_images,
+    match_detections,
+)
 
 NOTHING = ([], [], [])
 A, B, FAR = [0, 0, 10, 10], [50, 50, 60, 60], [90, 90, 99, 99]  # three boxes that do not touch
@@ -310,3 +318,24 @@ def test_other_mistakes_are_refused():
         average_precision([0.5, 0.4], [1.0, 1.0], "area")
     with pytest.raises(ValueError, match=r"got \[2\] and \[1\]"):
         average_precision([0.5, 0.6], [1.0], "area")
+
+
+# Whole images
+
+
+def test_images_are_ranked_class_by_class() -> None:
+    """Four images, "cat": right, left out (only a difficult cat), wrong, right: precisions 1, 1/2, 2/3 at recalls .5, .5, 1."""
+    scores = [[0.9, 0.0], [0.8, 0.0], [0.7, 0.0], [0.6, 0.0]]
+    truth = [([1], [False]), ([1], [True]), ([], []), ([1, 1], [True, False])]
+    result = evaluate_voc_images(scores, truth, ["cat", "dog"])
+    cat, dog = result.classes
+    assert cat.n_objects == 2
+    assert cat.ap_area == pytest.approx(0.5 * 1 + 0.5 * 2 / 3)
+    assert cat.ap07 == pytest.approx((6 * 1 + 5 * 2 / 3) / 11)
+    assert np.isnan(dog.ap07)
+    assert result.map_area == cat.ap_area
+
+
+def test_images_and_classes_must_agree() -> None:
+    with pytest.raises(ValueError, match="as there are 2 class names"):
+        evaluate_voc_images([[0.5]], [([1], [False])], ["cat", "dog"])

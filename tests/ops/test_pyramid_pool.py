@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -245,3 +248,13 @@ def test_on_a_gpu(dtype: torch.dtype) -> None:
     expected = region_pyramid_pool(features, windows, (6, 3, 2, 1), implementation="reference")
     pooled = region_pyramid_pool(features.cuda(), windows.cuda(), (6, 3, 2, 1))
     assert torch.equal(pooled.cpu(), expected)
+
+
+def test_the_compiled_kernel_keeps_pytorchs_number_of_threads() -> None:
+    code = (
+        "import torch; torch.set_num_threads(1); from sppnet import region_pyramid_pool as pool;"
+        "pool(torch.zeros(1, 8, 4, 4), torch.tensor([[0, 0, 0, 4, 4]] * 9), (2, 1), implementation='numba');"
+        "print(torch.get_num_threads())"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout == "1\n"

@@ -120,20 +120,23 @@ def _mirror(boxes: Tensor, width: int) -> Tensor:
 
 
 class _Steps(Sampler[int]):
-    """The numbers of the steps of one stretch between checkpoints. Lightning calls `set_epoch` with the stretch's."""
+    """The numbers of the steps from where training stands to its next checkpoint.
 
-    def __init__(self, total: int, stretch: int) -> None:
-        self.total, self.stretch, self.epoch = total, stretch, 0
+    Asked of the module and not counted by epochs: where Lightning resumes, it sets a sampler's epoch one too low.
+    """
 
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
+    def __init__(self, total: int, stretch: int, module: L.LightningModule) -> None:
+        self.total, self.stretch, self.module = total, stretch, module
 
     def __len__(self) -> int:
-        return min(self.stretch, max(0, self.total - self.epoch * self.stretch))
+        return len(self._next())
 
     def __iter__(self) -> Iterator[int]:
-        first = self.epoch * self.stretch
-        return iter(range(first, first + len(self)))
+        return iter(self._next())
+
+    def _next(self) -> range:
+        done = self.module.global_step
+        return range(done, min(self.total, (done // self.stretch + 1) * self.stretch))
 
 
 def detection_losses(
@@ -222,7 +225,7 @@ def finetune(
     module = _Finetune(model.train(), settings)
     model.backbone.eval()
     batches = WindowBatches(images, model, cache, settings)
-    sampler = _Steps(settings.steps, settings.checkpoint_every)
+    sampler = _Steps(settings.steps, settings.checkpoint_every, module)
     loader = DataLoader(batches, batch_size=None, sampler=sampler, num_workers=0)
     stretches = math.ceil(settings.steps / settings.checkpoint_every)
     last = folder / "last.ckpt"
@@ -231,14 +234,14 @@ def finetune(
         warnings.filterwarnings("ignore", ".*does not have many workers.*")  # batches are read from memory maps
         warnings.filterwarnings("ignore", ".*GPU available but not used.*")
         warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")  # a short run
+        warnings.filterwarnings("ignore", ".*Total length of .* is zero.*")  # a run that was finished before
         warnings.filterwarnings("ignore", ".*treespec.*")  # Lightning's use of PyTorch
         warnings.filterwarnings("ignore", ".*exists and is not empty.*")  # it holds the checkpoint that we resume from
         logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # it greets, and recommends other products
         trainer = L.Trainer(
             accelerator=model.device.type,
             devices=1,
-            max_epochs=stretches,
-            max_steps=settings.steps,
+            max_epochs=stretches,  # and no `max_steps`: with it, Lightning loses a stretch where it resumes
             logger=CSVLogger(folder, name="log", version=""),
             callbacks=[
                 ModelCheckpoint(folder, filename="last", every_n_epochs=1, enable_version_counter=False),

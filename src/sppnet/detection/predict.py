@@ -53,7 +53,6 @@ def detect(
     nms_iou: float = 0.3,
     most: int = 100,
     proposals: np.ndarray | None = None,
-    stopwatch: Stopwatch | None = None,
 ) -> Detections:
     """Find objects in one image of any size.
 
@@ -64,7 +63,6 @@ def detect(
         nms_iou: 0..1; of two boxes of one class that overlap more, the lower-scoring goes.
         most: at most this many boxes, the best.
         proposals: [R, 4] float32, pixels of the upright image; made by the model's own proposer where not given.
-        stopwatch: adds up the seconds of each stage, if given.
 
     Returns:
         `Detections`, by falling score; boxes in pixels of the upright image, inside it.
@@ -80,20 +78,15 @@ def detect(
         >>> "person" in found.names
         True
     """
-    watch = stopwatch or Stopwatch()
     if not model.architecture.detects:
         raise UserError(
             "this model classifies only: give a detector, such as the shipped 'voc', or use 'sppnet classify'"
         )
-    with watch.stage("decode"):
-        image = read_image(source)
-    with watch.stage("proposals"):
-        proposed = propose(image, model.architecture.proposer) if proposals is None else _checked(proposals)
-    with watch.stage("maps"):
-        features, scale = compute_map(model, image)
-    scores, boxes = score_windows(model, features, proposed, scale, image.shape[:2], watch)
-    with watch.stage("nms"):
-        return select(scores, boxes, model.architecture.names, score_threshold, nms_iou, most)
+    image = read_image(source)
+    boxes = propose(image, model.architecture.proposer) if proposals is None else _checked(proposals)
+    features, scale = compute_map(model, image)
+    scores, moved = score_windows(model, features, boxes, scale, image.shape[:2], Stopwatch())
+    return select(scores, moved, model.architecture.names, score_threshold, nms_iou, most)
 
 
 def score_windows(

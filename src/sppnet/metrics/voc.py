@@ -242,6 +242,46 @@ def evaluate_voc(
     )
 
 
+def evaluate_voc_images(
+    scores: npt.ArrayLike, ground_truth: Sequence[tuple[npt.ArrayLike, npt.ArrayLike]], names: Sequence[str]
+) -> VocResult:
+    """Average precision of ranking whole images by class: is there one of these in the photo?
+
+    The devkit's classification task: an image counts for a class if it shows one that is not difficult, is left out if
+    it shows only difficult ones, and counts against it otherwise.
+
+    Args:
+        scores: [N, K], larger is surer.
+        ground_truth: for each of N images gt_labels [G] (1..K) and difficult [G].
+        names: the K class names.
+
+    Returns:
+        A `VocResult` with ``iou`` 0: anywhere in the image will do.
+
+    Raises:
+        ValueError: numbers of images or classes that do not agree.
+
+    Source: VOCevalcls.m of VOC 2007.
+
+    Example:
+        >>> evaluate_voc_images([[0.9], [0.8], [0.1]], [([1], [False]), ([], []), ([1], [False])], ["cat"]).map_area
+        0.8333333333333333
+    """
+    scores = np.asarray(scores, np.float64).reshape(len(ground_truth), -1)
+    if scores.shape[1] != len(names):
+        raise ValueError(
+            f"scores: expected [N, {len(names)}], as there are {len(names)} class names, got {scores.shape}"
+        )
+    outcomes = np.full(scores.shape, FALSE_POSITIVE, np.int8)
+    for row, (labels, difficult) in zip(outcomes, ground_truth, strict=True):
+        labels, difficult = np.asarray(labels, np.int64), np.asarray(difficult, np.bool_)
+        row[labels[difficult] - 1] = IGNORED
+        row[labels[~difficult] - 1] = TRUE_POSITIVE
+    present = (outcomes == TRUE_POSITIVE).sum(0)
+    classes = (_class_result(name, scores[:, k], outcomes[:, k], int(present[k])) for k, name in enumerate(names))
+    return VocResult(tuple(classes), 0.0)
+
+
 def _match(
     boxes: FloatArray,
     scores: FloatArray,

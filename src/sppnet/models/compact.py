@@ -2,8 +2,8 @@
 
 It sits first in the method: images [N, 3, H, W] -> features [N, 384, ceil(H/32), ceil(W/32)], one cell every 32 pixels.
 Plain convolutions (no depthwise, no squeeze-and-excite) because those are what bfloat16 runs fast on CPUs. While it
-learns, a BatchNorm follows every convolution; `fold_batch_norm` writes the learned statistics into the convolutions, and
-the folded net is what ships.
+learns, a BatchNorm follows every convolution; `sppnet.models.backbones.fold_batch_norm` writes the learned statistics
+into the convolutions, and the folded net is what ships.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 WIDTHS = (32, 48, 96, 192, 384)  # channels at stride 2, 4, 8, 16, 32: most weights sit where the map is small
 BLOCKS = (1, 2, 2, 2)  # residual blocks at stride 4, 8, 16, 32
@@ -72,11 +71,3 @@ def compact_resnet(
         layers.append(ResidualBlock(in_channels, out_channels, 2, folded=folded))
         layers += [ResidualBlock(out_channels, out_channels, 1, folded=folded) for _ in range(count - 1)]
     return nn.Sequential(*layers)
-
-
-def fold_batch_norm(backbone: nn.Module) -> None:
-    """Write each BatchNorm's running statistics into the convolution before it, in place; the outputs stay the same."""
-    for module in list(backbone.modules()):
-        if isinstance(module, ConvNorm) and isinstance(module.norm, nn.BatchNorm2d):
-            module.conv = fuse_conv_bn_eval(module.conv.eval(), module.norm.eval())
-            module.norm = nn.Identity()

@@ -111,8 +111,10 @@ def find_model(model: str | Path) -> Path:
     return path
 
 
-def _architecture(fields: dict[str, Any]) -> Architecture:
+def _architecture(fields: Any) -> Architecture:
     """From what JSON holds; a TypeError where a field is missing, unknown, or of another kind than expected."""
+    if not isinstance(fields, dict):
+        raise TypeError("its description is not an object with fields")
     example = Architecture(names=("",))
     known = {field.name: getattr(example, field.name) for field in dataclasses.fields(Architecture)}
     values: dict[str, Any] = {}

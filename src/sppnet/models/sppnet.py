@@ -100,7 +100,8 @@ class SPPNet(nn.Module):
         settings = self.architecture
         height, width = image.shape[:2]
         size = scaled_size((height, width), settings.short_side, settings.long_side, minimum=self.geometry.stride)
-        pixels = torch.from_numpy(resize_image(image, size)).to(self.device).permute(2, 0, 1)[None]
+        resized = np.require(resize_image(image, size), requirements="W")  # PyTorch warns of arrays it may not write to
+        pixels = torch.from_numpy(resized).to(self.device).permute(2, 0, 1)[None]
         mean, std = (
             torch.tensor(values, device=self.device)[:, None, None] for values in (settings.mean, settings.std)
         )

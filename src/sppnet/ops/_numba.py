@@ -95,7 +95,11 @@ def region_pyramid_pool(features: Tensor, windows: Tensor, levels: Sequence[int]
     ordered = torch.where(cells.isnan(), nan, ordered)  # a NaN, of either sign, above all numbers
     pooled = torch.empty(len(windows), bin_count(levels), features.shape[1], dtype=integer)
     plan = [np.array(column, dtype=np.int64) for column in _plan(levels)]
-    # PyTorch's number of threads: one setting for both, and no thread that waits spinning where PyTorch is told to take one
-    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+    threads = torch.get_num_threads()
+    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
     _pool(ordered.numpy(), windows.contiguous().numpy(), *plan, pooled.numpy())
+    if (
+        torch.get_num_threads() != threads
+    ):  # where both use OpenMP, numba's first call sets PyTorch's number to all cores
+        torch.set_num_threads(threads)
     return _mirror(pooled, magnitude).view(features.dtype)

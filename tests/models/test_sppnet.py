@@ -1,0 +1,78 @@
+"""`SPPNet`: one network for whole images and for windows of them, at any size."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from sppnet.models.sppnet import Architecture, SPPNet, whole_windows
+
+
+@pytest.fixture(scope="module")
+def net() -> SPPNet:
+    torch.manual_seed(0)
+    return SPPNet(Architecture(names=("cat", "dog", "owl"), levels=(3, 1), hidden=(24, 16), short_side=128)).eval()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (32, 32), (33, 500), (97, 64)])
+def test_any_size_gives_one_length(net: SPPNet, size: tuple[int, int]) -> None:
+    assert net(torch.rand(2, 3, *size)).shape == (2, 3)
+
+
+def test_a_list_of_sizes_is_each_alone(net: SPPNet) -> None:
+    images = [torch.rand(3, 40, 90), torch.rand(3, 70, 33)]
+    alone = torch.cat([net(image[None]) for image in images])
+    assert torch.equal(net(images), alone)
+    assert net([]).shape == (0, 3)
+
+
+def test_a_whole_image_is_just_one_more_window(net: SPPNet) -> None:
+    images = torch.rand(2, 3, 100, 150)
+    features = net.features(images)
+    described = net.describe(net.pool(features, whole_windows(features)))
+    assert torch.equal(net.image_logits(described), net(images))
+    logits, deltas = net.window_outputs(described)
+    assert logits.shape == (2, 4)
+    assert deltas.shape == (2, 3, 4)
+
+
+def test_windows_of_several_maps_in_one_call(net: SPPNet) -> None:
+    features = net.features(torch.rand(2, 3, 128, 160))
+    windows = torch.tensor([[0, 0, 0, 2, 3], [1, 1, 0, 5, 4], [0, 4, 3, 5, 4]])
+    together = net.describe(net.pool(features, windows))
+    apart = [net.describe(net.pool(features[n : n + 1], window[None] * torch.tensor([0, 1, 1, 1, 1])))
+             for n, window in zip(windows[:, 0].tolist(), windows, strict=True)]  # fmt: skip
+    torch.testing.assert_close(together, torch.cat(apart))
+
+
+def test_prepare_resizes_by_the_short_side_and_says_by_how_much(net: SPPNet) -> None:
+    prepared, scale = net.prepare(np.zeros((64, 96, 3), np.uint8))
+    assert prepared.shape == (1, 3, 128, 192)
+    assert scale == (2.0, 2.0)
+    expected = -torch.tensor(net.architecture.mean) / torch.tensor(net.architecture.std)
+    torch.testing.assert_close(prepared[0, :, 5, 5], expected)
+
+
+def test_calibrate_brings_the_mean_square_to_one() -> None:
+    net = SPPNet(Architecture(names=("cat",), levels=(1,), hidden=(4,))).eval()
+    images = torch.rand(1, 3, 64, 64)
+    net.calibrate(float(net.features(images).square().mean()))
+    assert float(net.features(images).square().mean()) == pytest.approx(1, rel=1e-4)
+
+
+def test_a_classifier_has_no_outputs_for_windows() -> None:
+    net = SPPNet(Architecture(names=("cat", "dog"), hidden=(8,), detects=False))
+    assert not hasattr(net, "window_logits")
+
+
+@pytest.mark.parametrize("images", [torch.rand(3, 10, 10), torch.rand(1, 1, 10, 10), [torch.rand(1, 3, 10, 10)]])
+def test_wrong_images(net: SPPNet, images: object) -> None:
+    with pytest.raises(ValueError, match="images must be"):
+        net(images)
+
+
+def test_gradients_reach_the_backbone() -> None:
+    net = SPPNet(Architecture(names=("cat", "dog"), levels=(2, 1), hidden=(8,)))
+    net(torch.rand(1, 3, 64, 96)).sum().backward()
+    assert all(parameter.grad is not None for parameter in net.backbone.parameters())

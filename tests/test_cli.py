@@ -1,0 +1,426 @@
+"""The command line: what it prints where, its exit status, and every bad input as one line that names the file."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.torch import save_file
+
+from sppnet import cli
+
+Writer = Callable[[Path], None]
+
+
+class Ran(NamedTuple):
+    """What a command line came to."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def document(self) -> Any:
+        return json.loads(self.out)
+
+
+@pytest.fixture
+def sppnet(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
+    """Run a command line in this process."""
+
+    def run(*words: object) -> Ran:
+        status = cli.run([str(word) for word in words])
+        return Ran(status, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    path = tmp_path / "photo.png"
+    Image.fromarray(noise(60, 90)).save(path)
+    return path
+
+
+def noise(height: int, width: int, *channels: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 255, (height, width, *(channels or (3,))), dtype=np.uint8)
+
+
+def refused(ran: Ran, *parts: str) -> None:
+    """Exit status 2; one line on standard error that names what it should; nothing on standard output."""
+    assert ran.status == 2, ran
+    assert ran.out == ""
+    assert ran.err.startswith("sppnet: ")
+    assert ran.err.count("\n") == 1
+    assert ran.err.endswith("\n")
+    for part in parts:
+        assert part in ran.err, ran.err
+    assert "Traceback" not in ran.err
+
+
+# What it prints
+
+
+def test_detect(sppnet: Callable[..., Ran], tiny_model_file: Path, photo: Path, tmp_path: Path) -> None:
+    ran = sppnet("detect", photo, "--model", tiny_model_file, "--output", tmp_path / "out", "--score-threshold", 0.2)
+    assert ran.status == 0
+    assert all(line.startswith(f"{photo}: ") for line in ran.out.splitlines())
+    assert "circle 0." in ran.out or "square 0." in ran.out
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["detections.json", "photo.jpg"]
+    document = json.loads((tmp_path / "out" / "detections.json").read_text())
+    (entry,) = document["images"]
+    assert entry["file"] == str(photo)
+    assert (entry["height"], entry["width"], entry["picture"]) == (60, 90, "photo.jpg")
+    assert len(entry["boxes"]) == len(entry["scores"]) == len(entry["names"]) > 0
+    assert document["errors"] == []
+
+
+@pytest.mark.parametrize("command", ["detect", "classify"])
+def test_json_is_one_document_and_nothing_else(
+    sppnet: Callable[..., Ran], tiny_model_file: Path, photo: Path, tmp_path: Path, command: str
+) -> None:
+    ran = sppnet(command, photo, "--model", tiny_model_file, "--json", "--output", tmp_path / "out")
+    assert ran.status == 0
+    (entry,) = ran.document["images"]
+    assert {"file", "height", "width", "scores"} <= set(entry)
+    assert ran.err == f"1 annotated pictures and {'detections' if command == 'detect' else 'classes'}.json in {tmp_path / 'out'}\n"  # fmt: skip
+
+
+def test_classify(sppnet: Callable[..., Ran], tiny_model_file: Path, photo: Path) -> None:
+    ran = sppnet("classify", photo, "--model", tiny_model_file)
+    assert ran.status == 0
+    assert ran.out.startswith(f"{photo}: ")
+    assert "circle" in ran.out
+    assert "square" in ran.out
+    assert ran.err == ""
+
+
+def test_photos_of_one_name_get_pictures_of_their_own(
+    sppnet: Callable[..., Ran], tiny_model_file: Path, tmp_path: Path
+) -> None:
+    for name in ("a/x.png", "b/x.png", "b/X.bmp"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(noise(40, 40)).save(tmp_path / name)
+    ran = sppnet("detect", tmp_path, "--model", tiny_model_file, "--output", tmp_path / "out", "--json")
+    pictures = [entry["picture"] for entry in ran.document["images"]]
+    assert len(set(map(str.lower, pictures))) == 3
+    assert all((tmp_path / "out" / picture).is_file() for picture in pictures)
+
+
+def test_proposals_train_evaluate(sppnet: Callable[..., Ran], tiny_voc: Path, tmp_path: Path) -> None:
+    ran = sppnet("proposals", tiny_voc, "--proposer", "grid", "--limit", 3, "--json")
+    assert ran.status == 0
+    assert ran.err == ""
+    assert ran.document["images"] == 3
+
+    from sppnet.models.compact import compact_resnet
+
+    weights, model = tmp_path / "backbone.safetensors", tmp_path / "m.safetensors"
+    save_file(compact_resnet().state_dict(), weights)
+    tiny = ["--proposer", "grid", "--levels", 2, 1, "--hidden", 8, "--short-side", 64, "--long-side", 128]
+    ran = sppnet("train", "detector", tiny_voc, "--output", model, "--weights", weights, "--steps", 2, *tiny)
+    assert (ran.status, ran.err) == (0, "")
+    assert ran.out.startswith(f"wrote {model} (")
+    assert ran.out.count("\n") == 1
+
+    ran = sppnet("evaluate", model, tiny_voc, "--json", "--output", tmp_path / "out")
+    assert (ran.status, ran.err) == (0, "")
+    assert set(ran.document["map"]) == {"voc07", "area"}
+    assert (ran.document["split"], ran.document["images"]) == ("val", 4)
+    assert json.loads((tmp_path / "out" / "evaluation.json").read_text()) == ran.document
+    assert (tmp_path / "out" / "precision-recall.png").is_file()
+    ran = sppnet("evaluate", model, tiny_voc, "--limit", 2)
+    assert "circle" in ran.out
+    assert "2 images" in ran.out
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["detect", "--help"], ["train"], ["--version"]])
+def test_help(sppnet: Callable[..., Ran], words: list[str]) -> None:
+    ran = sppnet(*words)
+    assert ran.status == 0
+    assert ran.err == ""
+    assert len(ran.out) > 4
+
+
+# Images of every kind
+
+
+def save_exif_rotated(path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(noise(60, 90)).save(path, "JPEG", exif=exif)
+
+
+KINDS: dict[str, tuple[Writer, tuple[int, int]]] = {
+    "1x1": (lambda path: Image.fromarray(noise(1, 1)).save(path, "PNG"), (1, 1)),
+    "20000 x 20": (lambda path: Image.fromarray(noise(20, 20000)).save(path, "PNG"), (20, 20000)),
+    "20 x 20000": (lambda path: Image.fromarray(noise(20000, 20)).save(path, "PNG"), (20000, 20)),
+    "turned by EXIF": (save_exif_rotated, (90, 60)),
+    "CMYK": (lambda path: Image.fromarray(noise(60, 90)).convert("CMYK").save(path, "JPEG"), (60, 90)),
+    "grey": (lambda path: Image.fromarray(noise(60, 90)).convert("L").save(path, "PNG"), (60, 90)),
+    "16-bit": (lambda path: Image.fromarray(noise(60, 90, 1)[:, :, 0].astype(np.uint16) * 257).save(path, "PNG"), (60, 90)),
+    "alpha": (lambda path: Image.fromarray(noise(60, 90, 4)).save(path, "PNG"), (60, 90)),
+    "palette": (lambda path: Image.fromarray(noise(60, 90)).convert("P").save(path, "GIF"), (60, 90)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("command", ["detect", "classify"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_images_of_every_kind(
+    sppnet: Callable[..., Ran], tiny_model_file: Path, tmp_path: Path, command: str, kind: str
+) -> None:
+    write, size = KINDS[kind]
+    write(tmp_path / "image.jpg")  # the content counts, not the ending
+    ran = sppnet(command, tmp_path / "image.jpg", "--model", tiny_model_file, "--json", "--output", tmp_path / "out")
+    assert ran.status == 0, ran.err
+    (entry,) = ran.document["images"]
+    assert (entry["height"], entry["width"]) == size
+    assert (tmp_path / "out" / "image.jpg").stat().st_size > 0
+    for x0, y0, x1, y1 in entry.get("boxes", []):
+        assert 0 <= x0 < x1 <= size[1]
+        assert 0 <= y0 < y1 <= size[0]
+
+
+# Bad input
+
+
+BAD: dict[str, Writer] = {
+    "empty": lambda path: path.write_bytes(b"") and None,
+    "not an image": lambda path: path.write_text("this is text") and None,
+    "cut short": lambda path: cut_short(path),
+    "a folder's name": lambda path: path.mkdir(),
+    "not there": lambda path: None,
+}
+
+
+def cut_short(path: Path) -> None:
+    Image.fromarray(noise(60, 90)).save(path, "JPEG")
+    path.write_bytes(path.read_bytes()[:700])
+
+
+@pytest.mark.parametrize("command", ["detect", "classify"])
+@pytest.mark.parametrize("kind", BAD)
+def test_a_bad_image(
+    sppnet: Callable[..., Ran], tiny_model_file: Path, tmp_path: Path, command: str, kind: str
+) -> None:
+    path = tmp_path / "bad.jpg"
+    BAD[kind](path)
+    refused(sppnet(command, path, "--model", tiny_model_file), str(path))
+
+
+@pytest.mark.parametrize("command", ["detect", "classify"])
+def test_in_a_folder_the_bad_are_named_and_the_rest_is_done(
+    sppnet: Callable[..., Ran], tiny_model_file: Path, tmp_path: Path, command: str
+) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name in ("a.png", "c.png"):
+        Image.fromarray(noise(40, 50)).save(folder / name)
+    (folder / "b.jpg").write_text("this is text")
+    cut_short(folder / "d.jpg")
+    (folder / "notes.txt").write_text("not looked at")
+    ran = sppnet(command, folder, "--model", tiny_model_file, "--json")
+    assert ran.status == 2
+    assert [Path(entry["file"]).name for entry in ran.document["images"]] == ["a.png", "c.png"]
+    assert [Path(entry["file"]).name for entry in ran.document["errors"]] == ["b.jpg", "d.jpg"]
+    lines = ran.err.splitlines()
+    assert [line.split(":")[1].strip() for line in lines] == [str(folder / "b.jpg"), str(folder / "d.jpg")]
+
+
+def test_an_image_that_does_not_fit_into_memory_is_named(
+    sppnet: Callable[..., Ran], tiny_model_file: Path, photo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise MemoryError("Unable to allocate 9.3 TiB")
+
+    monkeypatch.setattr("sppnet.detection.predict.detect", full)
+    ran = sppnet("detect", photo, "--model", tiny_model_file)
+    refused(ran, str(photo), "memory")
+
+
+def test_a_folder_without_images(sppnet: Callable[..., Ran], tiny_model_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "nothing").mkdir()
+    refused(sppnet("detect", tmp_path / "nothing", "--model", tiny_model_file), "nothing", "no image")
+
+
+def test_a_model_that_is_not_there(sppnet: Callable[..., Ran], photo: Path) -> None:
+    refused(sppnet("detect", photo, "--model", "vco"), "no such model: vco", "voc")
+
+
+def test_a_model_file_that_is_not_one(sppnet: Callable[..., Ran], photo: Path, tmp_path: Path) -> None:
+    text, other = tmp_path / "notes.txt", tmp_path / "other.safetensors"
+    text.write_text("this is text")
+    import torch
+
+    save_file({"weight": torch.zeros(2)}, other)
+    for command in ("detect", "classify"):
+        refused(sppnet(command, photo, "--model", text), str(text), "not a model file")
+        refused(sppnet(command, photo, "--model", other), str(other), "not an sppnet model")
+
+
+def test_a_classifier_cannot_detect(sppnet: Callable[..., Ran], photo: Path, tmp_path: Path) -> None:
+    from sppnet.models.files import save_model
+    from sppnet.models.sppnet import Architecture, SPPNet
+
+    path = tmp_path / "classifier.safetensors"
+    save_model(SPPNet(Architecture(("cat", "dog"), levels=(1,), hidden=(4,), detects=False)), path, {})
+    refused(sppnet("detect", photo, "--model", path), "classifies only")
+    assert sppnet("classify", photo, "--model", path).status == 0
+
+
+@pytest.mark.parametrize("part", ["JPEGImages", "Annotations", "ImageSets", "ImageSets/Main/val.txt"])
+def test_a_data_set_without_its_parts(
+    sppnet: Callable[..., Ran], tiny_model_file: Path, tiny_voc: Path, part: str
+) -> None:
+    (tiny_voc / part).rename(tiny_voc / "gone")
+    named = part.split("/")[-1]
+    refused(sppnet("evaluate", tiny_model_file, tiny_voc), str(tiny_voc), named)
+    refused(sppnet("proposals", tiny_voc, "--split", "val"), named)
+    refused(sppnet("train", "detector", tiny_voc, "--split", "val", "--output", "m.safetensors"), named)
+
+
+def test_a_data_set_that_is_not_there(sppnet: Callable[..., Ran], tiny_model_file: Path, photo: Path) -> None:
+    refused(sppnet("evaluate", tiny_model_file, "no/such/folder"), "no/such/folder")
+    refused(sppnet("evaluate", tiny_model_file, photo), str(photo))
+
+
+def test_a_bad_image_in_a_data_set(sppnet: Callable[..., Ran], tiny_model_file: Path, tiny_voc: Path) -> None:
+    bad = tiny_voc / "JPEGImages" / "000002.jpg"
+    bad.write_text("this is text")
+    refused(sppnet("evaluate", tiny_model_file, tiny_voc), str(bad), "1 of 4 images")
+    refused(sppnet("proposals", tiny_voc, "--split", "val", "--proposer", "grid"), str(bad))
+
+
+def test_other_classes_than_the_models(
+    sppnet: Callable[..., Ran], tiny_model_file: Path, tiny_voc_of_voc_classes: Path
+) -> None:
+    refused(sppnet("evaluate", tiny_model_file, tiny_voc_of_voc_classes), "circle", "aeroplane")
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["detct", "photo.jpg"], ["detct"]),
+        (["detect"], ["IMAGES"]),
+        (["detect", "photo.jpg", "--modle", "voc"], ["--modle"]),
+        (["detect", "photo.jpg", "--score-threshold", "high"], ["--score-threshold", "high"]),
+        (["detect", "photo.jpg", "--score-threshold", "1.5"], ["--score-threshold must be between 0 and 1: got 1.5"]),
+        (["detect", "photo.jpg", "--nms-iou", "nan"], ["--nms-iou must be between 0 and 1: got nan"]),
+        (["detect", "photo.jpg", "--device", "tpu"], ["--device", "tpu", "cuda"]),
+        (["train", "recognizer", "data"], ["recognizer"]),
+        (["train", "detector", "data"], ["--output"]),
+        (["train", "detector", "data", "--output", "m.safetensors", "--steps", "0"], ["--steps must be at least 1"]),
+        (["train", "detector", "data", "--output", "m.safetensors", "--learning-rate", "0"], ["--learning-rate"]),
+        (["train", "detector", "data", "--output", "m.safetensors", "--learning-rate", "nan"], ["--learning-rate"]),
+        (["train", "detector", "data", "--output", "m.safetensors", "--seed", "-1"], ["--seed"]),
+        (["proposals", "data", "--limit", "0"], ["--limit must be at least 1: got 0"]),
+        (["proposals", "data", "--limit", "-3"], ["--limit must be at least 1: got -3"]),
+        (["proposals", "data", "--proposer", "rpn"], ["--proposer", "rpn", "grid"]),
+        (["evaluate", "voc.safetensors"], ["DATA"]),
+    ],
+    ids=" ".join,
+)
+def test_a_wrong_word(sppnet: Callable[..., Ran], words: list[str], parts: list[str]) -> None:
+    refused(sppnet(*words), *parts)
+
+
+def test_training_words_that_need_the_data(sppnet: Callable[..., Ran], tiny_voc: Path, tmp_path: Path) -> None:
+    def trained(*words: object, output: str = "m.safetensors") -> Ran:
+        return sppnet("train", "detector", tiny_voc, "--output", tmp_path / output, *words)
+
+    refused(trained("--levels", 0), "--levels")
+    refused(trained("--hidden", -1), "--hidden")
+    refused(trained("--backbone", "resnet1000", "--weights", "x.pth"), "resnet1000")
+    refused(trained("--backbone", "resnet18", "--weights", "none.pth"), "none.pth")
+    refused(trained(output="m.pth"), "m.pth", ".safetensors")
+    assert not (tmp_path / "m.safetensors").exists()
+
+
+def test_an_output_that_is_a_file(sppnet: Callable[..., Ran], tiny_model_file: Path, photo: Path) -> None:
+    refused(sppnet("classify", photo, "--model", tiny_model_file, "--output", photo), str(photo))
+
+
+# As a process
+
+
+def start(*words: object, **options: Any) -> subprocess.Popen[str]:
+    """`sppnet` as its own process."""
+    command = [sys.executable, "-c", "from sppnet.cli import main; main()", *map(str, words)]
+    return subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+
+
+def test_help_is_quick_and_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, time; from sppnet.cli import run; run(['--help']);"
+        "heavy = {'torch', 'numpy', 'PIL', 'cv2', 'lightning', 'numba', 'matplotlib'} & set(sys.modules);"
+        "print(time.process_time(), *sorted(heavy))"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    seconds, *heavy = ran.stdout.splitlines()[-1].split()
+    assert heavy == []
+    assert float(seconds) < 0.5  # of processor time, so that a busy machine does not count
+
+
+def test_errors_of_a_process() -> None:
+    process = start("detect", "photo.jpg", "--modle", "voc")
+    out, err = process.communicate(timeout=100)
+    refused(Ran(process.returncode, out, err), "--modle")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
+def test_ctrl_c_ends_cleanly(tiny_model_file: Path, tmp_path: Path) -> None:
+    for index in range(2000):
+        Image.fromarray(noise(40, 40)).save(tmp_path / f"{index:04}.bmp")
+    process = start("classify", tmp_path, "--model", tiny_model_file)
+    assert process.stdout is not None
+    assert "0000.bmp" in process.stdout.readline()  # it is at work
+    process.send_signal(signal.SIGINT)
+    started = time.monotonic()
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert "stopped" in err
+    assert "1999.bmp" not in out
+    assert time.monotonic() - started < 30
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes that close are POSIX's")
+def test_a_reader_that_leaves_is_no_error(tiny_model_file: Path, tmp_path: Path) -> None:
+    for index in range(5):
+        Image.fromarray(noise(40, 40)).save(tmp_path / f"{index}.png")
+    process = start("classify", tmp_path, "--model", tiny_model_file)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait(timeout=60) == 0
+    process.stderr.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names of any bytes are Linux's")
+def test_a_file_name_that_is_not_text(tiny_model_file: Path, tmp_path: Path) -> None:
+    path = os.fsencode(tmp_path) + b"/caf\xe9.png"
+    Image.fromarray(noise(40, 40)).save(tmp_path / "x.png")
+    os.rename(tmp_path / "x.png", path)
+    process = start(
+        "classify",
+        tmp_path,
+        "--model",
+        tiny_model_file,
+        env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"},
+        errors="surrogateescape",
+    )
+    out, err = process.communicate(timeout=100)
+    assert (process.returncode, err) == (0, "")
+    assert os.fsencode(out).startswith(path + b": ")
