@@ -135,7 +135,7 @@ def detector(
     short_side: Annotated[int, Parameter(help="Images are resized to this short side, in pixels,")] = 600,
     long_side: Annotated[int, Parameter(help="unless their long side would become longer than this.")] = 1000,
     steps: Annotated[int, Parameter(help="Of training; each sees 8 images, 64 windows of each.")] = 2500,
-    learning_rate: Annotated[float, Parameter(help="Peak of the schedule.")] = 5e-4,
+    learning_rate: Annotated[float, Parameter(help="Peak of the schedule.")] = 1e-3,
     proposer: Annotated[
         Literal["selective-search", "grid", "selective-search+grid"], Parameter(help="What proposes boxes.")
     ] = "selective-search",

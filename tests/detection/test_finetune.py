@@ -15,7 +15,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sppnet.detection.finetune import FinetuneSettings, TrainingImage, WindowBatches, detection_losses, finetune
+from sppnet.detection.finetune import (
+    FinetuneSettings,
+    TrainingImage,
+    WindowBatches,
+    _Finetune,
+    detection_losses,
+    finetune,
+)
 from sppnet.detection.maps import MapCache
 from sppnet.detection.targets import Candidates
 from sppnet.models.sppnet import SPPNet
@@ -75,6 +82,7 @@ def test_what_a_batch_holds(tiny_detector: SPPNet, cache: MapCache, images: list
     batch = WindowBatches(images, tiny_detector, cache, SETTINGS)[0]
     assert {name: list(value.shape) for name, value in batch.items()} == {
         "pooled": [2 + 4, 5, 384],  # 2 whole images, then 2 windows of each (there are no more); levels (2, 1)
+        "residuals": [4, 4],
         "labels": [4],
         "deltas": [4, 4],
         "image_labels": [2, 2],
@@ -119,6 +127,19 @@ def test_mirror_images_have_mirrored_boxes(tiny_detector: SPPNet, cache: MapCach
             assert torch.equal(window, right if mirrored else left)
             seen.add(mirrored)
     assert seen == {True, False}
+
+
+def test_layers_with_wide_inputs_learn_slower(tiny_detector: SPPNet) -> None:
+    """Adam moves every weight by about the learning rate: summed over a wide input, that is a large step."""
+    net = copy.deepcopy(tiny_detector)
+    module = _Finetune(net, SETTINGS)
+    groups = module.configure_optimizers()["optimizer"].param_groups
+    rates = {id(group["params"][0]): group["initial_lr"] for group in groups}
+    first = net.fully_connected[1].weight  # [16, 5 bins x 384 channels]
+    assert rates[id(first)] == pytest.approx(SETTINGS.learning_rate * 1024 / 1920)
+    assert rates[id(net.window_logits.weight)] == SETTINGS.learning_rate
+    assert rates[id(net.from_residuals.weight)] == SETTINGS.learning_rate
+    assert len(rates) == len(list(module.parameters()))
 
 
 def trained(

@@ -10,7 +10,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from sppnet.models.backbones import build_backbone
-from sppnet.models.geometry import Geometry, backbone_geometry, boxes_to_windows, probe_geometry
+from sppnet.models.geometry import (
+    Geometry,
+    backbone_geometry,
+    boxes_to_windows,
+    probe_geometry,
+    window_residuals,
+)
 
 
 @pytest.mark.parametrize(
@@ -147,3 +153,20 @@ def test_no_window_is_empty_or_outside(
 def test_scale_is_vertical_then_horizontal() -> None:
     box = torch.tensor([[0.0, 0, 80, 80]])
     assert boxes_to_windows(box, Geometry(16, 8.0), (10, 10), (1.0, 2.0)).tolist() == [[0, 0, 10, 5]]
+
+
+def test_residuals_say_what_rounding_to_cells_lost() -> None:
+    """Cells of 16 px: the window of a box from 4 to 60 covers the cells from 0 to 64, 4 px more on either side."""
+    geometry, boxes = Geometry(16, 8.0), torch.tensor([[4.0, 4, 60, 60], [0, 0, 64, 64]])
+    windows = boxes_to_windows(boxes, geometry, (10, 10), (1.0, 1.0))
+    lost = 4 / 56
+    expected = torch.tensor([[-lost, -lost, lost, lost], [0, 0, 0, 0]])
+    torch.testing.assert_close(window_residuals(boxes, windows, geometry, (1.0, 1.0)), expected)
+    twice = window_residuals(boxes / 2, windows, geometry, (2.0, 2.0))  # the same box, seen at twice the size
+    torch.testing.assert_close(twice, expected)
+
+
+def test_residuals_of_boxes_far_outside_are_bounded() -> None:
+    geometry, boxes = Geometry(32, 0.5), torch.tensor([[-900.0, -900, -890, -890], [5, 5, 5.1, 5.1]])
+    windows = boxes_to_windows(boxes, geometry, (4, 4), (1.0, 1.0))
+    assert window_residuals(boxes, windows, geometry, (1.0, 1.0)).abs().max() <= 1

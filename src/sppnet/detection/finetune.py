@@ -28,9 +28,11 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from sppnet.detection.maps import MapCache, Progress
 from sppnet.detection.targets import Candidates, draw
-from sppnet.models.geometry import boxes_to_windows
+from sppnet.models.geometry import boxes_to_windows, window_residuals
 from sppnet.models.precision import autocast
 from sppnet.models.sppnet import SPPNet
+
+REFERENCE_WIDTH = 1024  # of a layer's input; wider layers learn slower in proportion, as Adam's steps add up over it
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class FinetuneSettings:
     foreground_share: float = 0.25  # of the windows (paper, section 4.1)
     foreground_iou: float = 0.5
     background_iou: float = 0.1
-    learning_rate: float = 5e-4  # peak; warms up over 5 % of the steps, then falls along a cosine
+    learning_rate: float = 1e-3  # peak, of layers up to REFERENCE_WIDTH wide; 5 % warm-up, then along a cosine
     weight_decay: float = 1e-2
     image_weight: float = 0.5  # of the whole-image loss against the windows'
     checkpoint_every: int = 100  # steps; a run that was stopped goes on from the last of these
@@ -73,7 +75,7 @@ class WindowBatches(Dataset[dict[str, Tensor]]):
 
     def __getitem__(self, step: int) -> dict[str, Tensor]:
         rng = np.random.default_rng([self.settings.seed, step])
-        pooled, whole, labels, deltas, image_labels = [], [], [], [], []
+        pooled, whole, residuals, labels, deltas, image_labels = [], [], [], [], [], []
         for index in self._images_of(step):
             image = self.images[index]
             chosen = torch.from_numpy(
@@ -86,6 +88,7 @@ class WindowBatches(Dataset[dict[str, Tensor]]):
             features = self.cache.read(image.maps[side])
             map_size = (features.shape[2], features.shape[3])
             cells = boxes_to_windows(boxes, self.model.geometry, map_size, image.scale)
+            residuals.append(window_residuals(boxes, cells, self.model.geometry, image.scale))
             cells = torch.cat([torch.tensor([[0, 0, map_size[1], map_size[0]]]), cells])
             vectors = self.model.pool(features, F.pad(cells, (1, 0)))
             whole.append(vectors[:1])
@@ -95,6 +98,7 @@ class WindowBatches(Dataset[dict[str, Tensor]]):
             image_labels.append(image.candidates.image_labels)
         return {
             "pooled": torch.cat(whole + pooled),  # [B + R, M, C]: whole images first
+            "residuals": torch.cat(residuals),  # [R, 4]
             "labels": torch.cat(labels),  # [R]
             "deltas": torch.cat(deltas),  # [R, 4]
             "image_labels": torch.stack(image_labels),  # [B, K]
@@ -166,7 +170,7 @@ class _Finetune(L.LightningModule):
         super().__init__()
         # Only what learns is a submodule here, so that a checkpoint holds no backbone.
         self.fully_connected = model.fully_connected
-        self.outputs = nn.ModuleList([model.window_logits, model.box_deltas, model.image_logits])
+        self.outputs = nn.ModuleList([model.window_logits, model.box_deltas, model.from_residuals, model.image_logits])
         self.settings = settings
         self.model = [model]  # in a list: not a submodule
 
@@ -176,6 +180,7 @@ class _Finetune(L.LightningModule):
         with autocast(self.device):
             described = model.describe(batch["pooled"])
             logits, deltas = model.window_outputs(described[images:])
+            deltas = deltas + model.residual_deltas(batch["residuals"])
             image_logits = model.image_logits(described[:images])
         losses = detection_losses(logits, deltas, image_logits, batch)
         total = losses["windows"] + losses["boxes"] + self.settings.image_weight * losses["images"]
@@ -184,9 +189,11 @@ class _Finetune(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         settings = self.settings
-        optimizer = torch.optim.AdamW(
-            self.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
-        )
+        groups = [
+            {"params": [parameter], "lr": settings.learning_rate * min(1.0, REFERENCE_WIDTH / parameter.shape[-1])}
+            for parameter in self.parameters()
+        ]
+        optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay, fused=True)
         warm = max(1, settings.steps // 20)
 
         def factor(step: int) -> float:

@@ -23,7 +23,7 @@ from sppnet.data.images import read_image
 from sppnet.detection.maps import compute_map
 from sppnet.detection.targets import DELTA_SCALE
 from sppnet.errors import UserError
-from sppnet.models.geometry import boxes_to_windows
+from sppnet.models.geometry import boxes_to_windows, window_residuals
 from sppnet.models.precision import autocast
 from sppnet.models.sppnet import WINDOWS_AT_ONCE, SPPNet
 from sppnet.proposals.compute import propose
@@ -107,6 +107,7 @@ def score_windows(
     boxes = torch.from_numpy(proposals)
     with watch.stage("pooling"):
         windows = boxes_to_windows(boxes, model.geometry, (features.shape[2], features.shape[3]), scale)
+        residuals = window_residuals(boxes, windows, model.geometry, scale).to(features.device)
         unique, which = windows.unique(dim=0, return_inverse=True)
         unique = torch.nn.functional.pad(unique, (1, 0)).to(features.device)
     outputs = []
@@ -117,8 +118,9 @@ def score_windows(
             with watch.stage("fully connected"), autocast(model.device):
                 logits, deltas = model.window_outputs(model.describe(pooled))
                 outputs.append((logits.float().softmax(1).cpu(), deltas.float().cpu()))
-    with watch.stage("nms"):
+    with watch.stage("nms"), torch.inference_mode():
         scores, deltas = (torch.cat(column)[which] for column in zip(*outputs, strict=True))
+        deltas = deltas + model.residual_deltas(residuals).cpu()
         moved = decode_boxes(boxes, deltas * deltas.new_tensor(DELTA_SCALE))
         return scores, clip_boxes(moved, (size[0], size[1]))
 

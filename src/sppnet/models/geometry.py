@@ -176,3 +176,29 @@ def boxes_to_windows(
     empty = stop <= start
     start, stop = torch.where(empty, nearest, start), torch.where(empty, nearest + 1, stop)
     return torch.cat([start, stop], dim=1)
+
+
+def window_residuals(boxes: Tensor, windows: Tensor, geometry: Geometry, scale: tuple[float, float]) -> Tensor:
+    """Where the edges of windows lie beside those of the boxes that they stand for: what rounding to cells lost.
+
+    A cell is taken to cover a stride's width around its centre.
+
+    Args:
+        boxes: [R, 4] in pixels of the original image, each side above 0.
+        windows: [R, 4] in cells, as `boxes_to_windows` gives for them.
+        geometry: stride and offset of the backbone.
+        scale: (vertical, horizontal) factor from the original image to the image that the backbone saw.
+
+    Returns:
+        [R, 4] float32: window edge minus box edge, for x0, y0, x1, y1, in sides of the box; between -1 and 1.
+
+    Example:
+        >>> boxes = torch.tensor([[0.0, 0, 64, 40]])
+        >>> windows = boxes_to_windows(boxes, Geometry(16, 8.0), (10, 10), (1.0, 1.0))
+        >>> window_residuals(boxes, windows, Geometry(16, 8.0), (1.0, 1.0))
+        tensor([[ 0.0000,  0.0000,  0.0000, -0.2000]])
+    """
+    factors = boxes.new_tensor([scale[1], scale[0]] * 2)
+    edges = ((windows - 0.5) * geometry.stride + geometry.offset) / factors  # in pixels of the original
+    sides = (boxes[:, 2:] - boxes[:, :2]).clamp(min=1e-3).repeat(1, 2)
+    return ((edges - boxes) / sides).clamp(-1, 1).float()

@@ -22,6 +22,7 @@ from sppnet.models.backbones import OWN, build_backbone, map_shape
 from sppnet.models.geometry import backbone_geometry
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+RESIDUAL_SPREAD = 0.025  # sides of a box: makes residuals so large that small weights, soon learned, will do
 WINDOWS_AT_ONCE = 4096  # bounds the memory of pooled windows: 4096 x 50 bins x 512 channels is 210 MB in half precision
 
 
@@ -84,6 +85,8 @@ class SPPNet(nn.Module):
         if architecture.detects:
             self.window_logits = nn.Linear(width, 1 + classes)
             self.box_deltas = nn.Linear(width, 4 * classes)
+            self.from_residuals = nn.Linear(4, 4 * classes, bias=False)
+            nn.init.zeros_(self.from_residuals.weight)
             nn.init.normal_(self.box_deltas.weight, std=0.001)
             nn.init.zeros_(self.box_deltas.bias)
 
@@ -126,6 +129,14 @@ class SPPNet(nn.Module):
     def window_outputs(self, described: Tensor) -> tuple[Tensor, Tensor]:
         """[R, D] -> class logits [R, 1 + K] with the background first, and box deltas [R, K, 4]."""
         return self.window_logits(described), self.box_deltas(described).unflatten(1, (-1, 4))
+
+    def residual_deltas(self, residuals: Tensor) -> Tensor:
+        """What is added to the box deltas of a box [R, 4] that its window does not quite cover: [R, K, 4].
+
+        See `sppnet.models.geometry.window_residuals`. The paper has no such term: with it, boxes that fall on the same
+        cells need not move by the same deltas.
+        """
+        return self.from_residuals(residuals / RESIDUAL_SPREAD).unflatten(1, (-1, 4))
 
     def forward(self, images: Tensor | Sequence[Tensor]) -> Tensor:
         """Class logits of whole images.
