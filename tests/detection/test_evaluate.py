@@ -56,7 +56,7 @@ def test_the_order_of_the_models_classes_does_not_matter(tiny_detector: SPPNet, 
         for layer, order in (
             (turned.image_logits, [1, 0]),
             (turned.window_logits, [0, 2, 1]),
-            (turned.box_deltas, [4, 5, 6, 7, 0, 1, 2, 3]),
+            (turned.class_deltas, [4, 5, 6, 7, 0, 1, 2, 3]),
         ):
             layer.weight.copy_(layer.weight[order].clone())
             layer.bias.copy_(layer.bias[order].clone())

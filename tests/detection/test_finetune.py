@@ -138,7 +138,7 @@ def test_layers_with_wide_inputs_learn_slower(tiny_detector: SPPNet) -> None:
     first = net.fully_connected[1].weight  # [16, 5 bins x 384 channels]
     assert rates[id(first)] == pytest.approx(SETTINGS.learning_rate * 1024 / 1920)
     assert rates[id(net.window_logits.weight)] == SETTINGS.learning_rate
-    assert rates[id(net.from_residuals.weight)] == SETTINGS.learning_rate
+    assert rates[id(net.residual_deltas.weight)] == SETTINGS.learning_rate
     assert len(rates) == len(list(module.parameters()))
 
 
@@ -203,7 +203,7 @@ def test_the_backbone_stays_and_the_rest_learns(
     before = tiny_detector.state_dict()
     after = trained(tiny_detector, images, cache, tmp_path / "run")
     learned = {name.split(".")[0] for name, value in after.items() if not torch.equal(value, before[name])}
-    assert learned == {"fully_connected", "window_logits", "box_deltas", "image_logits"}
+    assert learned == {"fully_connected", "window_logits", "shared_deltas", "class_deltas", "residual_deltas", "image_logits"}
     checkpoint = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)
     assert not any("backbone" in name for name in checkpoint["state_dict"])
 

@@ -170,7 +170,8 @@ class _Finetune(L.LightningModule):
         super().__init__()
         # Only what learns is a submodule here, so that a checkpoint holds no backbone.
         self.fully_connected = model.fully_connected
-        self.outputs = nn.ModuleList([model.window_logits, model.box_deltas, model.from_residuals, model.image_logits])
+        deltas = (model.shared_deltas, model.class_deltas, model.residual_deltas)
+        self.outputs = nn.ModuleList([model.window_logits, *deltas, model.image_logits])
         self.settings = settings
         self.model = [model]  # in a list: not a submodule
 
@@ -180,7 +181,7 @@ class _Finetune(L.LightningModule):
         with autocast(self.device):
             described = model.describe(batch["pooled"])
             logits, deltas = model.window_outputs(described[images:])
-            deltas = deltas + model.residual_deltas(batch["residuals"])
+            deltas = model.correct_deltas(deltas, batch["residuals"])
             image_logits = model.image_logits(described[:images])
         losses = detection_losses(logits, deltas, image_logits, batch)
         total = losses["windows"] + losses["boxes"] + self.settings.image_weight * losses["images"]

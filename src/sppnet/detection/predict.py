@@ -120,7 +120,7 @@ def score_windows(
                 outputs.append((logits.float().softmax(1).cpu(), deltas.float().cpu()))
     with watch.stage("nms"), torch.inference_mode():
         scores, deltas = (torch.cat(column)[which] for column in zip(*outputs, strict=True))
-        deltas = deltas + model.residual_deltas(residuals).cpu()
+        deltas = model.correct_deltas(deltas.to(residuals.device), residuals).cpu()
         moved = decode_boxes(boxes, deltas * deltas.new_tensor(DELTA_SCALE))
         return scores, clip_boxes(moved, (size[0], size[1]))
 

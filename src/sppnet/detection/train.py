@@ -19,7 +19,7 @@ import torch
 
 from sppnet import __version__
 from sppnet.data.annotations import DetectionData
-from sppnet.data.images import read_image, scaled_size
+from sppnet.data.images import image_size, read_image, scaled_size
 from sppnet.detection.finetune import FinetuneSettings, TrainingImage, finetune
 from sppnet.detection.maps import MapCache, compute_map
 from sppnet.detection.targets import find_candidates
@@ -96,7 +96,8 @@ def train_detector(
             image, load_proposals(file)[0], len(data.names), settings.foreground_iou, settings.background_iou
         )
         if len(candidates.labels):
-            images.append(TrainingImage(candidates, maps[image.path], image.size, _scale(model, image.size)))
+            size = image_size(image.path)  # the annotation's may be wrong; the map was made of what the file holds
+            images.append(TrainingImage(candidates, maps[image.path], size, _scale(model, size)))
     checkpoints = work / f"checkpoints-{output.stem}-{_fingerprint(architecture, settings, images)}"
     finetune(model, images, cache, settings, checkpoints, partial(report, "fine-tuning"))
     seconds["fine-tuning"] = time.perf_counter() - started

@@ -84,11 +84,15 @@ class SPPNet(nn.Module):
         self.image_logits = nn.Linear(width, classes)
         if architecture.detects:
             self.window_logits = nn.Linear(width, 1 + classes)
-            self.box_deltas = nn.Linear(width, 4 * classes)
-            self.from_residuals = nn.Linear(4, 4 * classes, bias=False)
-            nn.init.zeros_(self.from_residuals.weight)
-            nn.init.normal_(self.box_deltas.weight, std=0.001)
-            nn.init.zeros_(self.box_deltas.bias)
+            self.shared_deltas = nn.Linear(width, 4)  # how boxes of any class should move,
+            self.class_deltas = nn.Linear(
+                width, 4 * classes
+            )  # and what is special to each: seldom seen, slowly learned
+            self.residual_deltas = nn.Linear(4, 4, bias=False)
+            for linear in (self.shared_deltas, self.class_deltas, self.residual_deltas):
+                nn.init.normal_(linear.weight, std=0.001)
+                if linear.bias is not None:
+                    nn.init.zeros_(linear.bias)
 
     @property
     def device(self) -> torch.device:
@@ -117,7 +121,8 @@ class SPPNet(nn.Module):
 
     def calibrate(self, mean_square: float) -> None:
         """Set the scale of the features from the mean square that they have now, so that it becomes 1."""
-        self.feature_scale.div_(max(mean_square, 1e-12) ** 0.5)
+        scale = float(self.feature_scale) / max(mean_square, 1e-12) ** 0.5
+        self.feature_scale.fill_(float(f"{scale:.2e}"))  # rounded, so that another machine gets the very same
 
     def describe(self, pooled: Tensor) -> Tensor:
         """pooled windows [R, M, C] -> [R, D], by the fully connected layers."""
@@ -128,15 +133,15 @@ class SPPNet(nn.Module):
 
     def window_outputs(self, described: Tensor) -> tuple[Tensor, Tensor]:
         """[R, D] -> class logits [R, 1 + K] with the background first, and box deltas [R, K, 4]."""
-        return self.window_logits(described), self.box_deltas(described).unflatten(1, (-1, 4))
+        deltas = self.class_deltas(described).unflatten(1, (-1, 4)) + self.shared_deltas(described)[:, None]
+        return self.window_logits(described), deltas
 
-    def residual_deltas(self, residuals: Tensor) -> Tensor:
-        """What is added to the box deltas of a box [R, 4] that its window does not quite cover: [R, K, 4].
+    def correct_deltas(self, deltas: Tensor, residuals: Tensor) -> Tensor:
+        """Box deltas [R, K, 4] for boxes that their windows do not quite cover, by `window_residuals` [R, 4].
 
-        See `sppnet.models.geometry.window_residuals`. The paper has no such term: with it, boxes that fall on the same
-        cells need not move by the same deltas.
+        The paper has no such term: with it, boxes that fall on the same cells need not move by the same deltas.
         """
-        return self.from_residuals(residuals / RESIDUAL_SPREAD).unflatten(1, (-1, 4))
+        return deltas + self.residual_deltas(residuals / RESIDUAL_SPREAD)[:, None]
 
     def forward(self, images: Tensor | Sequence[Tensor]) -> Tensor:
         """Class logits of whole images.
