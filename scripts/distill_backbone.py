@@ -17,13 +17,14 @@ import os
 import queue
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
 import torchvision
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -91,9 +92,10 @@ def learning_rate(seen: int, total: int, peak: float) -> float:
     return peak * min(1.0, (seen + 1) / (0.01 * total), max(0.0, (total - seen) / (0.2 * total)))
 
 
-def write(path: Path, save) -> None:
+def write(path: Path, save_to: Callable[[Path], object]) -> None:
+    """Write to a temporary name, then rename: an interrupted run leaves no broken file."""
     temporary = path.with_name(path.name + ".tmp")
-    save(temporary)
+    save_to(temporary)
     os.replace(temporary, path)
 
 
@@ -179,7 +181,8 @@ def main() -> None:
         "seconds": round(seconds + time.perf_counter() - started),
     }
     tensors = {name: value.half().contiguous() for name, value in student.state_dict().items()}
-    write(arguments.output, lambda path: save_file(tensors, path, {"sppnet_backbone": json.dumps(metadata)}))
+    # `save_file` would leave it readable by the owner alone
+    write(arguments.output, lambda path: path.write_bytes(save(tensors, {"sppnet_backbone": json.dumps(metadata)})))
     print(f"wrote {arguments.output}: {metadata}", flush=True)
 
 

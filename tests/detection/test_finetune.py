@@ -203,7 +203,14 @@ def test_the_backbone_stays_and_the_rest_learns(
     before = tiny_detector.state_dict()
     after = trained(tiny_detector, images, cache, tmp_path / "run")
     learned = {name.split(".")[0] for name, value in after.items() if not torch.equal(value, before[name])}
-    assert learned == {"fully_connected", "window_logits", "shared_deltas", "class_deltas", "residual_deltas", "image_logits"}
+    assert learned == {
+        "fully_connected",
+        "window_logits",
+        "shared_deltas",
+        "class_deltas",
+        "residual_deltas",
+        "image_logits",
+    }
     checkpoint = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)
     assert not any("backbone" in name for name in checkpoint["state_dict"])
 
