@@ -71,7 +71,7 @@ def test_only_a_run_of_the_same_kind_is_taken_up(tiny_voc: Path, tmp_path: Path)
     assert steps_done(data, SMALL, SHORT) == 2
     assert steps_done(data, SMALL, SHORT) == 0  # it was finished
     assert steps_done(data, SMALL, dataclasses.replace(SHORT, steps=3)) == 3
-    assert steps_done(data, SMALL, dataclasses.replace(SHORT, learning_rate=1e-3)) == 2
+    assert steps_done(data, SMALL, dataclasses.replace(SHORT, learning_rate=2e-3)) == 2
     assert steps_done(data, dataclasses.replace(SMALL, hidden=(4,)), SHORT) == 2
     assert steps_done(dataclasses.replace(data, images=data.images[:4]), SMALL, SHORT) == 2
 
