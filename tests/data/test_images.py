@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import struct
 import threading
+import tracemalloc
 import warnings
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given
@@ -115,22 +119,63 @@ def test_cmyk_jpeg(tmp_path: Path) -> None:
     assert max(green, blue) < 60
 
 
+def test_16_bit_colour_keeps_its_high_byte(tmp_path: Path) -> None:
+    deep = QUADRANTS.astype(np.uint16) * 256 + 7
+    cv2.imwrite(str(tmp_path / "a.png"), deep[:, :, ::-1])  # OpenCV's order is blue, green, red
+    with Image.open(tmp_path / "a.png") as image:
+        assert "16" in str(image.tile)  # 16 bits a channel lie in the file
+    assert (read_image(tmp_path / "a.png") == QUADRANTS).all()
+
+
+def test_a_palette_with_transparent_colours_is_laid_on_white(tmp_path: Path) -> None:
+    image = Image.fromarray(np.array([[0, 1, 2]], dtype=np.uint8), mode="P")
+    image.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])
+    image.save(tmp_path / "a.png", transparency=1)
+    image.save(tmp_path / "a.gif", transparency=1)
+    for name in ("a.png", "a.gif"):
+        assert read_image(tmp_path / name)[0].tolist() == [[255, 0, 0], [255, 255, 255], [0, 0, 255]]
+
+
 def test_transparency_by_one_colour_is_laid_on_white(tmp_path: Path) -> None:
     Image.new("RGB", (2, 2), (9, 9, 9)).save(tmp_path / "a.png", transparency=(9, 9, 9))
     assert (read_image(tmp_path / "a.png") == 255).all()
 
 
-def test_first_frame_of_an_animation(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ending", [".gif", ".png", ".webp", ".tif"])
+def test_first_frame_of_an_animation_and_first_page(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"a{ending}"
     frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
-    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
-    assert (read_image(tmp_path / "a.gif") == (255, 0, 0)).all()
+    frames[0].save(path, save_all=True, append_images=frames[1:], **({"lossless": True} if ending == ".webp" else {}))
+    with Image.open(path) as image:
+        assert image.n_frames == 2  # type: ignore[attr-defined]
+    assert (read_image(path) == (255, 0, 0)).all()
+    assert image_size(path) == (4, 4)
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 20000), (20000, 20), (3, 500)])
-def test_odd_sizes(tmp_path: Path, size: tuple[int, int]) -> None:
-    Image.new("RGB", size[::-1], "teal").save(tmp_path / "a.png")
-    assert read_image(tmp_path / "a.png").shape == (*size, 3)
-    assert image_size(tmp_path / "a.png") == size
+@pytest.mark.parametrize("size", [(1, 1), (1, 20000), (20000, 20), (3, 500), (10, 30_000), (30_000, 10)])
+@pytest.mark.parametrize("ending", [".png", ".jpg"])
+def test_odd_sizes(tmp_path: Path, size: tuple[int, int], ending: str) -> None:
+    path = tmp_path / f"a{ending}"
+    Image.new("RGB", size[::-1], "teal").save(path)
+    assert read_image(path).shape == (*size, 3)
+    assert image_size(path) == size
+
+
+@pytest.mark.parametrize("ending", [".jpg", ".JPG", ".Jpeg", ".PNG", ".Tif", ".WEBP", ".BMP", ".gif", ".GIF"])
+def test_endings_in_any_case(tmp_path: Path, ending: str) -> None:
+    Image.new("RGB", (4, 3), "white").save(tmp_path / f"a{ending}")
+    (path,) = find_images([tmp_path])
+    assert (read_image(path) == 255).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("a.jpg", "PNG"), ("a.png", "JPEG"), ("a.gif", "WEBP"), ("a.heic", "JPEG"), ("a", "BMP"), ("a.txt", "PNG")],
+)
+def test_the_content_counts_and_not_the_ending(tmp_path: Path, name: str, kind: str) -> None:
+    Image.new("RGB", (4, 3), "white").save(tmp_path / name, format=kind)
+    assert (read_image(tmp_path / name) == 255).all()
+    assert image_size(tmp_path / name) == (3, 4)
 
 
 def test_arrays() -> None:
@@ -211,6 +256,23 @@ def test_too_many_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(images, "MAX_PIXELS", 1999)
     with pytest.raises(ImageError, match="50 x 40"):
         read_image(tmp_path / "a.png")
+
+
+def test_a_decompression_bomb_is_refused_by_its_head(tmp_path: Path) -> None:
+    """A few hundred bytes that promise 3000 megapixels, 9 GB: refused before anything is decoded."""
+    Image.new("RGB", (1, 1)).save(tmp_path / "a.png")
+    content = bytearray((tmp_path / "a.png").read_bytes())
+    content[16:24] = struct.pack(">II", 60_000, 50_000)  # width and height, in the head chunk after its name
+    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+    (tmp_path / "a.png").write_bytes(content)
+    tracemalloc.start()
+    try:
+        for read in (read_image, image_size):
+            with pytest.raises(ImageError, match=r"60000 x 50000 is more than 500 megapixels; scale it down"):
+                read(tmp_path / "a.png")
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_pillows_own_limit_neither_stops_nor_warns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,7 @@ IMAGE_ENDINGS = frozenset(
 )
 _VECTOR_FORMATS = frozenset({"EPS", "WMF"})  # drawing them would run another program
 
-_EXIF_ORIENTATION = 0x0112
+EXIF_ORIENTATION = 0x0112
 _TO_UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -72,7 +72,7 @@ def read_image(source: str | os.PathLike[str] | Image.Image | np.ndarray) -> np.
         return _from_array(source)
     if isinstance(source, Image.Image):
         return _from_pillow(source, name="image")
-    with _open(source) as image:
+    with open_image(source) as image:
         return _from_pillow(image, name=str(source))
 
 
@@ -93,10 +93,10 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
         Traceback (most recent call last):
         sppnet.data.images.ImageError: no/such/photo.jpg: no such file
     """
-    with _open(path) as image:
-        _check_pixels(image, str(path))
+    with open_image(path) as image:
+        check_pixels(image, str(path))
         width, height = image.size
-        turned = _orientation(image) in (5, 6, 7, 8)
+        turned = exif_orientation(image) in (5, 6, 7, 8)
     return (width, height) if turned else (height, width)
 
 
@@ -238,7 +238,7 @@ def _check_file(path: Path) -> None:
 
 
 @contextmanager
-def _open(source: str | os.PathLike[str]) -> Iterator[Image.Image]:
+def open_image(source: str | os.PathLike[str]) -> Iterator[Image.Image]:
     path = Path(source)
     try:
         _check_file(path)
@@ -272,7 +272,7 @@ def _open_without_limit(path: Path) -> Image.Image:
             Image.MAX_IMAGE_PIXELS = limit
 
 
-def _orientation(image: Image.Image) -> int:
+def exif_orientation(image: Image.Image) -> int:
     """EXIF orientation still to be applied: 1 to 8, 1 = upright. Looks only at what the head of the file said."""
     if image.format == "TIFF":
         return 1  # Pillow turns TIFF itself, and already gives the turned size
@@ -280,13 +280,13 @@ def _orientation(image: Image.Image) -> int:
         warnings.simplefilter("ignore")
         try:
             # the base class's: PNG's own would first decode the whole image to look for EXIF behind the pixels
-            orientation = Image.Image.getexif(image).get(_EXIF_ORIENTATION, 1)
+            orientation = Image.Image.getexif(image).get(EXIF_ORIENTATION, 1)
         except Exception:  # damaged EXIF: the picture itself is still good
             return 1
     return orientation if orientation in _TO_UPRIGHT else 1
 
 
-def _check_pixels(image: Image.Image, name: str) -> None:
+def check_pixels(image: Image.Image, name: str) -> None:
     width, height = image.size
     if width < 1 or height < 1:
         raise ImageError(f"{name}: the image has no pixels ({width} x {height})")
@@ -299,8 +299,8 @@ def _check_pixels(image: Image.Image, name: str) -> None:
 
 
 def _from_pillow(image: Image.Image, name: str) -> np.ndarray:
-    _check_pixels(image, name)
-    orientation = _orientation(image)
+    check_pixels(image, name)
+    orientation = exif_orientation(image)
     try:
         image.load()
         rgb = _to_rgb(image)

@@ -59,9 +59,9 @@ def read_voc(root: str | os.PathLike[str], split: str = "train", limit: int | No
     """
     if limit is not None and limit < 1:
         raise ValueError(f"read_voc: limit must be at least 1 or None, got {limit}")
-    folder = _voc_folder(Path(root))
+    folder = voc_folder(Path(root))
     image_ids = _read_split(folder, split)
-    files = _image_files(folder / "JPEGImages")
+    files = image_files(folder / "JPEGImages")
 
     names: set[str] = set()
     annotated: list[tuple[str, Path, tuple[int, int], list[_Object]]] = []
@@ -75,8 +75,8 @@ def read_voc(root: str | os.PathLike[str], split: str = "train", limit: int | No
                     f"{folder / 'JPEGImages'}: no image for {image_id!r} of split {split!r}; expected {image_id}.jpg"
                 )
             path = files[image_id]
-            size = _stated_size(annotation) or image_size(path)
-            objects = [_read_object(item, size, annotation_path) for item in annotation.iterfind("object")]
+            size = stated_size(annotation) or image_size(path)
+            objects = [read_object(item, size, annotation_path) for item in annotation.iterfind("object")]
             annotated.append((image_id, path, size, objects))
 
     class_names = VOC_CLASSES if names <= set(VOC_CLASSES) else _all_names(folder / "Annotations")
@@ -95,7 +95,7 @@ def read_voc(root: str | os.PathLike[str], split: str = "train", limit: int | No
     return DetectionData(names=class_names, images=tuple(images), split=split)
 
 
-def _voc_folder(root: Path) -> Path:
+def voc_folder(root: Path) -> Path:
     if not root.is_dir():
         what = "this is a file" if root.exists() else "no such folder"
         raise UserError(f"{root}: {what}; expected a folder with {', '.join(_PARTS)}")
@@ -108,7 +108,7 @@ def _voc_folder(root: Path) -> Path:
         )
     inside = sorted(path for path in root.glob("VOC*") if path.is_dir())
     if len(inside) == 1:
-        return _voc_folder(inside[0])
+        return voc_folder(inside[0])
     if inside:
         raise UserError(f"{root}: holds several VOC folders ({', '.join(p.name for p in inside)}); give one of them")
     raise UserError(f"{root}: not a VOC folder; expected {', '.join(_PARTS)} in it")
@@ -134,7 +134,7 @@ def _read_split(folder: Path, split: str) -> list[str]:
     return image_ids
 
 
-def _image_files(folder: Path) -> dict[str, Path]:
+def image_files(folder: Path) -> dict[str, Path]:
     """All images by their id: one listing of the folder instead of a look-up for each image."""
     files: dict[str, Path] = {}
     for name in sorted(os.listdir(folder)):
@@ -153,7 +153,7 @@ def _parse(path: Path, wanted_by: str = "") -> ElementTree.Element:
         raise UserError(f"{path}: not readable as a VOC annotation: {error}") from error
 
 
-def _stated_size(annotation: ElementTree.Element) -> tuple[int, int] | None:
+def stated_size(annotation: ElementTree.Element) -> tuple[int, int] | None:
     try:
         height, width = (int(annotation.findtext(f"size/{side}", "")) for side in ("height", "width"))
     except ValueError:
@@ -161,7 +161,7 @@ def _stated_size(annotation: ElementTree.Element) -> tuple[int, int] | None:
     return (height, width) if min(height, width) >= 1 else None
 
 
-def _read_object(item: ElementTree.Element, size: tuple[int, int], path: Path) -> _Object:
+def read_object(item: ElementTree.Element, size: tuple[int, int], path: Path) -> _Object:
     name = _name(item, path)
     texts = {key: item.findtext(f"bndbox/{key}", "").strip() for key in ("xmin", "ymin", "xmax", "ymax")}
     shown = " ".join(f"{key}={text or 'missing'}" for key, text in texts.items())

@@ -1,0 +1,237 @@
+"""Batches of images of like size, so that little is padded: which samples go together, in which order, on which rank.
+
+Between reading a folder and the network: images of different sizes share a batch by padding each to the tallest and the
+widest; what is padded is computed for nothing. Sizes are (height, width) in pixels, as the network will see them.
+
+For ``torch.utils.data.DataLoader(..., batch_sampler=SizeBuckets(...))``. Under Lightning with several processes, give
+``ranks`` and ``rank`` here and say ``Trainer(use_distributed_sampler=False)``: by default Lightning replaces samplers
+by its own, and refuses batch samplers that it does not know. Lightning calls ``set_epoch`` by itself, through
+``sampler``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from torch.utils.data import Sampler
+
+
+class PaddingShare(NamedTuple):
+    """Share of all pixels of an epoch's batches that are padding, 0 to 1."""
+
+    buckets: float  # by size, as here
+    random: float  # as many batches of the same lengths, drawn at random
+
+
+class SizeBuckets(Sampler[list[int]]):
+    """Batches of like sizes, every sample once an epoch, as many batches on every rank.
+
+    Of N samples, T batches are made: the fewest that hold at most ``batch_size`` samples each and can be dealt out
+    evenly to the ranks. Their lengths differ by at most one, so there is no small last batch. Batches are cut from the
+    samples by halving: again and again, at the median of height or of width, whichever varies more (in proportion),
+    until each piece is one batch. Before that, sizes are varied at random by some per cent, so that other samples meet
+    in every epoch. The batches of one step, one a rank, are neighbours: ranks wait little for each other.
+
+    No sample is left out. Only where N samples cannot fill T batches of ``smallest_batch`` (N odd and batches of 2;
+    fewer samples than two a rank) are some drawn at random and used a second time in that epoch: ``repeated`` says how
+    many.
+
+    Every rank makes the same plan from (seed, epoch), without talking to the others.
+
+    Args:
+        sizes: (height, width) of every sample, in pixels, each at least 1.
+        batch_size: most samples in one batch on one rank, at least ``smallest_batch``.
+        seed: 0 or more. The same seed and epoch give the same batches.
+        shuffle: batches in random order, with other company every epoch. False: the same batches every epoch, by size,
+            for evaluation.
+        ranks, rank: number of processes that share the work, and which of them this is, from 0.
+        smallest_batch: fewest samples in a batch: 2 for BatchNorm, which cannot learn from one; 1 where that is no
+            matter.
+        variation: how much sizes are varied before sorting (standard deviation, in proportion): more mixes more and
+            pads more. Only with ``shuffle``. Measured on the 3500 photos of VOC 2007 at short side 224 (long side at
+            most 448), batches of 32, for 0, 0.02 and 0.1: 1.4, 3.8 and 16 % of pixels are padding (random batches:
+            47 %), and two that met in one epoch meet again in the next in 58, 6.5 and 2 % of cases (by chance: 0.9 %).
+
+    Raises:
+        ValueError: no sizes, a size below 1, or numbers out of the ranges above. The message shows which.
+
+    Example:
+        >>> buckets = SizeBuckets([(60, 80), (80, 60)] * 50, batch_size=16)
+        >>> len(buckets), sorted({len(batch) for batch in buckets}), buckets.repeated
+        (7, [14, 15], 0)
+        >>> share = buckets.padding_share()
+        >>> share.buckets < 0.05 < 0.2 < share.random
+        True
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[tuple[int, int]] | np.ndarray,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        shuffle: bool = True,
+        ranks: int = 1,
+        rank: int = 0,
+        smallest_batch: int = 2,
+        variation: float = 0.02,
+    ) -> None:
+        super().__init__()
+        self.sizes = _checked_sizes(sizes)  # [N, 2] int64
+        if smallest_batch < 1 or batch_size < smallest_batch:
+            raise ValueError(
+                f"SizeBuckets: batch_size must be at least smallest_batch, and that at least 1, got {batch_size} and "
+                f"{smallest_batch}; a batch of one is for networks without BatchNorm: smallest_batch=1"
+            )
+        if ranks < 1 or not 0 <= rank < ranks:
+            raise ValueError(f"SizeBuckets: rank must be from 0 to ranks - 1, got rank {rank} of {ranks}")
+        if seed < 0 or not 0 <= variation < 1:
+            raise ValueError(f"SizeBuckets: expected seed >= 0 and 0 <= variation < 1, got {seed} and {variation}")
+        self.batch_size, self.smallest_batch = batch_size, smallest_batch
+        self.seed, self.shuffle, self.variation = seed, shuffle, variation
+        self.ranks, self.rank = ranks, rank
+        self.epoch = 0
+        self._resumed = (0, 0)  # (epoch, batches of it that were done)
+
+    @property
+    def repeated(self) -> int:
+        """Samples used a second time in every epoch, over all ranks, where batches could not be filled otherwise."""
+        return max(0, self._total_batches * self.smallest_batch - len(self.sizes))
+
+    @property
+    def sampler(self) -> SizeBuckets:
+        """This object: where Lightning looks for something with ``set_epoch``."""
+        return self
+
+    @property
+    def _total_batches(self) -> int:
+        steps = -(-len(self.sizes) // (self.batch_size * self.ranks))
+        return steps * self.ranks
+
+    def __len__(self) -> int:
+        """Count the batches of an epoch on this rank (all ranks have as many), also after ``resume``."""
+        return self._total_batches // self.ranks
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Go through this rank's batches of the current epoch; after ``resume``, through those that remain."""
+        epoch, done = self._resumed
+        self._resumed = (0, 0)
+        yield from self.batches(self.epoch)[done if epoch == self.epoch else 0 :]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that is gone through next, counted from 0; without it, every epoch is the same."""
+        self.epoch = epoch
+
+    def resume(self, epoch: int, batches_done: int) -> None:
+        """Go on in the middle of an epoch: the next pass leaves out the batches that were done.
+
+        Count the batches that were trained on, not those that were loaded: workers load ahead.
+
+        Args:
+            epoch: counted from 0. A later ``set_epoch`` of the same epoch changes nothing; of another, forgets this.
+            batches_done: 0 to ``len(self)``.
+
+        Raises:
+            ValueError: more batches than an epoch has.
+
+        Example:
+            >>> buckets, again = (SizeBuckets([(60, 80), (80, 60)] * 50, batch_size=16) for _ in range(2))
+            >>> buckets.set_epoch(3)
+            >>> again.resume(epoch=3, batches_done=5)
+            >>> list(again) == list(buckets)[5:]
+            True
+        """
+        if not 0 <= batches_done <= len(self):
+            raise ValueError(f"resume: an epoch has {len(self)} batches on each rank, got {batches_done} done")
+        self.epoch, self._resumed = epoch, (epoch, batches_done)
+
+    def batches(self, epoch: int) -> list[list[int]]:
+        """Give this rank's batches of an epoch, in order.
+
+        Args:
+            epoch: counted from 0.
+
+        Returns:
+            ``len(self)`` lists of sample indices, rising in each.
+        """
+        return [step[self.rank].tolist() for step in self._plan(epoch)]
+
+    def padding_share(self, epoch: int | None = None) -> PaddingShare:
+        """Say which share of the pixels in an epoch's batches is padding, over all ranks.
+
+        Each batch of n images takes n x tallest x widest pixels; what the images themselves do not fill is padding.
+
+        Args:
+            epoch: counted from 0; None: the current one.
+
+        Returns:
+            The share here, and what random batches of the same lengths would have.
+        """
+        steps = self._plan(self.epoch if epoch is None else epoch)
+        batches = [batch for step in steps for batch in step]
+        mixed = np.random.default_rng([self.seed, 0]).permutation(np.concatenate(batches))
+        random = np.split(mixed, np.cumsum([len(batch) for batch in batches])[:-1])
+        return PaddingShare(*(_padding_share(self.sizes, each) for each in (batches, random)))
+
+    def _plan(self, epoch: int) -> list[list[np.ndarray]]:
+        """All ranks' batches of an epoch: by step, then by rank."""
+        rng = np.random.default_rng([self.seed, epoch if self.shuffle else 0])
+        samples = np.arange(len(self.sizes))
+        while len(samples) < len(self.sizes) + self.repeated:  # once, unless there are fewer samples than ranks
+            missing = len(self.sizes) + self.repeated - len(samples)
+            samples = np.concatenate([samples, rng.permutation(len(self.sizes))[:missing]])
+        places = np.log(self.sizes[samples])  # [N + repeated, 2]: equal distances are equal proportions
+        if self.shuffle:
+            places += rng.normal(scale=self.variation, size=places.shape)
+
+        lengths = _even_lengths(len(samples), len(self), self.ranks, rng if self.shuffle else None)  # [steps, ranks]
+        order = np.concatenate(_halve(np.arange(len(samples)), places, lengths.ravel(), self.ranks))
+        cuts = np.split(order, np.cumsum(lengths.ravel())[:-1])
+        batches = [np.sort(samples[cut]) for cut in cuts]
+        steps = [batches[start : start + self.ranks] for start in range(0, len(batches), self.ranks)]
+        if not self.shuffle:
+            return steps
+        return [[steps[i][rank] for rank in rng.permutation(self.ranks)] for i in rng.permutation(len(steps))]
+
+
+def _checked_sizes(sizes: Sequence[tuple[int, int]] | np.ndarray) -> np.ndarray:
+    array = np.asarray(sizes)
+    if array.ndim != 2 or array.shape[1] != 2 or not len(array) or not np.issubdtype(array.dtype, np.integer):
+        raise ValueError(
+            f"SizeBuckets: expected sizes [N, 2], (height, width) in whole pixels, N at least 1, "
+            f"got {list(array.shape)} {array.dtype}"
+        )
+    if array.min() < 1:
+        raise ValueError(f"SizeBuckets: every side must be at least 1 pixel, got {array.min()}")
+    return array.astype(np.int64)
+
+
+def _even_lengths(samples: int, steps: int, ranks: int, rng: np.random.Generator | None) -> np.ndarray:
+    """Lengths of all batches, [steps, ranks]: they differ by at most one, and within all steps but one not at all."""
+    least, longer = divmod(samples, steps * ranks)
+    extra = (np.arange(steps * ranks) < longer).astype(np.int64).reshape(steps, ranks)
+    return least + (extra if rng is None else extra[rng.permutation(steps)])
+
+
+def _halve(indices: np.ndarray, places: np.ndarray, lengths: np.ndarray, ranks: int) -> list[np.ndarray]:
+    """Order samples so that cutting them into pieces of these lengths gives pieces of like places."""
+    if len(lengths) == 1:
+        return [indices]
+    half = len(lengths) // 2
+    if half >= ranks:
+        half = half // ranks * ranks  # the batches of one step stay together
+    count = int(lengths[:half].sum())
+    along = places[indices, int(np.argmax(np.std(places[indices], axis=0)))]
+    order = indices[np.argpartition(along, count)]
+    return [
+        *_halve(order[:count], places, lengths[:half], ranks),
+        *_halve(order[count:], places, lengths[half:], ranks),
+    ]
+
+
+def _padding_share(sizes: np.ndarray, batches: Sequence[np.ndarray]) -> float:
+    filled = sum(int(sizes[batch].prod(axis=1).sum()) for batch in batches)
+    whole = sum(len(batch) * int(sizes[batch].max(axis=0).prod()) for batch in batches)
+    return 1 - filled / whole

@@ -1,0 +1,648 @@
+"""The check names every bad file and why, and nothing that is fine; what it passes can be read."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import struct
+import threading
+import time
+import tracemalloc
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from sppnet.data import check_images, images
+from sppnet.data.check import CheckReport, check_folder
+from sppnet.data.check_images import Finding, inspect_images
+from sppnet.data.folder import split_folder
+from sppnet.data.images import read_image
+from sppnet.data.voc import read_voc
+from sppnet.errors import UserError
+
+
+def picture(path: Path, seed: int | None = None, size: tuple[int, int] = (40, 50), **options: object) -> Path:
+    """A picture of noise, another one for each seed; without a seed, one for each path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(zlib.crc32(str(path).encode()) if seed is None else seed)
+    Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(path, **options)  # type: ignore[arg-type]
+    return path
+
+
+def turned(orientation: int = 6) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
+
+
+def bomb(path: Path, width: int = 60_000, height: int = 50_000) -> Path:
+    """A PNG of a few bytes whose head promises 3000 megapixels."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b""))
+    return path
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Two classes of three good pictures each."""
+    for name in ("cat/1.jpg", "cat/2.png", "cat/3.JPEG", "dog/4.webp", "dog/deep/5.jpg", "dog/6.tif"):
+        picture(tmp_path / "photos" / name)
+    return tmp_path / "photos"
+
+
+def kinds(report: CheckReport, root: Path) -> dict[str, list[str]]:
+    """File (from the root) to kinds."""
+    found: dict[str, list[str]] = {}
+    for finding in report.findings:
+        found.setdefault(os.path.relpath(finding.path, root), []).append(f"{finding.severity} {finding.kind}")
+    return found
+
+
+def test_a_clean_folder(photos: Path) -> None:
+    seen: list[tuple[str, int, int]] = []
+    report = check_folder(photos, report=lambda *progress: seen.append(progress))
+    assert report.findings == ()
+    assert report.exit_status == 0
+    assert (report.layout, report.images, dict(report.classes)) == ("class folders", 6, {"cat": 3, "dog": 3})
+    assert report.sizes == ((40, 50),) * 6
+    assert seen == [("images", done, 6) for done in range(1, 7)]
+    assert report.lines()[-1] == f"{photos}: class folders, 6 images: 0 errors, 0 warnings, 0 notes"
+
+
+# Single files
+
+
+def _cut(path: Path) -> None:
+    picture(path)
+    path.write_bytes(path.read_bytes()[:-800])
+
+
+def _garbled(path: Path) -> None:
+    picture(path)
+    content = bytearray(path.read_bytes())
+    content[60:200] = b"\0" * 140
+    path.write_bytes(content)
+
+
+BAD: dict[str, tuple[Callable[[Path], object], str, str]] = {
+    "empty.jpg": (lambda path: path.write_bytes(b""), "empty", "the file is empty (0 bytes)"),
+    "cut.jpg": (_cut, "damaged", "damaged or cut short"),
+    "cut.png": (_cut, "damaged", "damaged or cut short"),
+    "cut.webp": (_cut, "damaged", "cannot be read"),
+    "garbled.png": (_garbled, "damaged", "damaged"),
+    "text.jpg": (lambda path: path.write_text("no picture\n" * 99), "not-an-image", "not an image that can be read"),
+    "page.jpg": (lambda path: path.write_text("\n<!DOCTYPE html><html>"), "not-an-image", "a web page, saved in place"),
+    "lfs.png": (lambda path: path.write_text("version https://git-lfs.github.com"), "not-an-image", "git lfs pull"),
+    "paper.jpg": (lambda path: path.write_bytes(b"%PDF-1.7 ..."), "not-an-image", "a PDF document"),
+    "phone.jpg": (lambda path: path.write_bytes(b"\0\0\0\x18ftypheic" + b"\0" * 99), "not-an-image", "HEIC photo"),
+    "drawing.jpg": (lambda path: Image.new("RGB", (9, 9)).save(path, "EPS"), "not-an-image", "a drawing, not a photo"),
+    "bomb.png": (bomb, "too-large", " bytes (a decompression bomb?): more than 500 megapixels"),
+    "gone.jpg": (lambda path: path.symlink_to("nowhere.jpg"), "missing", "a link to a file that is not there"),
+    "pipe.jpg": (os.mkfifo, "unreadable", "not a regular file"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_file_is_named_with_the_reason(photos: Path, name: str) -> None:
+    make, kind, says = BAD[name]
+    make(photos / "dog" / name)
+    report = check_folder(photos)
+    assert kinds(report, photos) == {f"dog/{name}": [f"error {kind}"]}
+    assert report.exit_status == 2
+    (error,) = report.errors
+    assert says in error.message
+    assert "\n" not in error.message
+    assert str(photos) not in error.message  # the path stands beside it
+    assert (report.images, len(report.sizes)) == (7, 6)
+
+
+def test_all_bad_files_are_named_at_once(photos: Path) -> None:
+    for name, (make, _, _) in BAD.items():
+        make(photos / "cat" / name)
+    report = check_folder(photos)
+    assert sorted(finding.path.name for finding in report.errors) == sorted(BAD)
+    assert [str(error.path) for error in report.errors] == sorted(str(error.path) for error in report.errors)
+
+
+def test_a_bomb_takes_no_memory(tmp_path: Path) -> None:
+    bomb(tmp_path / "bomb.png")
+    tracemalloc.start()
+    try:
+        assert check_folder(tmp_path).counts()["error"] == {"too-large": 1}
+        assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_the_limit_is_that_of_reading(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "MAX_PIXELS", 1999)
+    assert check_folder(photos).counts()["error"] == {"too-large": 6}
+
+
+def test_very_large_images_are_decoded_one_at_a_time(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check_images, "_ALONE", 1999)
+    inside, most, lock = 0, 0, threading.Lock()
+
+    def slow_read(path: Path) -> np.ndarray:
+        nonlocal inside, most
+        with lock:
+            inside += 1
+            most = max(most, inside)
+        time.sleep(0.01)
+        with lock:
+            inside -= 1
+        return read_image(path)
+
+    monkeypatch.setattr(check_images, "read_image", slow_read)
+    paths = sorted(path for path in photos.rglob("*") if path.is_file())
+    facts, findings = inspect_images(paths, workers=4)
+    assert (len(facts), findings, most) == (6, [], 1)
+    monkeypatch.setattr(check_images, "_ALONE", 10**9)
+    inspect_images(paths, workers=4)
+    assert most > 1
+
+
+def test_too_little_memory_is_an_error_of_that_file(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(path: Path) -> np.ndarray:
+        if path.name == "2.png":
+            raise MemoryError
+        return read_image(path)
+
+    monkeypatch.setattr(check_images, "read_image", read)
+    assert kinds(check_folder(photos), photos) == {"cat/2.png": ["error too-large"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "expected"),
+    [
+        ("a.jpg", lambda path: picture(path, format="PNG"), "warning misnamed"),
+        ("a.png", lambda path: picture(path, format="JPEG"), "warning misnamed"),
+        ("a.heic", lambda path: picture(path, format="JPEG"), "warning misnamed"),
+        ("a.jpg", lambda path: picture(path, exif=turned()), "note turned"),
+        ("a.tif", lambda path: picture(path, exif=turned()), "note turned"),
+        ("a.png", lambda path: picture(path, size=(1, 1)), "note small"),
+        ("a.png", lambda path: picture(path, size=(31, 40)), "note small"),
+        ("a.png", lambda path: picture(path, size=(32, 961)), "note long"),
+        ("a.gif", lambda path: _animation(path), "note animated"),
+        ("a.png", lambda path: _animation(path), "note animated"),
+        ("a.webp", lambda path: _animation(path), "note animated"),
+        ("a.tif", lambda path: _animation(path), "note animated"),
+    ],
+)
+def test_what_is_worth_knowing_is_no_error(
+    photos: Path, name: str, make: Callable[[Path], object], expected: str
+) -> None:
+    make(photos / "cat" / name)
+    report = check_folder(photos)
+    assert kinds(report, photos) == {f"cat/{name}": [expected]}
+    assert report.exit_status == 0
+    assert len(report.sizes) == 7
+
+
+def _animation(path: Path) -> None:
+    frames = [Image.fromarray(np.random.default_rng(i).integers(0, 256, (40, 40), dtype=np.uint8)) for i in range(3)]
+    frames[0].save(path, save_all=True, append_images=frames[1:])
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("a.jpeg", "JPEG"), ("a.JPE", "JPEG"), ("a.jfif", "JPEG"), ("a.mpo", "JPEG"), ("a.dib", "BMP"), ("a.TIFF", "TIFF"),
+     ("a.ppm", "PPM"), ("a.pnm", "PPM"), ("a.jp2", "JPEG2000"), ("a.avif", "AVIF"), ("a.tga", "TGA"), ("a.bmp", "BMP")],
+)  # fmt: skip
+def test_names_that_fit_are_not_complained_about(tmp_path: Path, name: str, kind: str) -> None:
+    picture(tmp_path / name, format=kind)
+    assert check_folder(tmp_path).findings == ()
+
+
+def test_a_camera_picture_with_a_preview_is_a_jpeg(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (40, 40), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=frames[1:])
+    assert check_folder(tmp_path).findings == ()
+
+
+def test_30000_by_10(tmp_path: Path) -> None:
+    picture(tmp_path / "a.jpg", size=(10, 30_000))
+    report = check_folder(tmp_path)
+    assert [finding.kind for finding in report.notes] == ["small", "long"]
+    assert report.sizes == ((10, 30_000),)
+    assert "30000 x 10 pixels" in report.notes[1].message
+
+
+@given(st.data())
+@settings(max_examples=60)
+def test_whatever_is_in_a_file_it_is_read_or_named(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    """An error if and only if reading fails."""
+    path = tmp_path_factory.getbasetemp() / "damaged.jpg"
+    Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3)).save(
+        path, format=data.draw(st.sampled_from(["PNG", "JPEG", "TIFF", "GIF", "BMP", "WEBP"]))
+    )
+    content = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(0, 5))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(content[: data.draw(st.integers(0, len(content)))])
+    facts, findings = inspect_images([path])
+    try:
+        size = read_image(path).shape[:2]
+    except images.ImageError:
+        assert facts == {}
+        assert [finding.severity for finding in findings] == ["error"]
+    else:
+        assert facts[path].size == size
+        assert all(finding.severity != "error" for finding in findings)
+
+
+# Class folders
+
+
+def test_hidden_and_other_files_are_counted(photos: Path) -> None:
+    for name in (".DS_Store", "cat/._1.jpg", ".cache/x.jpg", "README.md", "cat/labels.csv", "dog/7.jpg.part"):
+        (photos / name).parent.mkdir(exist_ok=True)
+        (photos / name).write_text("x")
+    report = check_folder(photos)
+    assert [note.message for note in report.notes] == [
+        "3 hidden files or folders are passed over (.DS_Store, .cache, cat/._1.jpg)",
+        "3 files without an image's ending are passed over (README.md, cat/labels.csv, dog/7.jpg.part)",
+    ]
+    assert report.exit_status == 0
+
+
+def test_an_image_that_is_passed_over_for_its_ending_is_named(photos: Path) -> None:
+    picture(photos / "cat/7", format="PNG")
+    picture(photos / "cat/8.jpg_large", format="JPEG")
+    report = check_folder(photos)
+    assert kinds(report, photos) == {"cat/7": ["warning passed-over"], "cat/8.jpg_large": ["warning passed-over"]}
+    assert [w.message for w in report.warnings] == [
+        "passed over, though it is a PNG image: it has no ending; rename it",
+        "passed over, though it is a JPEG image: its ending '.jpg_large' is not an image's; rename it",
+    ]
+
+
+def test_the_same_picture_under_two_labels(photos: Path) -> None:
+    """Pixel by pixel, whatever the format: here PNG, BMP, and turned by EXIF."""
+    picture(photos / "cat/7.png", seed=1, size=(40, 60))
+    picture(photos / "cat/8.png", seed=1, size=(40, 60))
+    picture(photos / "dog/9.bmp", seed=1, size=(40, 60))
+    stored = np.rot90(read_image(photos / "cat/7.png"))
+    Image.fromarray(np.ascontiguousarray(stored)).save(photos / "dog/10.png", exif=turned())
+    report = check_folder(photos)
+    assert kinds(report, photos) == {
+        "cat/8.png": ["note copy"],
+        "dog/9.bmp": ["warning two-labels"],
+        "dog/10.png": ["warning two-labels", "note turned"],
+    }
+    assert (
+        report.warnings[1].message == f"the same picture as {photos / 'cat/7.png'}, which is labelled 'cat', not 'dog'"
+    )
+
+
+def test_the_same_picture_on_both_sides_of_a_split(tmp_path: Path) -> None:
+    for part in ("train", "val", "test"):
+        for name in ("cat", "dog"):
+            picture(tmp_path / part / name / "1.jpg")
+    picture(tmp_path / "train/cat/2.png", seed=1)
+    picture(tmp_path / "val/cat/3.png", seed=1)
+    picture(tmp_path / "test/dog/4.png", seed=1)
+    report = check_folder(tmp_path)
+    assert report.layout == "class folders, split into train, val, test"
+    assert kinds(report, tmp_path) == {
+        "val/cat/3.png": ["warning leak"], "test/dog/4.png": ["warning two-labels", "warning leak"],
+    }  # fmt: skip
+    assert report.exit_status == 0
+    assert "val would be judged by a picture that train holds too" in report.warnings[-1].message
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        (["cat/1.png", "dog/x.txt", "cow/.x"], ["empty-class"]),
+        (["cat/1.png"], ["one-class"]),
+        (["cat/1.png", "dog/2.png", "3.png"], ["stray"]),
+        (["train/cat/1.png", "train/dog/2.png", "val/cat/3.png", "val/dgo/4.png"], ["differing-classes"]),
+        (["train/cat/1.png", "train/dog/2.png", "val/3.png"], ["no-class"]),
+        (["train/cat/1.png", "train/dog/2.png", "val/.x"], ["no-class"]),
+        (["train/cat/1.png", "val/cat/2.png", "3.png"], ["stray", "one-class"]),
+    ],
+)
+def test_folders_that_cannot_be_read_are_errors(tmp_path: Path, files: list[str], expected: list[str]) -> None:
+    for name in files:
+        if name.endswith(".png"):
+            picture(tmp_path / name)
+        else:
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).touch()
+    report = check_folder(tmp_path)
+    assert sorted(error.kind for error in report.errors) == sorted(expected)
+    assert report.images == sum(name.endswith(".png") for name in files)  # also those astray are opened
+    with pytest.raises(UserError) as caught:
+        split_folder(tmp_path)
+    assert str(caught.value) in [f"{error.path}: {error.message}" for error in report.errors]  # in the same words
+
+
+NAMES = ["cat/1.png", "dog/2.png", "cow/x.txt", "3.png", ".x", "train/cat/1.png", "train/dog/2.png", "train/3.png",
+         "val/cat/4.png", "val/dog/5.png", "test/cat/6.png", "test/7.png", "notes.txt"]  # fmt: skip
+
+
+@given(st.sets(st.sampled_from(NAMES), min_size=1))
+@settings(max_examples=60)
+def test_what_passes_can_be_read(tmp_path_factory: pytest.TempPathFactory, names: set[str]) -> None:
+    root = tmp_path_factory.mktemp("photos")
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        if name.endswith(".png"):
+            Image.new("L", (40, 40), zlib.crc32(name.encode()) % 256).save(root / name)
+        else:
+            (root / name).touch()
+    report = check_folder(root, layout="classes", workers=1)
+    try:
+        split_folder(root)
+    except UserError:
+        assert report.exit_status == 2
+    else:
+        assert report.exit_status == 0
+
+
+def test_an_unlabelled_test_part_beside_val_is_a_warning(tmp_path: Path) -> None:
+    for name in ("train/cat/1.png", "train/dog/2.png", "val/cat/3.png", "val/dog/4.png", "test/5.png"):
+        picture(tmp_path / name)
+    report = check_folder(tmp_path)
+    assert kinds(report, tmp_path) == {"test": ["warning no-class"]}
+    assert split_folder(tmp_path)[1] is not None
+
+
+def test_every_empty_class_is_named(photos: Path) -> None:
+    names = [f"class{i:02}" for i in range(30)]
+    for name in names:
+        (photos / name).mkdir()
+    report = check_folder(photos)
+    (error,) = report.errors
+    assert report.classes["class07"] == 0
+    assert all(repr(name) in error.message for name in names)
+
+
+def test_names_that_look_like_slips_and_lone_images(photos: Path) -> None:
+    for i in range(2):
+        picture(photos / "Coffee_mug" / f"{i}.png")
+        picture(photos / "coffee mug" / f"{i}.png")
+    picture(photos / "yak/only.png")
+    report = check_folder(photos)
+    assert kinds(report, photos) == {"Coffee_mug": ["warning alike"], "yak": ["warning lone"]}
+
+
+# Plain folders
+
+
+def test_a_plain_folder(tmp_path: Path) -> None:
+    picture(tmp_path / "a.jpg")
+    picture(tmp_path / "b.jpg", exif=turned())
+    (tmp_path / "c.jpg").touch()
+    report = check_folder(tmp_path)
+    assert (report.layout, report.images, dict(report.classes)) == ("images", 3, {})
+    assert kinds(report, tmp_path) == {"c.jpg": ["error empty"], "b.jpg": ["note turned"]}
+
+
+def test_folders_without_classes_can_be_asked_for(photos: Path) -> None:
+    picture(photos / "7.jpg")
+    assert check_folder(photos).counts()["error"] == {"stray": 1}
+    report = check_folder(photos, layout="images")
+    assert (report.exit_status, report.images) == (0, 7)
+
+
+def test_nothing_to_check(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no image found there"):
+        check_folder(tmp_path)
+    with pytest.raises(UserError, match="no such folder"):
+        check_folder(tmp_path / "nowhere")
+    picture(tmp_path / "a.jpg")
+    with pytest.raises(UserError, match="this is a file"):
+        check_folder(tmp_path / "a.jpg")
+
+
+# The report
+
+
+def test_the_report_as_json(photos: Path) -> None:
+    (photos / "cat/9.jpg").touch()
+    picture(photos / "dog/9.jpg", format="PNG", size=(20, 80))
+    document = json.loads(json.dumps(check_folder(photos).to_dict()))
+    assert document == {
+        "data": str(photos),
+        "layout": "class folders",
+        "images": 8,
+        "readable": 7,
+        "classes": {"cat": 4, "dog": 4},
+        "sizes": {
+            "short_side": {"min": 20.0, "median": 40.0, "max": 40.0},
+            "long_side": {"min": 50.0, "median": 50.0, "max": 80.0},
+            "aspect": {"min": 1.25, "median": 1.25, "max": 4.0},
+        },
+        "counts": {"error": {"empty": 1}, "warning": {"misnamed": 1}, "note": {"small": 1}},
+        "errors": [
+            {"file": f"{photos}/cat/9.jpg", "line": None, "kind": "empty", "message": "the file is empty (0 bytes)"}
+        ],
+        "warnings": [
+            {
+                "file": f"{photos}/dog/9.jpg",
+                "line": None,
+                "kind": "misnamed",
+                "message": document["warnings"][0]["message"],
+            }
+        ],
+        "notes": [
+            {"file": f"{photos}/dog/9.jpg", "line": None, "kind": "small", "message": document["notes"][0]["message"]}
+        ],
+    }
+
+
+def test_the_report_as_text(photos: Path) -> None:
+    for i in range(5):
+        (photos / f"cat/empty{i}.jpg").touch()
+        picture(photos / f"dog/small{i}.png", size=(9, 9))
+    lines = check_folder(photos).lines()
+    assert lines[:5] == [f"error: {photos}/cat/empty{i}.jpg: the file is empty (0 bytes)" for i in range(5)]
+    assert sum(line.startswith("note:") for line in lines) == 4
+    assert "note: ... and 2 more such notes ('small')" in lines
+    assert "2 classes of 8 images each" in lines
+    assert lines[-1] == f"{photos}: class folders, 16 images: 5 errors, 0 warnings, 5 notes"
+    assert str(Finding("error", "box", Path("a.xml"), "wrong", line=7)) == "error: a.xml:7: wrong"
+
+
+def test_the_same_report_whatever_the_number_of_threads(photos: Path) -> None:
+    for name, (make, _, _) in BAD.items():
+        make(photos / "cat" / name)
+    assert check_folder(photos, workers=1) == check_folder(photos, workers=7)
+
+
+# VOC
+
+
+def box(name: str = "cat", corners: tuple[object, ...] = (1, 1, 10, 10)) -> str:
+    sides = "".join(
+        f"<{key}>{value}</{key}>" for key, value in zip(("xmin", "ymin", "xmax", "ymax"), corners, strict=True)
+    )
+    return f"  <object>\n    <name>{name}</name>\n    <bndbox>{sides}</bndbox>\n  </object>\n"
+
+
+def write_voc(root: Path, annotations: dict[str, str], size: tuple[int, int] = (40, 50), **options: object) -> Path:
+    """A VOC folder with the split "train"; every image has 40 x 50 pixels (height x width)."""
+    for part in ("Annotations", "ImageSets/Main"):
+        (root / part).mkdir(parents=True)
+    stated = f"  <size><width>{size[1]}</width><height>{size[0]}</height></size>\n"
+    for image_id, objects in annotations.items():
+        picture(root / "JPEGImages" / f"{image_id}.jpg", **options)  # type: ignore[arg-type]
+        (root / "Annotations" / f"{image_id}.xml").write_text(f"<annotation>\n{stated}{objects}</annotation>\n")
+    (root / "ImageSets/Main/train.txt").write_text("".join(f"{image_id}\n" for image_id in annotations))
+    return root
+
+
+def test_a_clean_voc_folder(tmp_path: Path) -> None:
+    root = write_voc(tmp_path / "VOC2007", {"a": box() + box("dog"), "b": box()})
+    report = check_folder(tmp_path)
+    assert report.findings == ()
+    assert (report.layout, report.images, dict(report.classes)) == ("VOC, split into train", 2, {"cat": 2, "dog": 1})
+    assert check_folder(root).to_dict()["images"] == 2
+
+
+def test_the_made_up_voc_folder_is_clean(tiny_voc_original: Path) -> None:
+    report = check_folder(tiny_voc_original)
+    assert report.exit_status == 0
+    assert report.warnings == ()
+    assert report.layout == "VOC, split into train, trainval, val"
+
+
+@pytest.mark.parametrize(
+    ("objects", "line", "says"),
+    [
+        (box("cat", (9, 1, 3, 5)), 5, "box of 'cat' is empty or swapped: xmin=9 ymin=1 xmax=3 ymax=5"),
+        (box() + box("dog", (1, 9, 3, 3)), 9, "box of 'dog' is empty or swapped"),
+        (box("cat", (1, 1, 52, 5)), 5, "box of 'cat' is outside the image of 50 x 40"),
+        (box("cat", ("", 1, 52, 5)), 5, "box of 'cat' is not four numbers: xmin=missing"),
+        (box("", (1, 1, 2, 2)), 5, "an object has no name"),
+        ("  <object>\n", 4, "not readable as a VOC annotation: mismatched tag"),
+    ],
+)
+def test_bad_boxes_are_named_by_file_and_line(tmp_path: Path, objects: str, line: int, says: str) -> None:
+    root = write_voc(tmp_path, {"a": objects, "b": box()})
+    report = check_folder(root)
+    (error,) = report.errors
+    assert (error.path, error.line) == (root / "Annotations/a.xml", line)
+    assert error.message.startswith(says)
+    assert report.exit_status == 2
+    with pytest.raises(UserError):
+        read_voc(root)
+
+
+def test_every_bad_box_is_named(tmp_path: Path) -> None:
+    root = write_voc(tmp_path, {name: box("cat", (9, 1, 3, 5)) * 3 for name in "abc"})
+    report = check_folder(root)
+    assert [(error.path.stem, error.line) for error in report.errors] == [
+        (n, line) for n in "abc" for line in (5, 9, 13)
+    ]
+
+
+def test_lists_are_checked_line_by_line(tmp_path: Path) -> None:
+    root = write_voc(tmp_path, {"a": box(), "b": box(), "c": box(), "d": box()})
+    lists = root / "ImageSets/Main"
+    (lists / "train.txt").write_text("a\nb\n\nb\nghost\n")
+    (lists / "val.txt").write_text("b\nc\n")
+    (lists / "test.txt").write_text("\n")
+    (lists / "cat_train.txt").write_text("a  1\nb -1\n")  # the devkit's: one class, not a list of images
+    (root / "Annotations/c.xml").unlink()
+    (root / "JPEGImages/d.jpg").unlink()
+    report = check_folder(root)
+    found = {(finding.path.name, finding.line): f"{finding.severity} {finding.kind}" for finding in report.findings}
+    assert found == {
+        ("train.txt", 4): "error list",
+        ("train.txt", 5): "error missing",
+        ("val.txt", 2): "error missing",
+        ("val.txt", None): "warning leak",
+        ("test.txt", None): "error list",
+        ("d.xml", None): "warning missing",
+    }
+    assert report.layout == "VOC, split into train, test, val"
+
+
+def test_images_without_annotation_that_no_list_names(tmp_path: Path) -> None:
+    root = write_voc(tmp_path, {"a": box()})
+    picture(root / "JPEGImages/b.jpg")
+    (note,) = check_folder(root).findings
+    assert (note.severity, note.kind) == ("note", "unannotated")
+
+
+def test_annotated_pictures_that_exif_turns_are_a_danger(tmp_path: Path) -> None:
+    """Stored 40 x 50, upright 50 x 40: the stated size tells which of them the boxes were drawn on."""
+    stored = write_voc(tmp_path / "stored", {"a": box()}, size=(40, 50), exif=turned())
+    (error,) = check_folder(stored).errors
+    assert (error.kind, error.path.name, error.line) == ("turned-boxes", "a.xml", 2)
+    assert error.message.startswith("it states 50 x 40 pixels, the image has 40 x 50 once upright")
+    upright = write_voc(tmp_path / "upright", {"a": box()}, size=(50, 40), exif=turned())
+    report = check_folder(upright)
+    assert [finding.kind for finding in report.findings] == ["turned-boxes", "turned"]
+    assert report.exit_status == 0
+    other = write_voc(tmp_path / "other", {"a": box()}, size=(80, 100))
+    assert check_folder(other).counts()["error"] == {"size": 1}
+
+
+def test_class_names_that_look_like_slips(tmp_path: Path) -> None:
+    root = write_voc(tmp_path / "voc", {"a": box() + box("persn"), "b": box("person")})
+    (warning,) = check_folder(root).warnings
+    assert (warning.path.name, warning.line) == ("a.xml", 9 - 1)
+    assert warning.message.startswith("'persn' is not one of VOC's 20 classes")
+    assert warning.message.endswith("is it 'person'?")
+    own = write_voc(tmp_path / "own", {"a": box("zebra") * 10 + box("Zebra") + box("apple"), "b": box("yak")})
+    report = check_folder(own)
+    assert [(w.kind, w.message) for w in report.warnings if w.kind == "class-name"] == [
+        ("class-name", "'Zebra' stands here only once; is it 'zebra'?")
+    ]
+
+
+def test_other_oddities_of_boxes(tmp_path: Path) -> None:
+    root = write_voc(tmp_path, {"a": box() + box(), "b": box("dog", (0, 0, 9, 9)), "c": ""})
+    report = check_folder(root)
+    assert kinds(report, root) == {
+        "Annotations/a.xml": ["warning box-twice"],
+        "Annotations": ["note from-zero"],
+        "Annotations/c.xml": ["note no-object"],
+    }
+
+
+def test_bad_images_and_copies_in_voc(tmp_path: Path) -> None:
+    root = write_voc(tmp_path, {"a": box(), "b": box(), "c": box()})
+    (root / "ImageSets/Main/train.txt").write_text("a\nb\n")
+    (root / "ImageSets/Main/val.txt").write_text("c\n")
+    (root / "JPEGImages/c.jpg").write_bytes((root / "JPEGImages/a.jpg").read_bytes())
+    (root / "JPEGImages/b.jpg").touch()
+    (root / "JPEGImages/b.jpg").write_bytes(b"")
+    assert kinds(check_folder(root), root) == {
+        "JPEGImages/b.jpg": ["error empty"],
+        "JPEGImages/c.jpg": ["warning leak"],
+    }
+
+
+def test_an_incomplete_voc_folder(tmp_path: Path) -> None:
+    for part in ("Annotations", "JPEGImages"):
+        (tmp_path / part).mkdir()
+    with pytest.raises(UserError, match=re.escape("ImageSets missing")):
+        check_folder(tmp_path)
+
+
+@pytest.mark.slow
+def test_the_real_photos(shared_data: Path) -> None:
+    voc = check_folder(shared_data / "VOCdevkit")
+    assert voc.errors == ()
+    assert (voc.images, len(voc.sizes)) == (3500, 3500)
+    caltech = check_folder(shared_data / "caltech101")
+    assert caltech.errors == ()
+    assert len(caltech.classes) == 102

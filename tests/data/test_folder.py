@@ -1,0 +1,345 @@
+"""Folders of class folders: what is read, what is refused and why, and how parts are drawn."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import unicodedata
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sppnet.data.folder import LabelledImages, merge, per_class, read_folder, split_folder, split_off
+from sppnet.data.folder_survey import list_images, split_parts
+from sppnet.data.images import IMAGE_ENDINGS, find_images
+from sppnet.errors import UserError
+
+
+def touch(root: Path, names: Iterable[str]) -> Path:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    return root
+
+
+def made_up(counts: Iterable[int]) -> LabelledImages:
+    """As many images of each class as said; no files."""
+    labels = np.repeat(np.arange(len(list(counts := list(counts)))), counts).astype(np.int64)
+    return LabelledImages(
+        tuple(Path(f"{i}.jpg") for i in range(len(labels))), labels, tuple(map(str, range(len(counts))))
+    )
+
+
+# Reading
+
+
+def test_a_folder_worked_by_hand(tmp_path: Path) -> None:
+    touch(tmp_path, ["dog/b.jpg", "dog/a.JPG", "Cat/1.png", "cow/deep/er/x.WebP", "cow/y.tif"])
+    images = read_folder(tmp_path)
+    assert images.names == ("Cat", "cow", "dog")  # as in a dictionary, whatever the case
+    assert [str(path.relative_to(tmp_path)) for path in images.paths] == [
+        "Cat/1.png", "cow/deep/er/x.WebP", "cow/y.tif", "dog/a.JPG", "dog/b.jpg",
+    ]  # fmt: skip
+    assert images.labels.tolist() == [0, 1, 1, 2, 2]
+    assert images.labels.dtype == np.int64
+    assert images.counts().tolist() == [1, 2, 2]
+    assert len(images) == 5
+
+
+def test_every_ending_counts_in_any_case(tmp_path: Path) -> None:
+    endings = [e for ending in sorted(IMAGE_ENDINGS) for e in (ending, ending.upper())]
+    touch(tmp_path, [f"{name}/{i}{ending}" for name in "ab" for i, ending in enumerate(endings)])
+    assert read_folder(tmp_path).counts().tolist() == [len(endings)] * 2
+
+
+def test_hidden_and_other_files_are_passed_over(tmp_path: Path) -> None:
+    touch(tmp_path, ["a/1.jpg", "b/2.jpg", ".git/x.jpg", "__MACOSX/a/1.jpg", "README.md", ".DS_Store"])
+    touch(tmp_path, ["a/.1.jpg", "a/._2.jpg", "a/.cache/3.jpg", "a/@eaDir/4.jpg", "a/notes.txt", "a/5", "b/6.jpg.part"])
+    images = read_folder(tmp_path)
+    assert images.names == ("a", "b")
+    assert [path.name for path in images.paths] == ["1.jpg", "2.jpg"]
+
+
+def test_unicode_spaces_and_signs_in_names(tmp_path: Path) -> None:
+    names = ("black cat", "naïve [1]", "собака", "猫")
+    touch(tmp_path, [f"{name}/фото № 1*.jpg" for name in names])
+    images = read_folder(tmp_path)
+    assert images.names == names
+    assert all(path.is_file() for path in images.paths)
+
+
+def test_names_are_composed_however_the_disk_spells_them(tmp_path: Path) -> None:
+    composed, decomposed = (unicodedata.normalize(form, "caf\u00e9") for form in ("NFC", "NFD"))
+    touch(tmp_path, [f"{decomposed}/1.jpg", "tea/2.jpg"])
+    assert read_folder(tmp_path).names == (composed, "tea")
+    assert read_folder(tmp_path, classes=["tea", composed]).labels.tolist() == [0, 1]
+    touch(tmp_path, [f"{composed}/3.jpg"])
+    with pytest.raises(UserError, match="two folders are called 'café'"):
+        read_folder(tmp_path)
+
+
+def test_classes_give_the_labels_their_order(tmp_path: Path) -> None:
+    touch(tmp_path, ["cat/1.jpg", "dog/2.jpg"])
+    images = read_folder(tmp_path, classes=["dog", "unicorn", "cat"])
+    assert images.names == ("dog", "unicorn", "cat")
+    assert images.labels.tolist() == [0, 2]
+    assert [path.parent.name for path in images.paths] == ["dog", "cat"]
+    assert images.counts().tolist() == [1, 0, 1]
+    with pytest.raises(UserError, match=r"the class folder 'dog' not expected; the classes are 'cat', 'cow'"):
+        read_folder(tmp_path, classes=["cat", "cow"])
+    with pytest.raises(ValueError, match="different names"):
+        read_folder(tmp_path, classes=["cat", "dog", "cat"])
+
+
+def test_one_class_will_do_where_the_classes_are_known(tmp_path: Path) -> None:
+    touch(tmp_path, ["cat/1.jpg"])
+    assert read_folder(tmp_path, classes=["cat", "dog"]).labels.tolist() == [0]
+
+
+def test_links_are_followed_each_once(tmp_path: Path) -> None:
+    store = touch(tmp_path / "store", ["one/1.jpg", "two/2.jpg"])
+    root = touch(tmp_path / "photos", ["dog/own.jpg"])
+    (root / "cat").symlink_to(store / "one", target_is_directory=True)
+    (root / "dog/linked.jpg").symlink_to(store / "two/2.jpg")
+    (root / "dog/more").symlink_to(store / "two", target_is_directory=True)
+    (root / "dog/again").symlink_to(store / "two", target_is_directory=True)
+    (root / "dog/itself").symlink_to(root / "dog", target_is_directory=True)
+    (root / "dog/up").symlink_to(root, target_is_directory=True)
+    (root / "dog/nowhere.jpg").symlink_to(store / "gone.jpg")  # listed: a missing picture is named when it is read
+    (root / "dog/round").symlink_to(root / "dog/round")
+    images = read_folder(root)
+    assert images.names == ("cat", "dog")
+    assert [str(path.relative_to(root)) for path in images.paths] == [
+        "cat/1.jpg", "dog/again/2.jpg", "dog/linked.jpg", "dog/nowhere.jpg", "dog/own.jpg",
+    ]  # fmt: skip
+
+
+def test_the_same_images_as_the_other_commands_find(tmp_path: Path) -> None:
+    touch(tmp_path, ["a/1.jpg", "a/b/2.PNG", "a/.hidden.jpg", "a/.c/3.jpg", "a/x.txt", "z/4.webp"])
+    assert sorted(list_images(tmp_path).images) == find_images([tmp_path])
+
+
+# Refusing
+
+
+@pytest.mark.parametrize(
+    ("files", "says"),
+    [
+        ([], "no class folder; expected one folder for each class, such as {root}/cat/1.jpg and {root}/dog/2.jpg"),
+        (["1.jpg", "2.jpg"], "2 images lie here, but no class folder; expected one folder for each class"),
+        (["notes.txt"], "no class folder; expected one folder for each class"),
+        (["cat/1.jpg"], "one class only, 'cat'; a classifier needs at least two"),
+        (["cat/1.jpg", "dog/2.jpg", "3.jpg"], "1 image lies beside the folders (3.jpg); move each into the folder"),
+        (["cat/1.jpg", "dog/2.jpg", "cow/x.txt"], "no images in the class folder 'cow'; add images"),
+        (["cat/1.jpg", "dog/x", "cow/.2.jpg"], "no images in the class folders 'cow', 'dog'; add images"),
+    ],
+)
+def test_what_is_missing_is_named_in_one_line(tmp_path: Path, files: list[str], says: str) -> None:
+    touch(tmp_path, files)
+    with pytest.raises(UserError, match=re.escape(says.format(root=tmp_path))) as caught:
+        read_folder(tmp_path)
+    assert str(caught.value).startswith(f"{tmp_path}: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_many_names_are_cut_short(tmp_path: Path) -> None:
+    for i in range(100):
+        (tmp_path / f"c{i:02}").mkdir()
+    with pytest.raises(UserError, match=r"'c00', .*'c09' and 90 more; add images"):
+        read_folder(tmp_path)
+
+
+def test_no_folder_or_a_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"nowhere: no such folder; expected a folder of images"):
+        read_folder(tmp_path / "nowhere")
+    touch(tmp_path, ["a.jpg"])
+    with pytest.raises(UserError, match=r"a\.jpg: this is a file"):
+        split_folder(tmp_path / "a.jpg")
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path, ["a/1.jpg", "b/locked/2.jpg"])
+    real = os.listdir
+
+    def locked(path: Path) -> list[str]:
+        if Path(path).name == "locked":
+            raise PermissionError(13, "Permission denied")
+        return real(path)
+
+    monkeypatch.setattr(os, "listdir", locked)
+    with pytest.raises(UserError, match=r"locked: cannot be listed: Permission denied"):
+        read_folder(tmp_path)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not allow such names")
+def test_a_class_name_that_is_not_text(tmp_path: Path) -> None:
+    os.mkdir(os.fsencode(tmp_path) + b"/caf\xe9")
+    touch(tmp_path, ["tea/1.jpg"])
+    with pytest.raises(UserError, match=r"is not valid UTF-8; rename the folder"):
+        read_folder(tmp_path)
+
+
+# Folders that are split
+
+
+@pytest.mark.parametrize("part", ["val", "valid", "validation", "test", "Val"])
+def test_a_folder_that_is_split(tmp_path: Path, part: str) -> None:
+    touch(tmp_path, ["train/dog/1.jpg", "train/cat/2.jpg", "train/cat/3.jpg", f"{part}/cat/4.jpg", f"{part}/dog/5.jpg"])
+    train, held_out = split_folder(tmp_path)
+    assert held_out is not None
+    assert train.names == held_out.names == ("cat", "dog")
+    assert train.labels.tolist() == [0, 0, 1]
+    assert [path.name for path in held_out.paths] == ["4.jpg", "5.jpg"]
+
+
+def test_val_comes_before_test_and_other_folders_are_passed_over(tmp_path: Path) -> None:
+    touch(tmp_path, [f"{part}/{name}/1.jpg" for part in ("train", "val", "test") for name in "ab"])
+    touch(tmp_path, ["annotations/a.json", "README.md"])
+    _, held_out = split_folder(tmp_path)
+    assert held_out is not None
+    assert {path.parent.parent.name for path in held_out.paths} == {"val"}
+    assert list(split_parts(tmp_path)) == ["train", "val", "test"]
+
+
+def test_a_folder_that_is_not_split(tmp_path: Path) -> None:
+    touch(tmp_path, ["bus/1.jpg", "train/2.jpg", "ship/3.jpg"])  # trains, among other vehicles
+    train, held_out = split_folder(tmp_path)
+    assert train.names == ("bus", "ship", "train")
+    assert held_out is None
+
+
+def test_a_training_part_alone(tmp_path: Path) -> None:
+    touch(tmp_path, ["train/a/1.jpg", "train/b/2.jpg"])
+    train, held_out = split_folder(tmp_path)
+    assert train.names == ("a", "b")
+    assert held_out is None
+
+
+def test_differing_classes_are_named(tmp_path: Path) -> None:
+    touch(tmp_path, ["train/cat/1.jpg", "train/dog/2.jpg", "val/cat/3.jpg", "val/dgo/4.jpg"])
+    with pytest.raises(
+        UserError, match=r"val: expected the same classes as in .*only in train: 'dog'; only in val: 'dgo'"
+    ):
+        split_folder(tmp_path)
+    touch(tmp_path, ["train/dgo/5.jpg"])
+    with pytest.raises(UserError, match=r"only in train: 'dog'; or give .*train alone"):
+        split_folder(tmp_path)
+
+
+def test_a_test_folder_without_classes_is_not_overlooked(tmp_path: Path) -> None:
+    touch(tmp_path, ["train/cat/1.jpg", "train/dog/2.jpg", "test/3.jpg"])
+    with pytest.raises(UserError, match=r"test: 1 image lies here, but no class folder; .* or give .*train alone"):
+        split_folder(tmp_path)
+    (tmp_path / "test/3.jpg").rename(tmp_path / "3.jpg")
+    with pytest.raises(UserError, match=r"1 image lies beside the folders \(3\.jpg\)"):
+        split_folder(tmp_path)
+
+
+# Drawing parts
+
+
+def test_the_form_is_checked() -> None:
+    paths = (Path("a.jpg"), Path("b.jpg"))
+    for labels in (np.array([0]), np.array([0.0, 1.0]), np.array([0, 2]), np.array([-1, 0])):
+        with pytest.raises(ValueError, match="LabelledImages: expected labels"):
+            LabelledImages(paths, labels, ("a", "b"))
+
+
+def test_subsets() -> None:
+    images = made_up([2, 3])
+    assert [path.name for path in images.subset([4, 0, 4]).paths] == ["4.jpg", "0.jpg", "4.jpg"]
+    assert images.subset([4, 0]).labels.tolist() == [1, 0]
+    assert len(images.subset([])) == 0
+    assert images.subset([]).names == images.names
+    for wrong in ([5], [-1], [0.5], [[0]], [True, False]):
+        with pytest.raises(ValueError, match="subset"):
+            images.subset(wrong)  # type: ignore[arg-type]
+
+
+@given(
+    st.lists(st.integers(0, 12), min_size=1, max_size=5),
+    st.floats(0, 1, exclude_min=True, exclude_max=True),
+    st.integers(0, 2**32),
+)
+def test_every_image_is_in_one_part_and_every_class_in_both(counts: list[int], share: float, seed: int) -> None:
+    images = made_up(counts)
+    train, held_out = split_off(images, share, seed=seed)
+    assert sorted(train.paths + held_out.paths) == sorted(images.paths)
+    assert train.names == held_out.names == images.names
+    for n, kept, drawn in zip(counts, train.counts(), held_out.counts(), strict=True):
+        assert kept + drawn == n
+        if n >= 2:
+            assert min(kept, drawn) >= 1
+            assert abs(drawn - share * n) <= 1
+        else:
+            assert drawn == 0
+    again = split_off(images, share, seed=seed)
+    assert again[1].paths == held_out.paths
+
+
+def test_other_seeds_draw_others() -> None:
+    images = made_up([50, 50])
+    assert len({split_off(images, seed=seed)[1].paths for seed in range(5)}) == 5
+    for share in (0, 1, -0.1, float("nan")):
+        with pytest.raises(ValueError, match="share"):
+            split_off(images, share, seed=0)
+    with pytest.raises(ValueError, match="seed"):
+        split_off(images, seed=-1)
+
+
+def test_a_new_class_leaves_the_parts_of_the_others_as_they_were(tmp_path: Path) -> None:
+    touch(tmp_path, [f"{name}/{i}.jpg" for name in ("cat", "dog") for i in range(20)])
+    before = split_off(read_folder(tmp_path), seed=3)[1]
+    touch(tmp_path, [f"cow/{i}.jpg" for i in range(7)])
+    after = split_off(read_folder(tmp_path), seed=3)[1]
+    assert [path for path in after.paths if path.parent.name != "cow"] == list(before.paths)
+
+
+@given(
+    st.lists(st.integers(3, 12), min_size=1, max_size=5),
+    st.integers(1, 3),
+    st.integers(1, 9) | st.none(),
+    st.integers(0, 9),
+)
+def test_as_many_of_every_class(counts: list[int], count: int, at_most: int | None, seed: int) -> None:
+    images = made_up(counts)
+    chosen, rest = per_class(images, count, seed=seed, at_most=at_most)
+    assert chosen.counts().tolist() == [count] * len(counts)
+    assert rest.counts().tolist() == [min(n - count, at_most or n) for n in counts]
+    assert not set(chosen.paths) & set(rest.paths)
+    assert per_class(images, count, seed=seed, at_most=at_most)[1].paths == rest.paths
+
+
+def test_classes_that_are_too_small_are_named() -> None:
+    with pytest.raises(UserError, match=r"at least 5 images of every class; fewer in: 1 \(4\), 2 \(0\)"):
+        per_class(made_up([9, 4, 0]), 5, seed=0)
+    for wrong in ((0, None), (1, 0)):
+        with pytest.raises(ValueError, match="at least 1"):
+            per_class(made_up([9]), wrong[0], seed=0, at_most=wrong[1])
+
+
+def test_parts_are_put_together_again() -> None:
+    images = made_up([4, 6])
+    whole = merge(*split_off(images, seed=0))
+    assert sorted(whole.paths) == sorted(images.paths)
+    assert whole.counts().tolist() == [4, 6]
+    with pytest.raises(ValueError, match="same names"):
+        merge(images, made_up([1]))
+
+
+@pytest.mark.slow
+def test_the_real_caltech_101(shared_data: Path) -> None:
+    train, test = split_folder(shared_data / "caltech101")
+    assert test is not None
+    assert len(train.names) == 102
+    assert train.names[0] == "accordion"
+    assert set(train.counts()) == {30}
+    assert test.counts().min() >= 1
+    chosen, rest = per_class(merge(train, test), 30, seed=1, at_most=50)
+    assert len(chosen) == 30 * 102
+    assert len(chosen) + len(rest) == len(train) + len(test)
