@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 import pickle
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 import torchvision
 from safetensors.torch import save_file
-from torch import nn
 
 from sppnet.errors import UserError
-from sppnet.models.backbones import build_backbone, fold_batch_norm, map_shape
+from sppnet.models.backbones import build_backbone, map_shape, smallest_side
 from sppnet.models.compact import compact_resnet
+from sppnet.models.files import save_model
+from sppnet.models.geometry import Geometry, backbone_geometry
 from sppnet.models.sppnet import Architecture, SPPNet
 
 
@@ -26,6 +28,10 @@ from sppnet.models.sppnet import Architecture, SPPNet
         ("squeezenet1_0", 512, 16),
         ("mobilenet_v2", 1280, 32),
         ("resnet18", 512, 32),
+        ("zf5", 256, 16),
+        ("convnet5", 256, 16),
+        ("overfeat5", 512, 12),
+        ("overfeat7", 512, 12),
     ],
 )
 @pytest.mark.parametrize("size", [(97, 200), (224, 224), (65, 300)])
@@ -47,18 +53,20 @@ def test_map_shape_leaves_the_backbone_where_it_is() -> None:
 
 @pytest.mark.parametrize("name", ["resnet", "compactt", "", "fasterrcnn_resnet50_fpn", "../compact"])
 def test_an_unknown_name(name: str) -> None:
-    with pytest.raises(UserError, match=f"no backbone named '{name}': expected 'compact' or a torchvision"):
+    with pytest.raises(UserError, match=f"no backbone named '{name}': expected 'compact', 'zf5', .* or a torchvision"):
         build_backbone(name)
 
 
-@pytest.mark.parametrize("name", ["vit_b_16", "googlenet"])
+@pytest.mark.parametrize("name", ["vit_b_16", "vit_b_32"])
 def test_a_net_without_a_plain_convolutional_part(name: str) -> None:
     with pytest.raises(UserError, match=f"{name} has no plain convolutional part"):
         build_backbone(name)
 
 
 def test_a_net_whose_cells_cannot_be_placed() -> None:
-    with pytest.raises(UserError, match=r"backbone 'swin_t' cannot be used: .*Linear"):
+    with pytest.raises(
+        UserError, match=r"backbone 'swin_t' cannot be used: operation '_patch_merging_pad' is not known"
+    ):
         SPPNet(Architecture(("cat",), "swin_t", hidden=(8,)))
 
 
@@ -152,39 +160,213 @@ def test_a_file_that_holds_something_else(tmp_path: Path, content: object) -> No
         build_backbone("squeezenet1_0", tmp_path / "w.pth")
 
 
-def test_folding_keeps_the_outputs() -> None:
-    torch.manual_seed(0)
-    net = compact_resnet((8, 8, 16), (1, 2), folded=False).double()
-    for _ in range(3):  # gives the BatchNorms running statistics
-        net(torch.randn(4, 3, 32, 40, dtype=torch.float64))
-    net.eval()
-    image = torch.randn(1, 3, 45, 33, dtype=torch.float64)
-    with torch.inference_mode():
-        before = net(image)
-    fold_batch_norm(net)
-    assert not any(isinstance(module, nn.BatchNorm2d) for module in net.modules())
-    with torch.inference_mode():
-        torch.testing.assert_close(net(image), before)
-    # and it is the form that ships
-    assert net.state_dict().keys() == compact_resnet((8, 8, 16), (1, 2)).state_dict().keys()
-
-
-@pytest.mark.parametrize("name", ["mobilenet_v2", "resnet18"])
-def test_a_torchvision_net_comes_folded(tmp_path: Path, name: str) -> None:
-    torch.manual_seed(0)
-    whole = torchvision.models.get_model(name, weights=None)
-    for module in whole.modules():
-        if isinstance(module, nn.BatchNorm2d):  # statistics that a fold must not forget
-            module.running_mean.uniform_(-0.1, 0.1)
-            module.running_var.uniform_(0.5, 2)
-    torch.save(whole.state_dict(), tmp_path / "w.pth")
-    backbone, image = build_backbone(name, tmp_path / "w.pth"), torch.rand(1, 3, 64, 96)
-    assert not any(isinstance(module, nn.BatchNorm2d) for module in backbone.modules())
-    plain = nn.Sequential(*list(whole.eval().children())[: 1 if name == "mobilenet_v2" else -2])
-    with torch.inference_mode():
-        torch.testing.assert_close(backbone(image), plain(image), rtol=1e-3, atol=1e-4)
-
-
 def test_widths_and_blocks_must_agree() -> None:
     with pytest.raises(ValueError, match="got 3 blocks for 3 widths"):
         compact_resnet((8, 8, 16), (1, 2, 2))
+
+
+# Of torchvision
+
+SLOW = pytest.mark.slow  # VGG's fully connected layers, 120 million weights, are drawn first and thrown away then
+OF_TORCHVISION = {  # channels of the map, at 32 pixels a cell, and at 16
+    "alexnet": (None, 256),  # its own stride is 16
+    "vgg11": (None, 512),
+    "resnet18": (512, 256),
+    "mobilenet_v2": (1280, 576),
+    "mobilenet_v3_small": (576, 288),  # squeeze-and-excite
+    "squeezenet1_0": (None, 512),
+    "efficientnet_b0": (1280, 672),  # and stochastic depth
+    "densenet121": (1024, 1024),
+    "shufflenet_v2_x0_5": (1024, 96),
+    "regnet_y_400mf": (440, 208),
+    "convnext_tiny": (768, 384),
+}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=SLOW) if name == "vgg11" else name for name in OF_TORCHVISION]
+)
+def test_torchvisions_families(name: str) -> None:
+    """Each gives its map, learns where it is not folded, and knows where its cells look."""
+    torch.manual_seed(0)
+    backbone = build_backbone(name, fold=False)
+    of_32, of_16 = OF_TORCHVISION[name]
+    channels, height, width = map_shape(backbone, (96, 64))
+    geometry = backbone_geometry(backbone)
+    assert (geometry.stride, channels) == ((16, of_16) if of_32 is None else (32, of_32))
+    features = backbone.train()(torch.rand(2, 3, 96, 64))  # dropout, stochastic depth and BatchNorm as they learn
+    assert features.shape == (2, channels, height, width)
+    features.square().mean().backward()
+    assert all(
+        torch.isfinite(parameter.grad).all() for parameter in backbone.parameters() if parameter.grad is not None
+    )
+    assert any(bool(parameter.grad.any()) for parameter in backbone.parameters() if parameter.grad is not None)
+
+
+@pytest.mark.parametrize("name", [name for name, (of_32, _) in OF_TORCHVISION.items() if of_32])
+def test_torchvisions_families_at_stride_16(name: str) -> None:
+    backbone, image = build_backbone(name, stride=16), torch.rand(1, 3, 96, 64)
+    with torch.inference_mode():
+        features = backbone(image)
+    assert features.shape[1] == OF_TORCHVISION[name][1]
+    assert backbone_geometry(backbone).stride == 16
+
+
+@pytest.mark.parametrize("stride", [8, 16])
+def test_the_projects_own_net_at_a_stride(stride: int) -> None:
+    whole, cut = build_backbone("compact"), build_backbone("compact", stride=stride)
+    assert backbone_geometry(cut) == Geometry(stride, 0.5)
+    assert cut.state_dict().keys() < whole.state_dict().keys()
+
+
+def test_a_stride_that_a_net_has_not() -> None:
+    with pytest.raises(
+        UserError, match="alexnet has no map with a cell every 32 pixels: expected one of the strides 4, 8"
+    ):
+        build_backbone("alexnet", stride=32)
+
+
+@pytest.mark.parametrize("name", ["googlenet", pytest.param("inception_v3", marks=SLOW)])
+def test_nets_that_learned_from_pixels_of_another_kind(tmp_path: Path, name: str) -> None:
+    """GoogLeNet and Inception turn ImageNet's normalisation into their own; published weights need it."""
+    torch.manual_seed(0)
+    whole = torchvision.models.get_model(name, weights=None, init_weights=False, transform_input=True).eval()
+    torch.save(whole.state_dict(), tmp_path / "w.pth")
+    backbone, image = build_backbone(name, tmp_path / "w.pth"), torch.randn(1, 3, 96, 128)
+    seen: list[torch.Tensor] = []
+    whole.avgpool.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    with torch.inference_mode():
+        whole(image)
+        torch.testing.assert_close(backbone(image), seen[0], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "side"), [("compact", 1), ("zf5", 31), ("alexnet", 31), ("squeezenet1_0", 21), ("convnext_tiny", 32)]
+)
+def test_the_smallest_image(name: str, side: int) -> None:
+    backbone = build_backbone(name)
+    assert smallest_side(backbone) == side
+    with torch.inference_mode():
+        assert backbone(torch.rand(1, 3, side, side)).shape[2:] == (1, 1)
+        if side > 1:
+            with pytest.raises(RuntimeError):
+                backbone(torch.rand(1, 3, side - 1, side))
+
+
+# Weights again
+
+
+def test_a_file_with_a_classifier_of_other_classes(tmp_path: Path) -> None:
+    whole = torchvision.models.resnet18(weights=None, num_classes=7).eval()
+    torch.save(whole.state_dict(), tmp_path / "w.pth")
+    backbone, image = build_backbone("resnet18", tmp_path / "w.pth", fold=False), torch.rand(1, 3, 64, 64)
+    with torch.inference_mode():
+        assert torch.equal(backbone(image), whole.layer4(whole.layer3(whole.layer2(whole.layer1(
+            whole.maxpool(whole.relu(whole.bn1(whole.conv1(image)))))))))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: state.pop("layer3.0.conv1.weight"), r"layer3\.0\.conv1\.weight is missing"),
+        (lambda state: state.update({"neck.weight": torch.zeros(2)}), r"neck\.weight is unknown"),
+        (
+            lambda state: state.update({"conv1.weight": torch.zeros(64, 1, 7, 7)}),
+            r"\[64, 1, 7, 7\], expected \[64, 3, 7, 7\]",
+        ),
+    ],
+    ids=["missing", "unknown", "shape"],
+)
+def test_a_file_that_fits_in_part(tmp_path: Path, change: object, message: str) -> None:
+    state = torchvision.models.resnet18(weights=None).state_dict()
+    change(state)  # type: ignore[operator]
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(UserError, match=rf"w\.pth does not fit resnet18: .*{message}"):
+        build_backbone("resnet18", tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize(("name", "stride"), [("mobilenet_v3_small", 16), ("zf5", None), ("googlenet", 16)])
+def test_a_model_files_backbone(tmp_path: Path, name: str, stride: int | None) -> None:
+    torch.manual_seed(0)
+    made = build_backbone(name, stride=stride)
+    net = SPPNet(Architecture(("cat",), name, (1,), (4,), detects=False), made)
+    save_model(net, tmp_path / "m.safetensors", {})
+    again = build_backbone(name, tmp_path / "m.safetensors", stride)
+    assert again.state_dict().keys() == made.state_dict().keys()
+    assert all(torch.equal(value, made.state_dict()[key].half().float()) for key, value in again.state_dict().items())
+
+
+def test_a_model_file_whose_backbone_goes_on(tiny_detector: SPPNet, tiny_model_file: Path) -> None:
+    cut = build_backbone("compact", tiny_model_file, stride=16)
+    kept = tiny_detector.backbone.state_dict()
+    assert all(torch.equal(value, kept[key].half().float()) for key, value in cut.state_dict().items())
+
+
+def test_a_model_file_of_another_backbone(tiny_model_file: Path) -> None:
+    with pytest.raises(UserError, match=r"tiny\.safetensors does not fit zf5: .* is unknown"):
+        build_backbone("zf5", tiny_model_file)
+
+
+# Of timm
+
+
+def test_a_net_of_timm(tmp_path: Path) -> None:
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    whole = timm.create_model("test_resnet").eval()
+    save_file(whole.state_dict(), tmp_path / "w.safetensors")  # with its classifier
+    image = torch.rand(1, 3, 64, 96)
+    for name in ("test_resnet", "timm:test_resnet", "test_resnet.r160_in1k"):
+        backbone = build_backbone(name, tmp_path / "w.safetensors")
+        with torch.inference_mode():
+            expected = whole.forward_features(image)
+            torch.testing.assert_close(backbone(image), expected, rtol=1e-3, atol=1e-4)
+    assert backbone_geometry(build_backbone("test_resnet", stride=16)).stride == 16
+
+
+@pytest.mark.parametrize("name", ["test_convnext", "test_efficientnet", "test_byobnet", "test_vit"])
+def test_what_timm_has(name: str) -> None:
+    pytest.importorskip("timm")
+    if name == "test_vit":
+        with pytest.raises(UserError, match="test_vit has no plain convolutional part"):
+            build_backbone(name)
+        return
+    backbone = build_backbone(name)
+    channels, height, width = map_shape(backbone, (96, 160))
+    assert backbone_geometry(backbone).stride == 32
+    with torch.inference_mode():
+        assert backbone(torch.rand(1, 3, 96, 160)).shape == (1, channels, height, width)
+
+
+def test_the_prefix_tells_two_packages_apart() -> None:
+    pytest.importorskip("timm")
+    ours, theirs = build_backbone("resnet18"), build_backbone("timm:resnet18")
+    assert "relu" in dict(ours.named_children())
+    assert "act1" in dict(theirs.named_children())
+    assert backbone_geometry(ours) == backbone_geometry(theirs)
+
+
+@pytest.mark.parametrize("weights", ["IMAGENET1K_V1", "r160_in1"])
+def test_weights_that_timm_has_not(weights: str) -> None:
+    pytest.importorskip("timm")
+    with pytest.raises(UserError, match=f"test_resnet has no weights named '{weights}': timm knows DEFAULT, r160_in1k"):
+        build_backbone("test_resnet", weights)
+
+
+def test_weights_of_timm_that_cannot_be_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    timm = pytest.importorskip("timm")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("no\nconnection")
+
+    monkeypatch.setattr(timm, "create_model", refuse)
+    with pytest.raises(UserError, match=r"weights DEFAULT of test_resnet could not be downloaded \(no connection\)"):
+        build_backbone("test_resnet", "DEFAULT")
+
+
+def test_without_timm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(UserError, match=r"timm:resnet50d needs timm, .*: pip install 'sppnet\[timm\]'"):
+        build_backbone("timm:resnet50d")
+    with pytest.raises(UserError, match=r"no backbone named 'resnet50d': .*sppnet\[timm\]"):
+        build_backbone("resnet50d")

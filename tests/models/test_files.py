@@ -60,6 +60,7 @@ def test_weights_take_two_bytes_each(tiny_detector: SPPNet, tiny_model_file: Pat
 def test_every_field_of_the_architecture_comes_back(tmp_path: Path) -> None:
     architecture = Architecture(
         ("Käfer", "dog"), "alexnet", (3,), (8, 4), detects=False, multi_label=False, short_side=77, long_side=99,
+        backbone_stride=8, fit="crop", fixed_size=True,
         mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), proposer="grid",
     )  # fmt: skip
     changed = [field.name for field in dataclasses.fields(Architecture) if field.name != "names"]
@@ -74,6 +75,18 @@ def test_the_scale_of_features_survives_half_precision(tmp_path: Path, scale: fl
     net.feature_scale.fill_(scale)
     save_model(net, tmp_path / "m.safetensors", {})
     assert float(load(tmp_path / "m.safetensors").feature_scale) == pytest.approx(scale)
+
+
+def test_weights_beyond_half_precision_keep_their_own(tmp_path: Path) -> None:
+    net, path = SPPNet(TINY), tmp_path / "m.safetensors"
+    with torch.no_grad():
+        net.image_logits.bias[0] = 1e5
+    save_model(net, path, {})
+    assert {name for name, value in load_file(path).items() if value.dtype == torch.float32} == {
+        "image_logits.bias",
+        "feature_scale",
+    }
+    assert torch.equal(load(path).image_logits.bias, net.image_logits.bias)
 
 
 def test_a_shipped_model_is_found_by_name(

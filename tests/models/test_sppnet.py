@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
-from sppnet.models.sppnet import Architecture, SPPNet, whole_windows
+from sppnet.errors import UserError
+from sppnet.models.sppnet import Architecture, SPPNet
+from sppnet.ops.windows import whole_windows
 
 
 @pytest.fixture(scope="module")
@@ -77,3 +81,29 @@ def test_gradients_reach_the_backbone() -> None:
     net = SPPNet(Architecture(names=("cat", "dog"), levels=(2, 1), hidden=(8,)))
     net(torch.rand(1, 3, 64, 96)).sum().backward()
     assert all(parameter.grad is not None for parameter in net.backbone.parameters())
+
+
+def test_a_network_without_a_pyramid_takes_one_size() -> None:
+    architecture = Architecture(
+        ("cat", "dog"), "alexnet", (6,), (8,), detects=False, fit="crop", short_side=224, fixed_size=True
+    )
+    net = SPPNet(architecture).eval()
+    prepared, _ = net.prepare(np.zeros((300, 400, 3), np.uint8))
+    assert net(prepared).shape == (1, 2)
+    with pytest.raises(UserError, match="takes images of 224 x 224 alone: got 224 x 300"):
+        net(torch.zeros(1, 3, 224, 300))
+    with pytest.raises(UserError, match="one fixed input size cannot take images at their own"):
+        SPPNet(dataclasses.replace(architecture, fit="native"))
+
+
+def test_a_backbone_cut_to_a_stride() -> None:
+    net = SPPNet(Architecture(("cat", "dog"), "resnet18", (1,), (8,), detects=False, backbone_stride=16))
+    assert (net.geometry.stride, net.image_logits.out_features) == (16, 2)
+    assert net.features(torch.zeros(1, 3, 64, 64)).shape == (1, 256, 4, 4)
+
+
+@pytest.mark.parametrize("backbone", ["alexnet", "zf5", "squeezenet1_0"])
+def test_thin_images_are_made_large_enough_for_a_map(backbone: str) -> None:
+    net = SPPNet(Architecture(("cat",), backbone, (1,), (8,), detects=False, short_side=100, long_side=200)).eval()
+    prepared, _ = net.prepare(np.zeros((4, 2000, 3), np.uint8))
+    assert net(prepared).shape == (1, 1)

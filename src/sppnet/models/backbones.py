@@ -1,78 +1,134 @@
 """Backbones by name: images [N, 3, H, W] -> features [N, C, h, w], for any H and W.
 
-``compact`` is this project's own (`sppnet.models.compact`); every other name is a torchvision classification model, cut
-before its pooling and classifier. A max pooling at the very end is left out too: the pyramid replaces it (arXiv:1406.4729,
-section 2.2). BatchNorm is folded into the convolutions before it: the same outputs, in half the time. Weights come from torchvision by name, from a local file, or are random.
+``compact`` (`sppnet.models.compact`) and the paper's nets (`sppnet.models.paper_networks`) are this project's own; every
+other name is a classification model of torchvision, or of timm where that is installed, cut before its pooling and
+classifier (`sppnet.models.cut`). BatchNorm is folded into the convolutions before it: the same outputs, in half the time.
+Weights come from the packages by name, from a local file, or are random.
 """
 
 from __future__ import annotations
 
-from copy import deepcopy
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torchvision
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, fx, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch import Tensor, nn
 
 from sppnet.errors import UserError
 from sppnet.models.compact import compact_resnet
+from sppnet.models.cut import convolutional_part, cut_at_stride
+from sppnet.models.fold import fold_batch_norm
+from sppnet.models.geometry import without_data
+from sppnet.models.paper_networks import convnet5, overfeat5, overfeat7, zf5
 
 OWN = "compact"
+OWN_NETS: dict[str, Callable[[], nn.Module]] = {
+    OWN: compact_resnet,
+    "zf5": zf5,
+    "convnet5": convnet5,
+    "overfeat5": overfeat5,
+    "overfeat7": overfeat7,
+}
+INCEPTIONS = ("googlenet", "inception_v3")
+TIMM = "timm:"  # before a name that torchvision has too
 
 
-def build_backbone(name: str, weights: str | Path | None = None) -> nn.Module:
+def build_backbone(
+    name: str, weights: str | Path | None = None, stride: int | None = None, *, fold: bool = True
+) -> nn.Module:
     """Build a backbone and give it weights.
 
     Args:
-        name: ``compact``, or a torchvision classification model such as ``squeezenet1_0``, ``mobilenet_v2``, ``vgg16``,
-            ``resnet18``.
-        weights: None for random weights; for ``compact`` the path of a model file whose backbone it is, or of the file
-            that ``scripts/distill_backbone.py`` writes; for the others a name that torchvision knows for this model, such as ``DEFAULT`` or
-            ``IMAGENET1K_V1`` (downloaded once, by torchvision); or the path of a file that holds the whole model's state
-            dict under torchvision's key names (.safetensors, or .pth read without executing anything in it).
+        name: ``compact``; one of the paper's nets, ``zf5``, ``convnet5``, ``overfeat5`` or ``overfeat7``; a torchvision
+            classification model such as ``squeezenet1_0``, ``mobilenet_v2``, ``vgg16`` or ``resnet18``; or, with the
+            extra ``timm``, one of its models, such as ``resnet50d``, or ``timm:resnet18`` for a name that both have.
+        weights: None for random weights; a name that torchvision or timm has for weights of this model, such as
+            ``DEFAULT`` or ``IMAGENET1K_V1`` (downloaded once, by the package); or the path of a file, .safetensors or
+            .pth, the latter read without executing anything in it. It holds a model of this project with this backbone,
+            or a state dict under the net's own key names, with or without a classifier.
+        stride: pixels from one cell of the map to the next, such as 16 or 32: a net with a larger one is cut where it has
+            this one, see `sppnet.models.cut.cut_at_stride`. None for the net's own.
+        fold: whether BatchNorm is folded. Not for a net that is to learn from random weights.
 
     Returns:
-        The convolutional part, in evaluation mode, its BatchNorms folded.
+        The convolutional part, in evaluation mode.
 
     Raises:
-        UserError: no such backbone, weights that do not exist, or a file that does not fit the backbone.
+        UserError: no such backbone, no map of that stride, weights that do not exist, or a file that does not fit.
 
     Example:
         >>> build_backbone("squeezenet1_0")(torch.zeros(1, 3, 224, 300)).shape
         torch.Size([1, 512, 13, 18])
+        >>> build_backbone("resnet18", stride=16)(torch.zeros(1, 3, 224, 300)).shape
+        torch.Size([1, 256, 14, 19])
     """
-    if name == OWN:
-        backbone: nn.Module = compact_resnet()
-        if weights is not None:
-            _load(backbone, Path(weights), name)
-        return backbone.eval()
-    if name not in torchvision.models.list_models(torchvision.models):
-        raise UserError(
-            f"no backbone named {name!r}: expected {OWN!r} or a torchvision classification model such as "
-            "'squeezenet1_0', 'mobilenet_v2' or 'resnet18'"
-        )
     path = None if weights is None else Path(weights)
-    if path is not None and (path.exists() or path.suffix):
-        model = _without_weights(name)
-        _load(model, path, name)
-    elif weights is not None:
-        model = _with_published_weights(name, str(weights))
+    if path is not None and (name in OWN_NETS or path.exists() or path.suffix):
+        net, backbone = _parts(name, None)
+        state = _read(path, name)
+        # A model file of this project holds its backbone as it is in the end: cut and folded.
+        finished = {key.removeprefix("backbone."): state[key] for key in state if key.startswith("backbone.")}
+        if not finished:
+            kept = {id(value) for value in backbone.state_dict(keep_vars=True).values()}
+            needed = [key for key, value in net.state_dict(keep_vars=True).items() if id(value) in kept]
+            _load(net, state, needed, path, name)
     else:
-        model = _without_weights(name)
-    backbone = _cut(model, name).eval()
-    fold_batch_norm(backbone)
+        _, backbone = _parts(name, None if weights is None else str(weights))
+        finished = {}
+    if stride is not None:
+        backbone = cut_at_stride(backbone, stride, name)
+    if fold:
+        fold_batch_norm(backbone)
+    if finished:
+        assert path is not None
+        needed = [*backbone.state_dict()]
+        if stride is not None:  # the file may go on where this backbone is cut
+            finished = {key: value for key, value in finished.items() if key in needed}
+        _load(backbone, finished, needed, path, name)
     return backbone
 
 
-def _without_weights(name: str) -> nn.Module:
-    extra = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
-    return torchvision.models.get_model(name, weights=None, **extra)
+def _parts(name: str, weights: str | None) -> tuple[nn.Module, nn.Module]:
+    """A net as its package builds it, and its convolutional part, in evaluation mode; weights by name."""
+    if name in OWN_NETS:
+        net = OWN_NETS[name]().eval()
+        return net, net
+    if name in torchvision.models.list_models(torchvision.models):
+        net = _torchvision_net(name, weights)
+    else:
+        net = _timm_net(name, weights)
+    backbone = convolutional_part(net.eval())
+    if backbone is None:
+        raise UserError(
+            f"{name} has no plain convolutional part to pool from: use a VGG, ResNet, MobileNet, ... instead"
+        )
+    if name in INCEPTIONS:
+        backbone = nn.Sequential(OrderedDict(pixels=_pixels_for_inception(), **dict(backbone.named_children())))
+    return net, backbone.eval()
 
 
-def _with_published_weights(name: str, weights: str) -> nn.Module:
+def _pixels_for_inception() -> nn.Conv2d:
+    """From ImageNet's normalisation to the -1..1 of pixels that torchvision's weights of `INCEPTIONS` learned from.
+
+    torchvision's models do the same between their layers, where published weights are asked for by name.
+    """
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    change = nn.Conv2d(3, 3, 1, groups=3)
+    change.weight = nn.Parameter((std / 0.5)[:, None, None, None], requires_grad=False)
+    change.bias = nn.Parameter((mean - 0.5) / 0.5, requires_grad=False)
+    return change
+
+
+def _torchvision_net(name: str, weights: str | None) -> nn.Module:
+    # Not their own change of pixels, but `_pixels_for_inception`; and no drawing of weights that takes a minute.
+    extra = {"transform_input": False, "init_weights": False} if name in INCEPTIONS else {}
+    if weights is None:
+        return torchvision.models.get_model(name, weights=None, **extra)
     known = [entry.name for entry in torchvision.models.get_model_weights(name)]
     if weights not in ("DEFAULT", *known):
         raise UserError(
@@ -80,16 +136,56 @@ def _with_published_weights(name: str, weights: str) -> nn.Module:
             "or give the path of a file"
         )
     try:
-        return torchvision.models.get_model(name, weights=weights)
+        return torchvision.models.get_model(name, weights=weights, **extra)
     except OSError as error:
-        raise UserError(f"weights {weights} of {name} could not be downloaded ({error}); give a local file") from error
+        raise _not_downloaded(name, weights, error) from error
 
 
-def _load(model: nn.Module, path: Path, name: str) -> None:
+def _timm_net(name: str, weights: str | None) -> nn.Module:
+    try:
+        import timm
+    except ImportError as error:
+        if name.startswith(TIMM):
+            raise UserError(f"{name} needs timm, which is not installed: pip install 'sppnet[timm]'") from error
+        raise _unknown(name, "; with pip install 'sppnet[timm]', also any model of timm") from error
+    model, _, tag = name.removeprefix(TIMM).partition(".")
+    if not timm.is_model(model):
+        raise _unknown(name, ", or one of timm.list_models()")
+    known = [each.partition(".")[2] for each in timm.list_models(f"{model}.*", pretrained=True)]
+    if weights not in (None, "DEFAULT", *known) or (weights == "DEFAULT" and not known):
+        raise UserError(
+            f"{name} has no weights named {weights!r}: timm knows {', '.join(['DEFAULT', *known]) if known else 'none'}; "
+            "or give the path of a file"
+        )
+    if weights not in (None, "DEFAULT"):
+        tag = weights
+    try:
+        return timm.create_model(f"{model}.{tag}" if tag else model, pretrained=weights is not None)
+    except Exception as error:  # of the hub's many kinds
+        if weights is None:
+            raise
+        raise _not_downloaded(name, weights, error) from error
+
+
+def _unknown(name: str, more: str) -> UserError:
+    return UserError(
+        f"no backbone named {name!r}: expected {', '.join(map(repr, OWN_NETS))}, or a torchvision classification model such "
+        f"as 'squeezenet1_0', 'mobilenet_v2' or 'resnet18'{more}"
+    )
+
+
+def _not_downloaded(name: str, weights: str, error: Exception) -> UserError:
+    return UserError(
+        f"weights {weights} of {name} could not be downloaded ({_beginning(error)}); give a local file instead"
+    )
+
+
+def _read(path: Path, name: str) -> dict[str, Tensor]:
+    """The state dict that a file holds."""
     if not path.is_file():
         raise UserError(f"no such weights file: {path}")
     try:
-        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+        state: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
         raise UserError(f"{path} is not a weights file that can be read: {_beginning(error)}") from error
     except Exception as error:  # unpickling refuses with exceptions of many types, and advises to allow it
@@ -99,76 +195,31 @@ def _load(model: nn.Module, path: Path, name: str) -> None:
         ) from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{path} does not hold a state dict (names to tensors), as {name} needs")
-    state = {str(key): value for key, value in state.items()}
-    if any(key.startswith("backbone.") for key in state):  # a model file of this project: its backbone alone
-        state = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")}
-    try:
-        model.load_state_dict(
-            {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
-        )
-    except RuntimeError as error:
-        whose = "this project's own" if name == OWN else "torchvision's"
+    return {str(key): value.float() if value.is_floating_point() else value for key, value in state.items()}
+
+
+def _load(net: nn.Module, state: dict[str, Tensor], needed: Sequence[str], path: Path, name: str) -> None:
+    """Load the needed part of a state dict; what else it holds must be known to the net, such as another classifier."""
+    own = net.state_dict()
+    problems = [f"{key} is unknown" for key in state if key not in own]
+    problems += [f"{key} is missing" for key in needed if key not in state and not key.endswith("num_batches_tracked")]
+    problems += [
+        f"{key} is {list(state[key].shape)}, expected {list(own[key].shape)}"
+        for key in needed
+        if key in state and state[key].shape != own[key].shape
+    ]
+    if problems:
         raise UserError(
-            f"{path} does not fit {name}: expected {whose} key names and shapes ({_beginning(error)})"
-        ) from error
+            f"{path} does not fit {name}: expected the key names and shapes of that net ({problems[0]}; {len(problems)} "
+            "such problems)"
+        )
+    net.load_state_dict({key: state[key] for key in needed if key in state}, strict=False)
 
 
 def _beginning(error: Exception) -> str:
     """An error's message as one line of bearable length."""
     text = " ".join(str(error).split())
     return text if len(text) <= 200 else f"{text[:200]} ..."
-
-
-def _cut(model: nn.Module, name: str) -> nn.Module:
-    """The convolutional part of a torchvision classifier."""
-    if isinstance(model.get_submodule("features") if hasattr(model, "features") else None, nn.Sequential):
-        layers = dict(model.get_submodule("features").named_children())
-    elif hasattr(model, "layer4"):  # the ResNet family
-        layers = {key: child for key, child in model.named_children() if key not in ("avgpool", "fc")}
-    elif hasattr(model, "trunk_output"):  # RegNet
-        layers = {key: child for key, child in model.named_children() if key in ("stem", "trunk_output")}
-    elif hasattr(model, "conv5") and hasattr(model, "stage4"):  # ShuffleNet
-        layers = {key: child for key, child in model.named_children() if key != "fc"}
-    else:
-        raise UserError(
-            f"{name} has no plain convolutional part to pool from: use a VGG, ResNet, MobileNet, ... instead"
-        )
-    backbone = nn.Sequential()
-    for key, child in layers.items():
-        backbone.add_module(key, child)
-    if isinstance(backbone[-1], nn.MaxPool2d):
-        backbone = backbone[:-1]
-    return backbone
-
-
-def fold_batch_norm(backbone: nn.Module) -> None:
-    """Write each BatchNorm's running statistics into the convolution before it, in place; the outputs stay the same.
-
-    A BatchNorm that does not follow a convolution, or that shares it with another layer, stays as it is.
-
-    Args:
-        backbone: a module that `torch.fx` can trace; others are left as they are. Must not be in training mode.
-
-    Example:
-        >>> block = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()).eval()
-        >>> fold_batch_norm(block)
-        >>> block[1]
-        Identity()
-    """
-    try:
-        graph = fx.symbolic_trace(backbone).graph
-    except Exception:  # whatever makes a net untraceable, folding is only a matter of speed
-        return
-    modules = dict(backbone.named_modules())
-    for node in graph.nodes:
-        if node.op != "call_module" or not isinstance(modules[str(node.target)], nn.BatchNorm2d):
-            continue
-        (before,) = node.all_input_nodes
-        convolution = modules.get(str(before.target)) if before.op == "call_module" else None
-        if isinstance(convolution, nn.Conv2d) and len(before.users) == 1:
-            fused = fuse_conv_bn_eval(convolution, modules[str(node.target)])
-            backbone.set_submodule(str(before.target), fused)
-            backbone.set_submodule(str(node.target), nn.Identity())
 
 
 def map_shape(backbone: nn.Module, size: tuple[int, int]) -> tuple[int, int, int]:
@@ -179,6 +230,36 @@ def map_shape(backbone: nn.Module, size: tuple[int, int]) -> tuple[int, int, int
         (384, 15, 20)
     """
     with torch.no_grad():
-        features = deepcopy(backbone).to("meta")(torch.empty(1, 3, *size, device="meta"))
+        features = without_data(backbone)(torch.empty(1, 3, *size, device="meta"))
     _, channels, height, width = features.shape
     return channels, height, width
+
+
+def smallest_side(backbone: nn.Module) -> int:
+    """The smallest side, in pixels, of an image that has a cell on the map; a smaller one is an error in PyTorch.
+
+    Raises:
+        ValueError: not even an image of 4096 pixels has one.
+
+    Example:
+        >>> smallest_side(build_backbone("zf5")), smallest_side(build_backbone("compact"))
+        (31, 1)
+    """
+    shapes = without_data(backbone)
+
+    def suffices(side: int) -> bool:
+        try:
+            with torch.no_grad():
+                return min(shapes(torch.empty(1, 3, side, side, device="meta")).shape[2:]) > 0
+        except RuntimeError:
+            return False
+
+    low, high = 0, 1  # too small, large enough
+    while not suffices(high):
+        low, high = high, 2 * high
+        if high > 4096:
+            raise ValueError("the backbone gives no map of any image")
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if suffices(middle) else (middle, high)
+    return high

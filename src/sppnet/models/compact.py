@@ -2,7 +2,7 @@
 
 It sits first in the method: images [N, 3, H, W] -> features [N, 384, ceil(H/32), ceil(W/32)], one cell every 32 pixels.
 Plain convolutions (no depthwise, no squeeze-and-excite) because those are what bfloat16 runs fast on CPUs. While it
-learns, a BatchNorm follows every convolution; `sppnet.models.backbones.fold_batch_norm` writes the learned statistics
+learns, a BatchNorm follows every convolution; `sppnet.models.fold.fold_batch_norm` writes the learned statistics
 into the convolutions, and the folded net is what ships.
 """
 

@@ -27,7 +27,8 @@ def save_model(model: SPPNet, path: str | Path, training: dict[str, Any]) -> Non
     """Write a model file, atomically.
 
     Args:
-        model: any device; floating-point weights are stored in half precision, single numbers as they are.
+        model: any device; floating-point weights are stored in half precision. Single numbers are stored as they are,
+            and so is a tensor with a value that half precision cannot hold (beyond 65504).
         path: ends in .safetensors.
         training: how it was trained: data, commit, seed, settings, figures. JSON-ready.
 
@@ -77,7 +78,9 @@ def load(model: str | Path, device: str | torch.device = "cpu") -> SPPNet:
     try:
         net = SPPNet(_architecture(json.loads(metadata["architecture"])))
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} describes a model that this version cannot build ({error}); update sppnet") from error
+        raise UserError(
+            f"{path} describes a model that this version cannot build ({error}): install what that names, or update sppnet"
+        ) from error
     try:
         net.load_state_dict(
             {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
@@ -97,7 +100,10 @@ def training_record(model: str | Path) -> dict[str, Any]:
 
 def _stored(value: torch.Tensor) -> torch.Tensor:
     # A single number keeps its precision: the features' scale may lie outside the range of half precision.
-    return value.half() if value.is_floating_point() and value.ndim else value
+    if not value.is_floating_point() or not value.ndim:
+        return value
+    half = value.half()
+    return half if half.isfinite().all() else value  # twice the bytes, for a tensor with a weight beyond 65504
 
 
 def find_model(model: str | Path) -> Path:

@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sppnet.data.images import resize_image, scaled_size
+from sppnet.data.fit import fit_image, fitted_size
 from sppnet.errors import UserError
 from sppnet.layers import RegionPyramidPool
-from sppnet.models.backbones import OWN, build_backbone, map_shape
+from sppnet.models.backbones import OWN, build_backbone, map_shape, smallest_side
 from sppnet.models.geometry import backbone_geometry
+from sppnet.ops.pyramid_pool import pyramid_pool
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 RESIDUAL_SPREAD = 0.025  # sides of a box: makes residuals so large that small weights, soon learned, will do
@@ -38,8 +39,11 @@ class Architecture:
     multi_label: bool = True  # whether an image may hold several classes (sigmoid) or holds one (softmax)
     short_side: int = 600  # pixels: an image is resized so that its short side is this,
     long_side: int = 1000  # unless its long side would become longer than this
+    fit: str = "native"  # or how it is made a square of short_side: see `sppnet.data.fit`
+    fixed_size: bool = False  # whether it takes that square only, as networks without a pyramid do
     mean: tuple[float, float, float] = IMAGENET_MEAN  # of RGB in 0..1
     std: tuple[float, float, float] = IMAGENET_STD
+    backbone_stride: int = 0  # pixels per cell, where the backbone is cut to have it; 0: the backbone's own
     proposer: str = "selective-search"  # what proposed the boxes that the detector was trained on
 
 
@@ -65,12 +69,18 @@ class SPPNet(nn.Module):
     def __init__(self, architecture: Architecture, backbone: nn.Module | None = None) -> None:
         super().__init__()
         self.architecture = architecture
-        self.backbone = build_backbone(architecture.backbone) if backbone is None else backbone
+        if architecture.fixed_size and architecture.fit == "native":
+            raise UserError(
+                "a network of one fixed input size cannot take images at their own: fit them by crop, squash or pad"
+            )
+        stride = architecture.backbone_stride or None
+        self.backbone = build_backbone(architecture.backbone, stride=stride) if backbone is None else backbone
         try:
             self.geometry = backbone_geometry(self.backbone)
         except ValueError as error:
             raise UserError(f"backbone {architecture.backbone!r} cannot be used: {error}") from error
         channels, _, _ = map_shape(self.backbone, (224, 224))
+        self.smallest_side = max(self.geometry.stride, smallest_side(self.backbone))  # pixels: below it, no map
         self.pool = RegionPyramidPool(architecture.levels)
         self.feature_scale = nn.Buffer(torch.ones(()))  # brings features to a mean square of 1: see `calibrate`
 
@@ -105,14 +115,26 @@ class SPPNet(nn.Module):
             [1, 3, h, w] float32, channels last in memory, on the model's device; the (vertical, horizontal) factor.
         """
         settings = self.architecture
-        height, width = image.shape[:2]
-        size = scaled_size((height, width), settings.short_side, settings.long_side, minimum=self.geometry.stride)
-        resized = np.require(resize_image(image, size), requirements="W")  # PyTorch warns of arrays it may not write to
-        pixels = torch.from_numpy(resized).to(self.device).permute(2, 0, 1)[None]
+        red, green, blue = (round(255 * value) for value in settings.mean)
+        sides = settings.short_side, settings.long_side
+        resized = fit_image(image, settings.fit, *sides, minimum=self.smallest_side, fill=(red, green, blue))
+        vertical, horizontal = (new / old for new, old in zip(resized.shape[:2], image.shape[:2], strict=True))
+        return self.normalise(resized), (vertical, horizontal)
+
+    def input_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """The (height, width) at which `prepare` gives an image of ``size``."""
+        settings = self.architecture
+        return fitted_size(size, settings.fit, settings.short_side, settings.long_side, self.smallest_side)
+
+    def normalise(self, image: np.ndarray) -> Tensor:
+        """An image [h, w, 3] uint8 of the right size as the backbone takes it: see `prepare`."""
+        image = np.require(image, requirements="W")  # PyTorch warns of arrays it may not write to
+        pixels = torch.from_numpy(image).to(self.device).permute(2, 0, 1)[None]
         mean, std = (
-            torch.tensor(values, device=self.device)[:, None, None] for values in (settings.mean, settings.std)
+            torch.tensor(values, device=self.device)[:, None, None]
+            for values in (self.architecture.mean, self.architecture.std)
         )
-        return (pixels.float() / 255 - mean) / std, (size[0] / height, size[1] / width)
+        return (pixels.float() / 255 - mean) / std
 
     def features(self, images: Tensor) -> Tensor:
         """images [N, 3, H, W] -> features [N, C, h, w], in cells; their mean square is about 1."""
@@ -154,6 +176,7 @@ class SPPNet(nn.Module):
 
         Raises:
             ValueError: neither of the two forms.
+            UserError: a network of one fixed input size, and images of another.
         """
         if not isinstance(images, Tensor):
             if not all(isinstance(image, Tensor) and image.ndim == 3 for image in images):
@@ -162,21 +185,11 @@ class SPPNet(nn.Module):
             return torch.cat(logits) if logits else self.image_logits.weight.new_zeros(0, len(self.architecture.names))
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"images must be [N, 3, H, W]: got shape {list(images.shape)}")
-        features = self.features(images)
-        pooled = self.pool(features, whole_windows(features))
+        side = self.architecture.short_side
+        if self.architecture.fixed_size and images.shape[2:] != (side, side):
+            raise UserError(
+                f"this network takes images of {side} x {side} alone: got {images.shape[2]} x {images.shape[3]}"
+            )
+        pooled = pyramid_pool(self.features(images), self.architecture.levels)
         result: Tensor = self.image_logits(self.describe(pooled))
         return result
-
-
-def whole_windows(features: Tensor) -> Tensor:
-    """One window per map, the whole of it: [N, 5] int64.
-
-    Example:
-        >>> whole_windows(torch.zeros(2, 8, 3, 5))
-        tensor([[0, 0, 0, 5, 3],
-                [1, 0, 0, 5, 3]])
-    """
-    count, _, height, width = features.shape
-    windows = torch.tensor([[0, 0, 0, width, height]], device=features.device).repeat(count, 1)
-    windows[:, 0] = torch.arange(count, device=features.device)
-    return windows

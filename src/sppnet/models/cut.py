@@ -1,0 +1,170 @@
+"""Where a classifier is cut so that a map remains: images [N, 3, H, W] -> features [N, C, h, w].
+
+Two cuts: `convolutional_part` leaves out what comes after the last map, global pooling and classifier; `cut_at_stride`
+leaves out more, so that the cells of the map lie closer together. Both go by what a module does, not by which net it is:
+it is a *chain* if it only hands its input from one child to the next, and a chain can be cut between any two children.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.nn import functional
+
+from sppnet.errors import UserError
+from sppnet.models.geometry import IMAGE_SIZE, REDUCING_MODULES, map_geometry, without_data
+
+# What torchvision and timm call the layers behind the last map, and what both do to it without a layer.
+BEHIND = {"avgpool", "global_pool", "pre_logits", "classifier", "fc", "head", "heads"}
+POOLS: set[Any] = {"mean", torch.mean, functional.adaptive_avg_pool2d}
+RELUS: set[Any] = {functional.relu, torch.relu, "relu", "relu_"}
+
+
+def convolutional_part(model: nn.Module) -> nn.Sequential | None:
+    """The layers of a classifier before its global pooling, in a row.
+
+    A max pooling at the very end is left out too: the pyramid replaces it (arXiv:1406.4729, section 2.2).
+
+    Args:
+        model: a classifier, in evaluation mode. Its layers are shared, not copied.
+
+    Returns:
+        The layers under the names that they have in the model; None where the model does something else with the image
+        or a map than to hand it on to a layer.
+
+    Example:
+        >>> import torchvision
+        >>> [name for name, _ in convolutional_part(torchvision.models.resnet18()).named_children()]
+        ['conv1', 'bn1', 'relu', 'maxpool', 'layer1', 'layer2', 'layer3', 'layer4']
+    """
+    steps, users = _steps(model)
+    backbone = nn.Sequential()
+    for name, layer in steps:
+        if _is_behind(name) or isinstance(layer, REDUCING_MODULES):
+            break
+        if name == "features" and type(layer) is nn.Sequential:  # AlexNet, VGG, SqueezeNet, MobileNet, ...
+            for inner_name, inner in layer.named_children():
+                backbone.add_module(inner_name, inner)
+        else:
+            backbone.add_module(name.replace(".", "_"), layer)
+    else:
+        if len(users) == 1 and users[0].target in RELUS:  # DenseNet
+            backbone.add_module("relu", nn.ReLU())
+            users = list(users[0].users)
+        if len(users) != 1 or not (users[0].target in POOLS or _is_behind(str(users[0].target))):
+            return None
+    if len(backbone) and isinstance(backbone[-1], nn.MaxPool2d):
+        backbone = backbone[:-1]
+    return backbone if len(backbone) else None
+
+
+def _is_behind(name: str) -> bool:
+    return name.partition(".")[0] in BEHIND
+
+
+def cut_at_stride(backbone: nn.Module, stride: int, name: str) -> nn.Module:
+    """Leave out the last layers of a backbone so that its cells lie ``stride`` pixels apart.
+
+    Of all the places with that stride between two layers, it is cut at the one with the most channels; of several such, at
+    the last. That is after the last whole stage, or, where the next block begins by widening the map before it strides
+    (MobileNet, EfficientNet), after that: MobileNetV2 at stride 16 gives the 576 channels inside its 14th block
+    rather than the 96 at the end of its 13th.
+
+    Args:
+        backbone: images [N, 3, H, W] -> features [N, C, h, w]. Its layers are shared, not copied.
+        stride: pixels from one cell's centre to the next.
+        name: what to call the backbone in messages.
+
+    Returns:
+        The backbone itself if its stride is the one asked for; else the part before the cut. Names of layers stay.
+
+    Raises:
+        UserError: the net has no such stride; the message lists those that it has.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, 2, 1))
+        >>> cut_at_stride(net, 2, "net")
+        Sequential(
+          (0): Conv2d(3, 8, kernel_size=(3, 3), stride=(2, 2), padding=(1, 1))
+          (1): ReLU()
+        )
+    """
+    cuts: list[_Cut] = []
+    reached, features = 1, torch.empty(1, 3, *IMAGE_SIZE, device="meta")
+    try:
+        for path, layer in _layers(without_data(backbone)):
+            geometry, features = map_geometry(layer, features)
+            reached *= geometry.stride
+            cuts.append(_Cut(path, reached, features.shape[1]))
+    except ValueError as error:
+        raise UserError(f"backbone {name!r} cannot be used: {error}") from error
+    if reached == stride:
+        return backbone
+    fitting = [cut for cut in cuts if cut.stride == stride]
+    if not fitting:
+        strides = ", ".join(str(each) for each in sorted({cut.stride for cut in cuts}))
+        raise UserError(f"{name} has no map with a cell every {stride} pixels: expected one of the strides {strides}")
+    most = max(cut.channels for cut in fitting)
+    return _until(backbone, [cut for cut in fitting if cut.channels == most][-1].path)
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """A place between two layers."""
+
+    path: tuple[str, ...]  # names of the layer before it, from the outermost module to the innermost
+    stride: int
+    channels: int
+
+
+def _until(module: nn.Module, path: tuple[str, ...]) -> nn.Module:
+    """The part of a chain up to the layer at ``path``, that layer included."""
+    if not path:
+        return module
+    part = nn.Sequential()
+    for name, child in _steps(module)[0]:
+        if name == path[0]:
+            part.add_module(name.replace(".", "_"), _until(child, path[1:]))
+            return part
+        part.add_module(name.replace(".", "_"), child)
+    raise AssertionError(path)
+
+
+def _layers(module: nn.Module, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], nn.Module]]:
+    """The finest parts that ``module`` hands its input through, one after the other, and the way to each."""
+    steps, users = _steps(module)
+    if not steps or [user.op for user in users] != ["output"]:
+        yield path, module
+        return
+    for name, child in steps:
+        yield from _layers(child, (*path, name))
+
+
+class _ChildTracer(fx.Tracer):
+    """No further than to a module's children."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return True
+
+
+def _steps(module: nn.Module) -> tuple[list[tuple[str, nn.Module]], list[fx.Node]]:
+    """The children that ``module`` hands its input through, as far as it does only that; and what uses the result."""
+    if not list(module.children()):
+        return [], []
+    try:
+        graph = _ChildTracer().trace(module)
+    except Exception:  # what cannot be traced is not known to be a chain
+        return [], []
+    steps: dict[str, nn.Module] = {}
+    users = list(next(iter(graph.nodes)).users)
+    while len(users) == 1 and users[0].op == "call_module" and len(users[0].args) == 1 and not users[0].kwargs:
+        name = str(users[0].target)
+        if name in steps:  # called twice: not to be cut in between
+            return [], []
+        steps[name] = module.get_submodule(name)
+        users = list(users[0].users)
+    return list(steps.items()), users
