@@ -29,7 +29,7 @@ RANK = {part: rank for rank, parts in enumerate(ORDER) for part in parts}
 FORBIDDEN = {"utils", "util", "misc", "common", "core", "engine", "helper", "helpers", "registry"}
 
 # Packages that only come with an extra: imported where they are used, so that the rest works without them.
-EXTRAS = {"supervision", "timm"}
+EXTRAS = {"faster_coco_eval", "onnx", "onnxruntime", "onnxscript", "supervision", "timm", "torchmetrics"}
 
 
 def module_name(path: Path) -> str:

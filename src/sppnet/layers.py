@@ -19,16 +19,17 @@ class PyramidPool(nn.Module):
         (torch.Size([1, 40]), torch.Size([1, 40]))
     """
 
-    def __init__(self, levels: Sequence[int]) -> None:
+    def __init__(self, levels: Sequence[int], reduce: str = "max") -> None:
         super().__init__()
+        self.reduce = reduce
         self.levels = check_levels(levels)
         self.bins = bin_count(self.levels)
 
     def forward(self, features: Tensor) -> Tensor:
-        return pyramid_pool(features, self.levels)
+        return pyramid_pool(features, self.levels, reduce=self.reduce)
 
     def extra_repr(self) -> str:
-        return f"levels={self.levels}"
+        return f"levels={self.levels}" + ("" if self.reduce == "max" else f", reduce={self.reduce!r}")
 
 
 class RegionPyramidPool(nn.Module):
@@ -40,13 +41,14 @@ class RegionPyramidPool(nn.Module):
         torch.Size([1, 10, 8])
     """
 
-    def __init__(self, levels: Sequence[int]) -> None:
+    def __init__(self, levels: Sequence[int], reduce: str = "max") -> None:
         super().__init__()
+        self.reduce = reduce
         self.levels = check_levels(levels)
         self.bins = bin_count(self.levels)
 
     def forward(self, features: Tensor, windows: Tensor) -> Tensor:
-        return region_pyramid_pool(features, windows, self.levels)
+        return region_pyramid_pool(features, windows, self.levels, reduce=self.reduce)
 
     def extra_repr(self) -> str:
-        return f"levels={self.levels}"
+        return f"levels={self.levels}" + ("" if self.reduce == "max" else f", reduce={self.reduce!r}")

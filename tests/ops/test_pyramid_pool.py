@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -12,10 +13,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sppnet.layers import PyramidPool, RegionPyramidPool
-from sppnet.ops.pyramid_pool import IMPLEMENTATIONS, pyramid_pool, region_pyramid_pool
+from sppnet.ops import _operator
+from sppnet.ops.pyramid_pool import choose, pyramid_pool, region_pyramid_pool
 
-FAST = [name for name in IMPLEMENTATIONS if name != "reference"]
+IMPLEMENTATIONS = ("torch", "numba", "export")  # on the CPU; for "triton" see test_triton.py
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+MEAN_TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}  # relative
 LEVELS = ((6, 3, 2, 1), (6, 4, 3, 2, 1), (5, 1), (7, 3), (1, 2, 3, 6), (3, 3), (1,))
 
 
@@ -38,7 +41,7 @@ def random_maps(seed: int, dtype: torch.dtype = torch.float32, channels: int = 5
     random = torch.Generator().manual_seed(seed)
     height, width = torch.randint(1, 24, (2,), generator=random).tolist()
     features = torch.randint(-9, 9, (2, channels, height, width), generator=random).to(dtype)
-    return features, random_windows(40, features, random)
+    return features, random_windows(16, features, random)
 
 
 def random_windows(count: int, features: Tensor, random: torch.Generator) -> Tensor:
@@ -52,7 +55,7 @@ def random_windows(count: int, features: Tensor, random: torch.Generator) -> Ten
     return torch.stack([torch.randint(0, maps, (count,), generator=random), x0, y0, x1, y1], dim=1)
 
 
-@pytest.mark.parametrize("implementation", FAST)
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("levels", LEVELS, ids=str)
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
@@ -67,7 +70,47 @@ def test_every_implementation_is_bit_equal_to_the_definition(
     assert torch.equal(pooled, expected)
 
 
-@pytest.mark.parametrize("implementation", FAST)
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("levels", LEVELS, ids=str)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_every_mean_is_the_mean_but_for_rounding(
+    implementation: str, dtype: torch.dtype, levels: tuple[int, ...], layout: torch.memory_format
+) -> None:
+    features, windows = random_maps(sum(levels), dtype)
+    features = features.contiguous(memory_format=layout)
+    expected = region_pyramid_pool(features.double(), windows, levels, reduce="mean", implementation="reference")
+    pooled = region_pyramid_pool(features, windows, levels, reduce="mean", implementation=implementation)
+    assert pooled.dtype == dtype
+    torch.testing.assert_close(pooled.double(), expected, rtol=MEAN_TOLERANCE[dtype], atol=1e-2 * MEAN_TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("reduce", ["max", "mean"])
+@pytest.mark.parametrize("implementation", [*IMPLEMENTATIONS, "reference"])
+def test_a_map_is_one_window(implementation: str, reduce: str) -> None:
+    features, _ = random_maps(5, torch.float64)
+    maps, _, height, width = features.shape
+    windows = torch.tensor([[n, 0, 0, width, height] for n in range(maps)])
+    pooled = pyramid_pool(features, (4, 3, 1), reduce=reduce, implementation=implementation)
+    expected = region_pyramid_pool(features, windows, (4, 3, 1), reduce=reduce, implementation="reference")
+    torch.testing.assert_close(pooled, expected, rtol=0 if reduce == "max" else 1e-12, atol=0)
+
+
+@pytest.mark.parametrize("channels", [1, 15, 17, 2048])
+@pytest.mark.parametrize("reduce", ["max", "mean"])
+def test_any_number_of_channels(channels: int, reduce: str) -> None:
+    features, windows = random_maps(7, channels=channels)
+    features.requires_grad_()
+    results = {}
+    for implementation in ("numba", "torch"):
+        pooled = region_pyramid_pool(features, windows, (3, 2, 1), reduce=reduce, implementation=implementation)
+        (gradient,) = torch.autograd.grad((pooled * pooled.detach().cos()).sum(), features)
+        results[implementation] = pooled, gradient
+    for ours, theirs in zip(*results.values(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("seed", range(8))
 def test_more_random_windows(implementation: str, seed: int) -> None:
     features, windows = random_maps(seed)
@@ -75,7 +118,7 @@ def test_more_random_windows(implementation: str, seed: int) -> None:
     assert torch.equal(region_pyramid_pool(features, windows, (6, 3, 2, 1), implementation=implementation), expected)
 
 
-@pytest.mark.parametrize("implementation", [*FAST, "reference"])
+@pytest.mark.parametrize("implementation", [*IMPLEMENTATIONS, "reference"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("nan", [float("nan"), -float("nan")])
 def test_nan_and_infinity(implementation: str, dtype: torch.dtype, nan: float) -> None:
@@ -86,7 +129,19 @@ def test_nan_and_infinity(implementation: str, dtype: torch.dtype, nan: float) -
     assert pooled[1:].tolist() == [-1.0, float("inf"), -float("inf")]
 
 
-@pytest.mark.parametrize("implementation", [*FAST, "reference"])
+def test_the_compiled_maximum_of_a_nan_is_a_quiet_one() -> None:
+    signalling = torch.tensor([0x7F800001], dtype=torch.int32).view(torch.float32).reshape(1, 1, 1, 1)
+    assert pyramid_pool(signalling, (1,), implementation="numba").view(torch.int32).item() == 0x7FC00000
+
+
+def test_equal_zeros() -> None:
+    features = torch.tensor([[-0.0, 0.0], [0.0, -0.0]])[None, None].requires_grad_()
+    pyramid_pool(features, (1,)).sum().backward()
+    assert features.grad is not None
+    assert features.grad.flatten().tolist() == [1, 0, 0, 0]  # neither zero is the larger: the first takes it
+
+
+@pytest.mark.parametrize("implementation", [*IMPLEMENTATIONS, "reference"])
 def test_no_windows(implementation: str) -> None:
     features = torch.rand(1, 4, 5, 6)
     windows = torch.empty(0, 5, dtype=torch.int64)
@@ -151,7 +206,9 @@ def test_modules_are_the_functions() -> None:
     features, windows = random_maps(3)
     assert torch.equal(PyramidPool([3, 1])(features), pyramid_pool(features, [3, 1]))
     assert torch.equal(RegionPyramidPool([3, 1])(features, windows), region_pyramid_pool(features, windows, [3, 1]))
-    assert "levels=(3, 1)" in repr(PyramidPool([3, 1]))
+    assert torch.equal(PyramidPool([3], "mean")(features), pyramid_pool(features, [3], reduce="mean"))
+    assert repr(PyramidPool([3, 1])) == "PyramidPool(levels=(3, 1))"
+    assert repr(RegionPyramidPool([3, 1], "mean")) == "RegionPyramidPool(levels=(3, 1), reduce='mean')"
 
 
 def test_arguments_are_not_modified() -> None:
@@ -201,11 +258,32 @@ def test_wrong_windows() -> None:
 
 
 def test_implementations_by_name() -> None:
-    features, windows = torch.rand(1, 3, 5, 6, requires_grad=True), torch.tensor([[0, 0, 0, 1, 1]])
-    with pytest.raises(ValueError, match="implementation must be one of auto, reference, torch, numba: got 'cuda'"):
+    features, windows = torch.rand(1, 3, 5, 6), torch.tensor([[0, 0, 0, 1, 1]])
+    with pytest.raises(ValueError, match=r"implementation must be one of auto, reference, .*: got 'cuda'"):
         region_pyramid_pool(features, windows, (1,), implementation="cuda")
-    with pytest.raises(ValueError, match=r"'numba' takes CPU maps .* need no gradient"):
-        region_pyramid_pool(features, windows, (1,), implementation="numba")
+    with pytest.raises(ValueError, match=r"'numba' takes CPU maps of 16, 32 or 64 bit floats: got torch.float8_e5m2"):
+        pyramid_pool(features.to(torch.float8_e5m2), (1,), implementation="numba")
+    with pytest.raises(ValueError, match=r"'triton' (takes CUDA maps|needs Triton)"):
+        region_pyramid_pool(features, windows, (1,), implementation="triton")
+    with pytest.raises(ValueError, match="reduce must be 'max' or 'mean': got 'sum'"):
+        pyramid_pool(features, (1,), reduce="sum")
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "to_onnx", "has_triton", "expected"),
+    [
+        ("cpu", torch.float32, False, False, "numba"),
+        ("cpu", torch.float16, False, True, "numba"),
+        ("cpu", torch.float8_e5m2, False, True, "torch"),
+        ("cuda", torch.bfloat16, False, True, "triton"),
+        ("cuda", torch.float64, False, False, "torch"),
+        ("mps", torch.float32, False, False, "torch"),
+        ("cpu", torch.float32, True, False, "export"),
+        ("cuda", torch.float16, True, True, "export"),
+    ],
+)
+def test_what_auto_takes(device: str, dtype: torch.dtype, to_onnx: bool, has_triton: bool, expected: str) -> None:
+    assert choose(device, dtype, to_onnx=to_onnx, has_triton=has_triton) == expected
 
 
 # Gradients
@@ -226,12 +304,62 @@ def test_a_cell_that_wins_twice_gets_the_sum() -> None:
     assert torch.equal(features.grad, torch.tensor([[0.0, 10, 0]])[None, None])
 
 
-def test_gradcheck() -> None:
+@pytest.mark.parametrize("implementation", ["numba", "torch"])
+@pytest.mark.parametrize("reduce", ["max", "mean"])
+def test_gradcheck(implementation: str, reduce: str) -> None:
     random = torch.Generator().manual_seed(0)
-    features = torch.randperm(2 * 3 * 7 * 5, generator=random).double().reshape(2, 3, 7, 5).requires_grad_()
-    windows = random_windows(6, features, random)
-    assert torch.autograd.gradcheck(lambda x: region_pyramid_pool(x, windows, (3, 2)), features, eps=1e-3)
-    assert torch.autograd.gradcheck(lambda x: pyramid_pool(x, (3, 2)), features, eps=1e-3)
+    features = torch.randperm(2 * 2 * 5 * 4, generator=random).double().reshape(2, 2, 5, 4).requires_grad_()
+    windows = random_windows(4, features, random)
+    settings = {"reduce": reduce, "implementation": implementation}
+    assert torch.autograd.gradcheck(lambda x: region_pyramid_pool(x, windows, (3, 2), **settings), features, eps=1e-3)
+    assert torch.autograd.gradcheck(lambda x: pyramid_pool(x, (3, 2), **settings), features, eps=1e-3)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("levels", LEVELS, ids=str)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_the_compiled_gradient_of_maxima_goes_where_the_definition_says(
+    dtype: torch.dtype, levels: tuple[int, ...], layout: torch.memory_format
+) -> None:
+    features, windows = random_maps(31 + sum(levels), dtype, channels=19)
+    features = features.contiguous(memory_format=layout).requires_grad_()
+    pooled = region_pyramid_pool(features, windows, levels, implementation="numba")
+    given = torch.randint(0, 3, pooled.shape, generator=torch.Generator().manual_seed(1)).to(dtype)  # sums are exact
+    (gradient,) = torch.autograd.grad(pooled, features, given)
+    expected = region_pyramid_pool(features.double(), windows, levels, implementation="torch")
+    (expected_gradient,) = torch.autograd.grad(expected, features, given.double())
+    assert gradient.dtype == dtype
+    assert torch.equal(gradient, expected_gradient)
+
+
+def test_a_gradient_is_the_same_on_any_number_of_threads() -> None:
+    random = torch.Generator().manual_seed(2)
+    features = torch.rand(2, 40, 9, 11, generator=random).requires_grad_()
+    windows = random_windows(700, features, random)
+    given = torch.rand(700, 14, 40, generator=random)
+    threads, found = torch.get_num_threads(), []
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            pooled = region_pyramid_pool(features, windows, (3, 2, 1), implementation="numba")
+            found += torch.autograd.grad(pooled, features, given)
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(*found)
+
+
+def test_a_gradient_that_nobody_announced() -> None:
+    features, windows = random_maps(6)
+    with torch.no_grad():
+        pooled, winners = _operator.region_pyramid_pool(features, windows, (3, 1), "max", "numba", False)
+    assert winners.numel() == 0
+    given = torch.ones_like(pooled)
+    arguments = (given, features, windows, pooled, winners, (3, 1), "max", "numba")
+    found = _operator.region_pyramid_pool_backward(*arguments)
+    features.requires_grad_()
+    region_pyramid_pool(features, windows, (3, 1)).sum().backward()
+    assert features.grad is not None
+    assert torch.equal(found, features.grad)
 
 
 def test_no_windows_still_have_a_gradient() -> None:
@@ -240,14 +368,114 @@ def test_no_windows_still_have_a_gradient() -> None:
     assert torch.equal(features.grad, torch.zeros(1, 2, 3, 4))
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_on_a_gpu(dtype: torch.dtype) -> None:
-    features, windows = random_maps(1, dtype)
-    expected = region_pyramid_pool(features, windows, (6, 3, 2, 1), implementation="reference")
-    pooled = region_pyramid_pool(features.cuda(), windows.cuda(), (6, 3, 2, 1))
-    assert torch.equal(pooled.cpu(), expected)
+# One operator for autograd, torch.compile and torch.export
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # opcheck's own doing
+@pytest.mark.parametrize("reduce", ["max", "mean"])
+@pytest.mark.parametrize("whole", [False, True], ids=["windows", "whole maps"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_opcheck(reduce: str, whole: bool, dtype: torch.dtype) -> None:
+    features, windows = random_maps(8, dtype)
+    features.requires_grad_()
+    arguments = (features, None if whole else windows, (3, 2), reduce, "numba", True)
+    assert set(torch.library.opcheck(_operator.region_pyramid_pool, arguments).values()) == {"SUCCESS"}
+
+
+def test_compiled_and_exported_it_is_one_operator() -> None:
+    pool = RegionPyramidPool((3, 1))
+    features, windows = random_maps(9)
+    dynamic = torch.export.Dim.DYNAMIC
+    exported = torch.export.export(pool, (features, windows), dynamic_shapes=({2: dynamic, 3: dynamic}, {0: dynamic}))
+    operators = [str(node.target) for node in exported.graph.nodes if node.op == "call_function"]
+    assert operators[0] == "sppnet.region_pyramid_pool.default"
+    assert set(operators[1:]) <= {"<built-in function getitem>"}
+    compiled = torch.compile(pool, backend="aot_eager", fullgraph=True, dynamic=True)
+    for seed in (9, 10, 11):
+        features, windows = random_maps(seed)
+        features = torch.nn.functional.pad(features, (1, 1, 1, 1)).requires_grad_()  # at least 3 x 3: not specialised
+        expected = pool(features, windows[seed:])
+        assert torch.equal(exported.module()(features.detach(), windows[seed:]), expected)
+        assert torch.equal(compiled(features, windows[seed:]), expected)
+        (gradient,) = torch.autograd.grad(compiled(features, windows[seed:]).square().sum(), features)
+        assert torch.equal(gradient, *torch.autograd.grad(expected.square().sum(), features))
+
+
+def test_in_half_precision_under_autocast() -> None:
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), PyramidPool((2, 1)))
+    with torch.autocast("cpu", torch.bfloat16):
+        pooled = net(torch.rand(1, 3, 9, 12))
+    assert pooled.dtype == torch.bfloat16
+    pooled.float().sum().backward()
+    assert net[0].weight.grad is not None
+
+
+@pytest.mark.parametrize("layer", ["workqueue", "omp"])
+def test_many_python_threads_may_pool_at_once(layer: str) -> None:
+    """Whatever pool of threads numba has: its own ends the process where two use it at once."""
+    code = (
+        "import torch; from concurrent.futures import ThreadPoolExecutor; from sppnet import pyramid_pool\n"
+        "features = torch.rand(3, 40, 9, 9); expected = pyramid_pool(features, (3, 1), implementation='torch')\n"
+        "with ThreadPoolExecutor(4) as pool:\n"
+        "    for found in pool.map(lambda _: pyramid_pool(features, (3, 1)), range(200)):\n"
+        "        assert torch.equal(found, expected)"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "NUMBA_THREADING_LAYER": layer}, capture_output=True, text=True
+    )
+    if "No threading layer" in ran.stderr:
+        pytest.skip(f"numba has no {layer} here")
+    assert ran.returncode == 0, ran.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_ten_thousand_random_windows_bit_for_bit() -> None:
+    count = 0
+    for seed in range(90):
+        for levels in LEVELS:
+            features, windows = random_maps(seed, DTYPES[seed % 4])
+            expected = region_pyramid_pool(features, windows, levels, implementation="reference")
+            for implementation in IMPLEMENTATIONS:
+                assert torch.equal(
+                    region_pyramid_pool(features, windows, levels, implementation=implementation), expected
+                )
+            count += len(windows)
+    assert count >= 10_000
+
+
+def test_memory_for_many_windows_is_that_of_input_and_output() -> None:
+    """100,000 windows of a small map: the output alone is 0.6 MB a channel and level; nothing else grows with it."""
+    code = (
+        "import resource, torch; from sppnet import region_pyramid_pool as pool;"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024;"
+        "features = torch.rand(1, 64, 9, 9); windows = torch.tensor([[0, 1, 2, 7, 9]]);"
+        "pool(features, windows, (3, 2, 1)); before = peak();"
+        "pooled = pool(features, windows.repeat(100_000, 1), (3, 2, 1));"
+        "print(peak() - before, pooled.nbytes / 2**20)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    grown, output = map(float, ran.stdout.split())
+    assert output > 300
+    assert grown < 1.1 * output
+
+
+def test_a_read_only_installation_still_works() -> None:
+    """Neither the package's folder nor the user's cache can be written to: compiled for this process only."""
+    code = (
+        "import numba.core.caching as caching\n"
+        "for locator in caching.CacheImpl._locator_classes:\n"
+        "    locator.from_function = classmethod(lambda *_: None)\n"
+        "import torch; from sppnet import pyramid_pool\n"
+        "print(pyramid_pool(torch.ones(1, 2, 3, 4), (1,), implementation='numba').sum().item())"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout == "2.0\n"
+
+
+def test_numba_is_not_imported_before_it_is_needed() -> None:
+    code = "import sys, sppnet; assert 'numba' not in sys.modules and 'triton' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_the_compiled_kernel_keeps_pytorchs_number_of_threads() -> None:

@@ -1,7 +1,7 @@
 """Region pyramid pooling in plain PyTorch: any device, any floating-point dtype, differentiable.
 
-A window's crop goes through PyTorch's adaptive max pooling once per level: its bins are the bins of `sppnet.ops.bins`,
-its gradient goes to a bin's first largest cell in row order.
+A window's crop goes through PyTorch's adaptive pooling once per level: its bins are the bins of `sppnet.ops.bins`, and the
+gradient of a maximum goes to a bin's first largest cell in row order.
 """
 
 from __future__ import annotations
@@ -10,19 +10,20 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import adaptive_max_pool2d
+from torch.nn.functional import adaptive_avg_pool2d, adaptive_max_pool2d
 
 from sppnet.ops.bins import bin_count
 
 
-def pyramid_pool(features: Tensor, levels: Sequence[int]) -> Tensor:
-    grids = [adaptive_max_pool2d(features, level).flatten(2) for level in levels]  # [N, C, n*n] each
+def pyramid_pool(features: Tensor, levels: Sequence[int], reduce: str) -> Tensor:
+    pool = adaptive_max_pool2d if reduce == "max" else adaptive_avg_pool2d
+    grids = [pool(features, (level, level)).flatten(2) for level in levels]  # [N, C, n*n] each
     return torch.cat(grids, dim=2).transpose(1, 2).contiguous()  # [N, M, C]
 
 
-def region_pyramid_pool(features: Tensor, windows: Tensor, levels: Sequence[int]) -> Tensor:
+def region_pyramid_pool(features: Tensor, windows: Tensor, levels: Sequence[int], reduce: str) -> Tensor:
     if not len(windows):
         # The product keeps the result in the autograd graph, as any other result is.
         return features.new_zeros(0, bin_count(levels), features.shape[1]) * features.sum()
     crops = (features[n : n + 1, :, y0:y1, x0:x1] for n, x0, y0, x1, y1 in windows.tolist())
-    return torch.cat([pyramid_pool(crop, levels) for crop in crops])
+    return torch.cat([pyramid_pool(crop, levels, reduce) for crop in crops])

@@ -7,26 +7,35 @@ that knows every implementation.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
-from sppnet.ops import _reference, _torch
-from sppnet.ops.bins import bin_count, check_levels
+from sppnet.ops import _operator, _reference, _torch
+from sppnet.ops.bins import check_levels
+from sppnet.ops.windows import check_windows, whole_windows
 
-IMPLEMENTATIONS = ("auto", "reference", "torch", "numba")
+IMPLEMENTATIONS = ("auto", "reference", "torch", "numba", "triton", "export")
+HAS_TRITON = find_spec("triton") is not None  # it comes with PyTorch's builds for CUDA on Linux
+OLDEST_GPU = (7, 5)  # compute capability: what the kernels are compiled for in the tests
+COMPILED_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def pyramid_pool(features: Tensor, levels: Sequence[int]) -> Tensor:
-    """Max-pool feature maps of any size into vectors of one fixed length.
+def pyramid_pool(
+    features: Tensor, levels: Sequence[int], *, reduce: str = "max", implementation: str = "auto"
+) -> Tensor:
+    """Pool feature maps of any size into vectors of one fixed length.
 
-    Level n lays an n x n grid over the map and keeps, for every channel, the largest response in each bin.
+    Level n lays an n x n grid over the map and keeps, for every channel, the largest response in each bin, or the mean.
     Bin (i, j), counted from 0, covers rows ``i*H // n`` up to, not including, ``ceil((i+1)*H / n)``, and columns
     likewise. Neighbouring bins may share a row or column; no bin is ever empty, even when H < n.
 
     Args:
         features: [N, C, H, W], floating point; H and W in feature cells, both at least 1; N may be 0. Not modified.
         levels: bins per side of each grid, each at least 1, such as ``(6, 3, 2, 1)``. The result keeps this order.
+        reduce: ``"max"``, as in the paper, or ``"mean"``.
+        implementation: see `region_pyramid_pool`.
 
     Returns:
         [N, M, C] with M = sum(n * n for n in levels), in the dtype and on the device of ``features``; bins of a
@@ -36,8 +45,8 @@ def pyramid_pool(features: Tensor, levels: Sequence[int]) -> Tensor:
         ValueError: not four-dimensional, no cells, no levels, or a level below 1. The message shows which.
         TypeError: not floating point.
 
-    Gradient: each bin's goes to its first largest cell in row order; a cell that wins in several bins gets the sum.
-    NaN in a bin gives NaN.
+    Gradient: each bin's goes to its first largest cell in row order, or in equal shares to the cells of a mean; a cell
+    of several bins gets the sum. The same from run to run. NaN in a bin gives NaN.
 
     Source: He, Zhang, Ren, Sun, arXiv:1406.4729, section 2.2 and appendix A. The authors' C++ starts every maximum at
     0, so it differs where a whole bin is negative, which cannot happen after a ReLU.
@@ -46,17 +55,24 @@ def pyramid_pool(features: Tensor, levels: Sequence[int]) -> Tensor:
         >>> pyramid_pool(torch.rand(2, 256, 13, 17), levels=(6, 3, 2, 1)).shape
         torch.Size([2, 50, 256])
     """
-    _check_features(features)
+    _check(features, reduce)
     levels = check_levels(levels)
-    if not len(features):
-        return features.new_zeros(0, bin_count(levels), features.shape[1])
-    return _torch.pyramid_pool(features, levels)
+    chosen = _implementation(implementation, features)
+    if chosen == "torch":
+        return _torch.pyramid_pool(features, levels, reduce)
+    if chosen == "export":
+        from sppnet.ops import _export
+
+        return _export.pyramid_pool(features, levels, reduce)
+    if chosen == "reference":
+        return _reference.region_pyramid_pool(features, whole_windows(features), levels, reduce)
+    return _compiled(features, None, levels, reduce, chosen)
 
 
 def region_pyramid_pool(
-    features: Tensor, windows: Tensor, levels: Sequence[int], *, implementation: str = "auto"
+    features: Tensor, windows: Tensor, levels: Sequence[int], *, reduce: str = "max", implementation: str = "auto"
 ) -> Tensor:
-    """Max-pool many windows of feature maps, each into a vector of the same fixed length.
+    """Pool many windows of feature maps, each into a vector of the same fixed length.
 
     Window r is treated as a map of its own: the result equals `pyramid_pool` of the crop
     ``features[n, :, y0:y1, x0:x1]``.
@@ -66,8 +82,10 @@ def region_pyramid_pool(
         windows: [R, 5] int64: map index n, x0, y0, x1, y1 in cells, half-open, 0 <= x0 < x1 <= W, 0 <= y0 < y1 <= H.
             R may be 0.
         levels: bins per side of each grid, each at least 1.
-        implementation: ``"auto"`` takes the compiled kernel for maps on the CPU that need no gradient, PyTorch
-            otherwise; ``"reference"``, ``"torch"`` and ``"numba"`` ask for one by name. All give the same bits.
+        reduce: ``"max"``, as in the paper, or ``"mean"``.
+        implementation: ``"auto"`` takes the fastest: ``"numba"`` on the CPU, ``"triton"`` on CUDA, ``"torch"`` on other
+            devices, and ``"export"``, made of operations that ONNX has, during an export to ONNX; ``"reference"`` is
+            the definition. All give the same bits for maxima, and means that differ by rounding alone.
 
     Returns:
         [R, M, C] with M = sum(n * n for n in levels), in the dtype and on the device of ``features``.
@@ -77,9 +95,10 @@ def region_pyramid_pool(
             an implementation that does not exist or does not take these features.
         TypeError: features not floating point, windows not int64.
 
-    Gradient: each bin's goes to its first largest cell in row order; overlapping windows add up. NaN in a bin gives NaN.
+    Gradient: each bin's goes to its first largest cell in row order, or in equal shares to the cells of a mean;
+    overlapping windows add up. The same from run to run, except by ``"torch"`` on CUDA. NaN in a bin gives NaN.
 
-    Source: arXiv:1406.4729, section 4 and appendix A.
+    Source: arXiv:1406.4729, section 4 and appendix A. The paper takes maxima only.
 
     Example:
         >>> features = torch.arange(12.0).reshape(1, 1, 3, 4)
@@ -87,52 +106,89 @@ def region_pyramid_pool(
         >>> region_pyramid_pool(features, windows, levels=(1,)).flatten()
         tensor([11.,  5.])
     """
-    _check_features(features)
+    _check(features, reduce)
     levels = check_levels(levels)
-    _check_windows(windows, features)
-    chosen = _choose(features) if implementation == "auto" else implementation
-    if chosen == "numba":
-        from sppnet.ops import _numba  # numba takes half a second to import
-
-        if not _numba.supports(features):
-            raise ValueError(
-                "implementation 'numba' takes CPU maps of 16, 32 or 64 bit floats that need no gradient: got "
-                f"{features.dtype} on {features.device}, requires_grad={features.requires_grad}; use 'torch'"
-            )
-        return _numba.region_pyramid_pool(features, windows, levels)
-    if chosen == "torch":
-        return _torch.region_pyramid_pool(features, windows, levels)
-    if chosen == "reference":
-        return _reference.region_pyramid_pool(features, windows, levels)
-    raise ValueError(f"implementation must be one of {', '.join(IMPLEMENTATIONS)}: got {implementation!r}")
-
-
-def _choose(features: Tensor) -> str:
-    from sppnet.ops import _numba
-
-    return "numba" if _numba.supports(features) else "torch"
-
-
-def _check_features(features: Tensor) -> None:
-    if features.ndim != 4:
-        raise ValueError(f"features must be [N, C, H, W]: got shape {list(features.shape)}")
-    if not features.is_floating_point():
-        raise TypeError(f"features must be floating point: got {features.dtype}; convert with .float()")
-    if 0 in features.shape[1:]:
-        raise ValueError(f"features must have at least one channel, row and column: got {list(features.shape)}")
-
-
-def _check_windows(windows: Tensor, features: Tensor) -> None:
     if windows.ndim != 2 or windows.shape[1] != 5:
         raise ValueError(f"windows must be [R, 5] (map, x0, y0, x1, y1): got shape {list(windows.shape)}")
     if windows.dtype != torch.int64:
         raise TypeError(f"windows must be int64, in cells: got {windows.dtype}; see boxes_to_windows")
-    count, _, height, width = features.shape
-    n, x0, y0, x1, y1 = windows.unbind(1)
-    inside = (n >= 0) & (n < count) & (x0 >= 0) & (x0 < x1) & (x1 <= width) & (y0 >= 0) & (y0 < y1) & (y1 <= height)
-    if not inside.all():
-        r = int((~inside).nonzero()[0])
+    if windows.device != features.device:
+        raise ValueError(f"windows must be on the device of the features, {features.device}: got {windows.device}")
+    chosen = _implementation(implementation, features)
+    if chosen == "export":
+        from sppnet.ops import _export
+
+        return _export.region_pyramid_pool(features, windows, levels, reduce)
+    if chosen in ("torch", "reference"):
+        check_windows(windows, features)
+        pool = _torch.region_pyramid_pool if chosen == "torch" else _reference.region_pyramid_pool
+        return pool(features, windows, levels, reduce)
+    return _compiled(features, windows, levels, reduce, chosen)
+
+
+def choose(device: str, dtype: torch.dtype, *, to_onnx: bool, has_triton: bool) -> str:
+    """The implementation that ``"auto"`` stands for.
+
+    Args:
+        device: its type, such as ``"cpu"``.
+        dtype: of the features.
+        to_onnx: whether a model is being exported to ONNX, which knows nothing of this project's operator.
+        has_triton: whether Triton is installed (it comes with PyTorch's builds for CUDA on Linux) and compiles for the
+            device.
+
+    Example:
+        >>> choose("cpu", torch.float32, to_onnx=False, has_triton=False)
+        'numba'
+    """
+    if to_onnx:
+        return "export"
+    if dtype in COMPILED_DTYPES:
+        if device == "cpu":
+            return "numba"
+        if device == "cuda" and has_triton:
+            return "triton"
+    return "torch"
+
+
+def _implementation(name: str, features: Tensor) -> str:
+    device, dtype = features.device.type, features.dtype
+    if name == "auto":
+        has_triton = HAS_TRITON and device == "cuda" and torch.cuda.get_device_capability(features.device) >= OLDEST_GPU
+        return choose(device, dtype, to_onnx=torch.onnx.is_in_onnx_export(), has_triton=has_triton)
+    if name not in IMPLEMENTATIONS:
+        raise ValueError(f"implementation must be one of {', '.join(IMPLEMENTATIONS)}: got {name!r}")
+    if name == "numba" and (device != "cpu" or dtype not in COMPILED_DTYPES):
         raise ValueError(
-            f"window {r} is empty or outside the maps: got (map, x0, y0, x1, y1) = {tuple(windows[r].tolist())} "
-            f"for {count} maps of {height} x {width} cells"
+            f"implementation 'numba' takes CPU maps of 16, 32 or 64 bit floats: got {dtype} on {device}; use 'torch'"
         )
+    if name == "triton":
+        if not HAS_TRITON:
+            raise ValueError("implementation 'triton' needs Triton, which is not installed: use 'torch'")
+        from sppnet.ops import _triton
+
+        if not _triton.supports(features):
+            raise ValueError(
+                f"implementation 'triton' takes CUDA maps of 16, 32 or 64 bit floats: got {dtype} on {device}; "
+                "use 'torch'"
+            )
+    return name
+
+
+def _compiled(
+    features: Tensor, windows: Tensor | None, levels: tuple[int, ...], reduce: str, implementation: str
+) -> Tensor:
+    keep_winners = features.requires_grad and torch.is_grad_enabled()
+    pooled: Tensor
+    pooled, _ = _operator.region_pyramid_pool(features, windows, levels, reduce, implementation, keep_winners)
+    return pooled
+
+
+def _check(features: Tensor, reduce: str) -> None:
+    if features.ndim != 4:
+        raise ValueError(f"features must be [N, C, H, W]: got shape {list(features.shape)}")
+    if not features.is_floating_point():
+        raise TypeError(f"features must be floating point: got {features.dtype}; convert with .float()")
+    if any(side == 0 for side in features.shape[1:]):
+        raise ValueError(f"features must have at least one channel, row and column: got {list(features.shape)}")
+    if reduce not in ("max", "mean"):
+        raise ValueError(f"reduce must be 'max' or 'mean': got {reduce!r}")

@@ -1,0 +1,118 @@
+"""Region pyramid pooling as one PyTorch operator: what autograd, `torch.compile` and `torch.export` see.
+
+``sppnet::region_pyramid_pool`` runs a compiled implementation (`_numba` on the CPU, `_triton` on CUDA) and has a gradient,
+itself an operator: ``sppnet::region_pyramid_pool_backward``. Both know the shapes of their results without computing them.
+Arguments have been checked by `sppnet.ops.pyramid_pool`, but for what the windows hold: that is known only when it runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sppnet.ops.bins import bin_count
+from sppnet.ops.windows import check_windows, whole_windows
+
+NO_WINNERS = (0, 0, 0)  # the shape of the second result where it is not wanted
+
+
+@torch.library.custom_op("sppnet::region_pyramid_pool", mutates_args=(), device_types=("cpu", "cuda"))
+def region_pyramid_pool(
+    features: Tensor,
+    windows: Tensor | None,
+    levels: Sequence[int],
+    reduce: str,
+    implementation: str,
+    keep_winners: bool,
+) -> tuple[Tensor, Tensor]:
+    """Pooled windows [R, M, C], and what a compiled CPU gradient needs to know: the cell that won each, or nothing.
+
+    Without windows, every map is one: [N, M, C].
+    """
+    if windows is None:
+        windows = whole_windows(features)
+    else:
+        check_windows(windows, features)
+    if features.is_cuda or implementation == "triton":
+        from sppnet.ops import _triton
+
+        pooled = _triton.forward(features, windows, tuple(levels), reduce)
+        return pooled, windows.new_empty(NO_WINNERS, dtype=torch.int32)
+    from sppnet.ops import _numba  # numba takes half a second to import
+
+    return _numba.forward(features, windows, levels, reduce, keep_winners=keep_winners)
+
+
+@region_pyramid_pool.register_fake
+def _(
+    features: Tensor,
+    windows: Tensor | None,
+    levels: Sequence[int],
+    reduce: str,
+    implementation: str,
+    keep_winners: bool,
+) -> tuple[Tensor, Tensor]:
+    rows = features.shape[0] if windows is None else windows.shape[0]
+    shape = (rows, bin_count(levels), features.shape[1])
+    kept = keep_winners and reduce == "max" and features.device.type == "cpu" and implementation != "triton"
+    return features.new_empty(shape), features.new_empty(shape if kept else NO_WINNERS, dtype=torch.int32)
+
+
+@torch.library.custom_op("sppnet::region_pyramid_pool_backward", mutates_args=(), device_types=("cpu", "cuda"))
+def region_pyramid_pool_backward(
+    gradient: Tensor,
+    features: Tensor,
+    windows: Tensor | None,
+    pooled: Tensor,
+    winners: Tensor,
+    levels: Sequence[int],
+    reduce: str,
+    implementation: str,
+) -> Tensor:
+    """The gradient [N, C, H, W] of the features, from that of the pooled windows [R, M, C]."""
+    if windows is None:
+        windows = whole_windows(features)
+    if features.is_cuda or implementation == "triton":
+        from sppnet.ops import _triton
+
+        return _triton.backward(gradient, features, windows, pooled, tuple(levels), reduce)
+    from sppnet.ops import _numba
+
+    if reduce == "max" and not winners.numel() and gradient.numel():  # a gradient nobody announced
+        _, winners = _numba.forward(features, windows, levels, reduce, keep_winners=True)
+    return _numba.backward(gradient, features.shape, windows, winners, levels, reduce)
+
+
+@region_pyramid_pool_backward.register_fake
+def _(
+    gradient: Tensor,
+    features: Tensor,
+    windows: Tensor | None,
+    pooled: Tensor,
+    winners: Tensor,
+    levels: Sequence[int],
+    reduce: str,
+    implementation: str,
+) -> Tensor:
+    return torch.empty_like(features, memory_format=torch.channels_last)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    features, windows, ctx.levels, ctx.reduce, ctx.implementation, _ = inputs
+    ctx.save_for_backward(features, windows, *output)
+    ctx.set_materialize_grads(False)  # of winners: zeros of their size, for nothing
+
+
+def _gradient(ctx: Any, gradient: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+    if gradient is None:
+        return (None,) * 6
+    features, windows, pooled, winners = ctx.saved_tensors
+    settings = ctx.levels, ctx.reduce, ctx.implementation
+    found = region_pyramid_pool_backward(gradient, features, windows, pooled, winners, *settings)
+    return found, None, None, None, None, None
+
+
+region_pyramid_pool.register_autograd(_gradient, setup_context=_keep)
