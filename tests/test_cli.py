@@ -237,6 +237,34 @@ def test_in_a_folder_the_bad_are_named_and_the_rest_is_done(
     assert [line.split(":")[1].strip() for line in lines] == [str(folder / "b.jpg"), str(folder / "d.jpg")]
 
 
+@pytest.mark.parametrize("command", ["detect", "classify"])
+def test_names_that_stand_for_no_image_are_named_and_the_rest_is_done(
+    sppnet: Callable[..., Ran], tiny_model_file: Path, photo: Path, tmp_path: Path, command: str
+) -> None:
+    (tmp_path / "nothing").mkdir()
+    missing, pattern = tmp_path / "missing.jpg", f"{tmp_path}/*.webp"
+    again = tmp_path / "nothing" / ".." / "photo.png"
+    words = [missing, photo, tmp_path / "nothing", again, pattern, "--model", tiny_model_file]
+    ran = sppnet(command, *words, "--json", "--output", tmp_path / "out")
+    assert ran.status == 2
+    assert [entry["file"] for entry in ran.document["images"]] == [str(photo)]
+    named = [str(missing), str(tmp_path / "nothing"), pattern]
+    assert [entry["file"] for entry in ran.document["errors"]] == named
+    *lines, last = ran.err.splitlines()
+    assert [line.split(":")[1].strip() for line in lines] == named
+    assert "1 annotated pictures" in last
+    ran = sppnet(command, *words)
+    assert ran.status == 2
+    assert ran.out.startswith(f"{photo}: ")
+    assert ran.err.splitlines() == lines
+
+
+def test_nothing_that_can_be_done(sppnet: Callable[..., Ran], tiny_model_file: Path, tmp_path: Path) -> None:
+    ran = sppnet("detect", tmp_path / "a.jpg", "--model", tiny_model_file, "--output", tmp_path / "out")
+    refused(ran, "a.jpg: no such file")
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_image_that_does_not_fit_into_memory_is_named(
     sppnet: Callable[..., Ran], tiny_model_file: Path, photo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -392,6 +420,38 @@ def test_ctrl_c_ends_cleanly(tiny_model_file: Path, tmp_path: Path) -> None:
     assert "stopped" in err
     assert "1999.bmp" not in out
     assert time.monotonic() - started < 30
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(os.name != "posix", reason="peak memory is reported by POSIX systems")
+def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
+    """Every image another size: without `CACHES`, 160 of them take a quarter more than the first 20."""
+    from sppnet.models.files import save_model
+    from sppnet.models.sppnet import Architecture, SPPNet
+
+    model, rng = tmp_path / "m.safetensors", np.random.default_rng(0)
+    settings = Architecture(("a", "b"), levels=(2, 1), hidden=(64,), short_side=192, long_side=384, proposer="grid")
+    save_model(SPPNet(settings), model, {})
+    for index in range(180):
+        folder = tmp_path / ("few" if index < 20 else "many")
+        folder.mkdir(exist_ok=True)
+        Image.fromarray(noise(*rng.integers(40, 200, 2))).save(folder / f"{index}.bmp")
+    code = (
+        "import resource, sys; from sppnet.cli import run\n"
+        "for folder in sys.argv[2:]:\n"
+        "    assert run(['detect', folder, '--model', sys.argv[1]]) == 0\n"
+        "    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code, model, tmp_path / "few", tmp_path / "many"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={name: value for name, value in os.environ.items() if name not in cli.CACHES},
+    )
+    few, many = map(int, ran.stderr.split())
+    assert many < 1.08 * few
 
 
 @pytest.mark.skipif(os.name != "posix", reason="pipes that close are POSIX's")

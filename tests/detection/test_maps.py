@@ -121,6 +121,18 @@ def test_only_what_is_missing_is_computed(
     assert calls[3:] == [(3, 3)]
 
 
+def test_an_image_is_hashed_once_for_both_sides(
+    tiny_detector: SPPNet, cache: MapCache, images: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[Path] = []
+    content_key = maps.content_key
+    monkeypatch.setattr(maps, "content_key", lambda image: hashed.append(image) or content_key(image))
+    files = cache.fill(tiny_detector, images)
+    assert hashed == images
+    for image in images:
+        assert files[image] == (cache.path(image), cache.path(image, mirrored=True))
+
+
 def test_an_interrupted_run_goes_on(
     tiny_detector: SPPNet, cache: MapCache, images: list[Path], computed: list[tuple[int, ...]]
 ) -> None:

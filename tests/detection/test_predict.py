@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sppnet.detection.maps import compute_map
-from sppnet.detection.predict import Stopwatch, detect, score_windows, select
+from sppnet.detection.predict import Stopwatch, detect, detect_in_map, score_windows, select
 from sppnet.errors import UserError
 from sppnet.models.sppnet import SPPNet
 from sppnet.proposals.compute import propose
@@ -107,6 +107,15 @@ def test_the_same_photo_gives_the_same_boxes(tiny_detector: SPPNet) -> None:
     image = np.random.default_rng(0).integers(0, 255, (90, 120, 3), dtype=np.uint8)
     first, second = (detect(image, tiny_detector).to_dict() for _ in range(2))
     assert first == second
+
+
+def test_detecting_in_a_map_is_detecting(tiny_detector: SPPNet) -> None:
+    image = np.random.default_rng(0).integers(0, 255, (90, 120, 3), dtype=np.uint8)
+    features, scale = compute_map(tiny_detector, image)
+    proposals = propose(image, tiny_detector.architecture.proposer)
+    found = detect_in_map(tiny_detector, features, proposals, scale, (90, 120), score_threshold=0.2, most=7)
+    assert len(found) == 7
+    assert found.to_dict() == detect(image, tiny_detector, score_threshold=0.2, most=7).to_dict()
 
 
 def test_the_stopwatch_adds_up_every_stage(tiny_detector: SPPNet) -> None:

@@ -7,10 +7,12 @@ import os
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from sppnet.data.images import read_image
 from sppnet.models.precision import autocast
 from sppnet.models.sppnet import SPPNet
+from sppnet.ops.windows import whole_windows
 from sppnet.results import Classification
 
 
@@ -37,7 +39,26 @@ def classify(source: str | os.PathLike[str] | Image.Image | np.ndarray, model: S
     """
     prepared, _ = model.prepare(read_image(source))
     with torch.inference_mode(), autocast(model.device):
-        logits = model(prepared.contiguous(memory_format=torch.channels_last))[0].float()
+        features = model.features(prepared.contiguous(memory_format=torch.channels_last))
+    return classify_map(model, features)
+
+
+def classify_map(model: SPPNet, features: Tensor) -> Classification:
+    """`classify` where the map is at hand, because something else needs it too.
+
+    Args:
+        model: any model.
+        features: [1, C, h, w], of the whole image, in any precision.
+
+    Example:
+        >>> model = sppnet.load("voc")
+        >>> prepared, _ = model.prepare(np.zeros((60, 80, 3), np.uint8))
+        >>> classify_map(model, model.features(prepared)).scores.shape
+        (20,)
+    """
+    with torch.inference_mode(), autocast(model.device):
+        pooled = model.pool(features, whole_windows(features))
+        logits = model.image_logits(model.describe(pooled))[0].float()
     multi_label = model.architecture.multi_label
     scores = logits.sigmoid() if multi_label else logits.softmax(0)
     return Classification(scores.cpu().numpy(), model.architecture.names, multi_label)

@@ -12,17 +12,18 @@ import torch
 
 from sppnet.data.annotations import DetectionData
 from sppnet.data.images import read_image
+from sppnet.detection import NMS_IOU
 from sppnet.detection.maps import compute_map
 from sppnet.detection.predict import Stopwatch, score_windows, select
 from sppnet.detection.train import Report, proposals_of
 from sppnet.errors import UserError
 from sppnet.metrics.voc import VocResult, evaluate_voc, evaluate_voc_images
 from sppnet.models.precision import autocast
-from sppnet.models.sppnet import SPPNet, whole_windows
+from sppnet.models.sppnet import SPPNet
+from sppnet.ops.windows import whole_windows
 from sppnet.proposals.files import load_proposals
 
 SCORE_THRESHOLD = 0.01  # low: average precision asks for the whole ranking
-NMS_IOU = 0.3  # the paper's
 MOST = 300  # boxes per image
 
 

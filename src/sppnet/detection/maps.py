@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sppnet.data.images import content_key, image_size, read_image, scaled_size
+from sppnet.data.images import content_key, image_size, read_image
 from sppnet.errors import UserError
 from sppnet.models.precision import autocast
 from sppnet.models.sppnet import SPPNet
@@ -50,7 +50,7 @@ class MapCache:
 
     def path(self, image: Path, *, mirrored: bool = False) -> Path:
         """Where the map of an image file lies, or will lie."""
-        return self.folder / f"{content_key(image)}{'-mirrored' if mirrored else ''}.npy"
+        return self._path_of(content_key(image), mirrored)
 
     def read(self, path: Path) -> Tensor:
         """A map as features [1, C, h, w], half precision, channels last in memory, without loading it whole."""
@@ -75,7 +75,10 @@ class MapCache:
             UserError: the disk has less room than the missing maps need (known before the first is computed).
         """
         sides = (False, True) if mirrored else (False,)
-        wanted = {image: tuple(self.path(image, mirrored=side) for side in sides) for image in images}
+        wanted: dict[Path, tuple[Path, ...]] = {}
+        for image in images:
+            key = content_key(image)
+            wanted[image] = tuple(self._path_of(key, side) for side in sides)
         missing = [image for image, paths in wanted.items() if not all(path.exists() for path in paths)]
         self._check_room(model, missing, copies=len(sides))
         for done, image in enumerate(missing):
@@ -89,17 +92,19 @@ class MapCache:
 
     def bytes_needed(self, model: SPPNet, sizes: Sequence[tuple[int, int]]) -> int:
         """Bytes that the maps of images of these sizes (height, width) take on disk."""
-        settings, stride = model.architecture, model.geometry.stride
         backbone = deepcopy(model.backbone).to("meta")
         known: dict[tuple[int, int], int] = {}
         total = 0
         for size in sizes:
-            scaled = scaled_size(size, settings.short_side, settings.long_side, minimum=stride)
+            scaled = model.input_size(size)
             if scaled not in known:
                 with torch.no_grad():
                     known[scaled] = 2 * backbone(torch.empty(1, 3, *scaled, device="meta")).numel()
             total += known[scaled]
         return total
+
+    def _path_of(self, key: str, mirrored: bool) -> Path:
+        return self.folder / f"{key}{'-mirrored' if mirrored else ''}.npy"
 
     def _check_room(self, model: SPPNet, missing: Sequence[Path], copies: int) -> None:
         if not missing:

@@ -20,6 +20,7 @@ from torchvision.ops import batched_nms
 
 from sppnet.boxes import clip_boxes, decode_boxes
 from sppnet.data.images import read_image
+from sppnet.detection import NMS_IOU
 from sppnet.detection.maps import compute_map
 from sppnet.detection.targets import DELTA_SCALE
 from sppnet.errors import UserError
@@ -50,7 +51,7 @@ def detect(
     model: SPPNet,
     *,
     score_threshold: float = 0.3,
-    nms_iou: float = 0.3,
+    nms_iou: float = NMS_IOU,
     most: int = 100,
     proposals: np.ndarray | None = None,
 ) -> Detections:
@@ -85,7 +86,40 @@ def detect(
     image = read_image(source)
     boxes = propose(image, model.architecture.proposer) if proposals is None else _checked(proposals)
     features, scale = compute_map(model, image)
-    scores, moved = score_windows(model, features, boxes, scale, image.shape[:2], Stopwatch())
+    size = image.shape[:2]
+    return detect_in_map(
+        model, features, boxes, scale, size, score_threshold=score_threshold, nms_iou=nms_iou, most=most
+    )
+
+
+def detect_in_map(
+    model: SPPNet,
+    features: Tensor,
+    proposals: np.ndarray,
+    scale: tuple[float, float],
+    size: tuple[int, int],
+    *,
+    score_threshold: float,
+    nms_iou: float = NMS_IOU,
+    most: int = 100,
+) -> Detections:
+    """`detect` where the map is at hand, because something else needs it too.
+
+    Args:
+        model: a detector.
+        features: [1, C, h, w], and ``scale``, as `compute_map` returns them.
+        proposals: [R, 4] float32, pixels of the image.
+        scale: (vertical, horizontal) factor from the image to what the backbone saw.
+        size: (height, width) of the image, in pixels.
+        score_threshold, nms_iou, most: as for `detect`.
+
+    Example:
+        >>> image, model = np.zeros((60, 80, 3), np.uint8), sppnet.load("voc")
+        >>> features, scale = compute_map(model, image)
+        >>> detect_in_map(model, features, propose(image), scale, image.shape[:2], score_threshold=0.9).names
+        ()
+    """
+    scores, moved = score_windows(model, features, proposals, scale, size, Stopwatch())
     return select(scores, moved, model.architecture.names, score_threshold, nms_iou, most)
 
 

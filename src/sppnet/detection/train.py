@@ -19,7 +19,7 @@ import torch
 
 from sppnet import __version__
 from sppnet.data.annotations import DetectionData
-from sppnet.data.images import image_size, read_image, scaled_size
+from sppnet.data.images import image_size, read_image
 from sppnet.detection.finetune import FinetuneSettings, TrainingImage, finetune
 from sppnet.detection.maps import MapCache, compute_map
 from sppnet.detection.targets import find_candidates
@@ -152,8 +152,7 @@ def _fingerprint(architecture: Architecture, settings: FinetuneSettings, images:
 
 
 def _scale(model: SPPNet, size: tuple[int, int]) -> tuple[float, float]:
-    settings = model.architecture
-    scaled = scaled_size(size, settings.short_side, settings.long_side, minimum=model.geometry.stride)
+    scaled = model.input_size(size)
     return scaled[0] / size[0], scaled[1] / size[1]
 
 
