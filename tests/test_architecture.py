@@ -20,7 +20,7 @@ ORDER = (
     ("proposals",),  # reads images with data
     ("models",),
     ("classification", "detection"),
-    ("demo",),
+    ("demo", "terminal"),
     ("cli",),
 )
 RANK = {part: rank for rank, parts in enumerate(ORDER) for part in parts}

@@ -484,3 +484,25 @@ def test_a_file_name_that_is_not_text(tiny_model_file: Path, tmp_path: Path) -> 
     out, err = process.communicate(timeout=100)
     assert (process.returncode, err) == (0, "")
     assert os.fsencode(out).startswith(path + b": ")
+
+
+def test_check_names_every_bad_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (40, 30), (len(name), 2, ord(name[0]))).save(tmp_path / name / "good.png")
+    assert cli.run(["check", str(tmp_path)]) == 0
+    (tmp_path / "cat" / "bad.jpg").write_bytes(b"no image")
+    (tmp_path / "dog" / "empty.JPG").touch()
+    capsys.readouterr()
+    assert cli.run(["check", str(tmp_path), "--json"]) == 2
+    found = json.loads(capsys.readouterr().out)
+    assert {Path(problem["file"]).name for problem in found["errors"]} == {"bad.jpg", "empty.JPG"}
+
+
+def test_classify_by_many_views(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from skimage.data import chelsea
+
+    Image.fromarray(chelsea()).resize((90, 60)).save(tmp_path / "cat.png")
+    assert cli.run(["classify", str(tmp_path / "cat.png"), "--views", "10-view", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["images"][0]["scores"]) == 20
+    assert cli.run(["classify", str(tmp_path / "cat.png"), "--views", "all"]) == 2

@@ -20,6 +20,7 @@ from cyclopts import App, CycloptsError, Parameter
 from sppnet import __version__
 from sppnet.detection import NMS_IOU
 from sppnet.errors import UserError
+from sppnet.terminal import complain, print_table, progress, write_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,6 +49,10 @@ Device = Annotated[
     Literal["auto", "cpu", "cuda", "mps"], Parameter(help="Where to compute; auto takes a GPU if there is one.")
 ]
 Limit = Annotated[int | None, Parameter(help="Only the first so many images.")]
+ViewSet = Annotated[
+    Literal["single", "centre-crop", "10-view", "full", "multi-view", "multi-view+full"],
+    Parameter(help="How each image is looked at: at once, or many times over, which is slower and may be better."),
+]
 Work = Annotated[Path | None, Parameter(help="Folder for proposals and maps, kept for the next time.")]
 Data = Annotated[Path, Parameter(help="A VOC folder: JPEGImages, Annotations, ImageSets/Main.")]
 
@@ -57,10 +62,10 @@ def demo(output: Annotated[Path, Parameter(help="Folder for pictures and results
     """Try it out: sample photos in, annotated pictures and JSON out. Works offline."""
     from sppnet.demo import run_demo
 
-    with _progress() as report:
+    with progress() as report:
         rows, written = run_demo(output, report)
     table = [("photo", "size", "what is in it", "where")] + rows
-    _print_table(table)
+    print_table(table)
     print(
         f"\n{len(written)} files in {output}: look at {written[0].name} first; everything as JSON in {written[-1].name}"
     )
@@ -103,18 +108,19 @@ def classify(
     /,
     *,
     model: Model = "voc",
+    views: ViewSet = "single",
     output: Annotated[Path | None, Parameter(help="Folder for annotated pictures and classes.json.")] = None,
     as_json: AsJson = False,
     device: Device = "auto",
 ) -> int:
     """Say what is in every image."""
-    from sppnet.classification.predict import classify as classify_one
+    from sppnet.classification.views import classify_views
     from sppnet.visualize import draw_classification
 
     net = _load(model, device)
 
     def one(image: np.ndarray) -> tuple[dict[str, Any], list[str], Callable[[], np.ndarray]]:
-        answer = classify_one(image, net)
+        answer = classify_views(image, net, views)
         lines = [", ".join(f"{name} {score:.2f}" for name, score in answer.top(3))]
         return answer.to_dict(), lines, lambda: draw_classification(image, answer)
 
@@ -178,7 +184,7 @@ def detector(
         proposer=proposer,
     )
     settings = FinetuneSettings(steps=steps, learning_rate=learning_rate, seed=seed)
-    with _progress() as report:
+    with progress() as report:
         record = train_detector(
             annotated,
             architecture,
@@ -203,23 +209,28 @@ def evaluate(
     *,
     split: Annotated[str, Parameter(help="A list in ImageSets/Main that the model was not trained on.")] = "val",
     limit: Limit = None,
-    output: Annotated[Path | None, Parameter(help="Folder for evaluation.json and precision-recall.png.")] = None,
+    views: ViewSet = "single",
+    output: Annotated[Path | None, Parameter(help="Folder for evaluation.json and plots.")] = None,
     work: Work = None,
     as_json: AsJson = False,
     device: Device = "auto",
 ) -> int:
-    """Score a detector by the rules of Pascal VOC: average precision, 11-point and area."""
-    from sppnet.data.voc import read_voc
+    """Score a model: a detector on a VOC folder (average precision), a classifier on a folder of class folders (accuracy)."""
+    from sppnet.data.voc import is_voc, read_voc
     from sppnet.detection.evaluate import evaluate_detector
     from sppnet.visualize import plot_precision_recall
 
     net = _load(model, device)
+    if not net.architecture.detects and not is_voc(data):
+        return _evaluate_classifier(net, str(model), data, split, limit, views, output, as_json)
+    if views != "single":
+        raise UserError("--views is for classifiers: a detector looks at each image once; leave it out")
     annotated = read_voc(data, split, _checked_limit(limit))
-    with _progress() as report, _work_or_temporary(work) as folder:
+    with progress() as report, _work_or_temporary(work) as folder:
         evaluation = evaluate_detector(net, annotated, folder, report)
     document = {"model": str(model), "data": str(data), "split": split, **evaluation.to_dict()}
     if output is not None:
-        _write_json(output / "evaluation.json", document)
+        write_json(output / "evaluation.json", document)
         plot_precision_recall(evaluation.result, output / "precision-recall.png")
     if as_json:
         print(json.dumps(document, indent=1))
@@ -231,6 +242,45 @@ def evaluate(
         parts = ", ".join(f"{stage} {value:.3f}" for stage, value in seconds.items())
         print(f"\n{evaluation.images} images, {sum(seconds.values()):.3f} s each: {parts}")
     return 0
+
+
+def _evaluate_classifier(
+    net: SPPNet, model: str, data: Path, split: str, limit: int | None, views: str, output: Path | None, as_json: bool
+) -> int:
+    import numpy as np
+
+    from sppnet.classification.evaluate import evaluate_classifier
+    from sppnet.data.folder import read_folder
+    from sppnet.visualize.classification import plot_confusion
+
+    images = read_folder(data / split if (data / split).is_dir() else data, classes=net.architecture.names)
+    if _checked_limit(limit) is not None:  # some of every class, and not the first class alone
+        chosen = np.random.default_rng(0).permutation(len(images))[:limit]
+        images = images.subset(np.sort(chosen))
+    with progress() as report:
+        evaluation = evaluate_classifier(net, images, views=views, report=report)
+    document = {"model": model, "data": str(data), "views": views, **evaluation.to_dict()}
+    if output is not None:
+        write_json(output / "evaluation.json", document)
+        plot_confusion(evaluation.confusion, images.names, output / "confusion.png")
+    print(json.dumps(document, indent=1) if as_json else evaluation.table())
+    return 2 if evaluation.broken else 0
+
+
+@app.command
+def check(
+    data: Annotated[Path, Parameter(help="A folder of class folders, a folder of images, or an annotated data set.")],
+    /,
+    *,
+    as_json: AsJson = False,
+) -> int:
+    """Name every bad file and box of a data set, and why; exit status 2 if there are any."""
+    from sppnet.data.check import check_folder
+
+    with progress() as report:
+        found = check_folder(data, report=report)
+    print(json.dumps(found.to_dict(), indent=1) if as_json else "\n".join(found.lines()))
+    return found.exit_status
 
 
 @app.command
@@ -253,7 +303,7 @@ def proposals(
     from sppnet.proposals.recall import format_recall, recall_report
 
     annotated = read_voc(data, split, _checked_limit(limit))
-    with _progress() as report, _work_or_temporary(work) as folder:
+    with progress() as report, _work_or_temporary(work) as folder:
         files = proposals_of(annotated, proposer, folder, lambda done, total: report("proposals", done, total))
         boxes = {image.image_id: load_proposals(file)[0] for image, file in zip(annotated.images, files, strict=True)}
     answer = recall_report(annotated, boxes)
@@ -273,9 +323,9 @@ def run(words: Sequence[str]) -> int:
     try:
         status = app(list(words), exit_on_error=False, print_error=False, result_action="return_value")
     except UserError as error:
-        return _complain(str(error))
+        return complain(str(error))
     except CycloptsError as error:
-        return _complain(f"{error}; see 'sppnet --help'")
+        return complain(f"{error}; see 'sppnet --help'")
     except KeyboardInterrupt:
         print("\nstopped; what was finished is kept", file=sys.stderr)
         return 130
@@ -283,11 +333,6 @@ def run(words: Sequence[str]) -> int:
         sys.stderr.close()
         return 0
     return int(status or 0)
-
-
-def _complain(message: str) -> int:
-    print(f"sppnet: {' '.join(message.split())}", file=sys.stderr)
-    return 2
 
 
 def _each_image(
@@ -303,20 +348,20 @@ def _each_image(
 
     document: dict[str, Any] = {"images": [], "errors": []}
 
-    def complain(file: Path, reason: str) -> None:
+    def name_bad(file: Path, reason: str) -> None:
         document["errors"].append({"file": str(file), "error": reason})
-        _complain(reason)
+        complain(reason)
 
-    files = _find_each(sources, complain)
+    files = _find_each(sources, name_bad)
     taken: set[str] = set()
-    with _progress() as report:
+    with progress() as report:
         for done, file in enumerate(files):
             try:
                 image = read_image(file)
                 answer, lines, draw = one(image)
             except (ImageError, MemoryError) as error:
                 reason = str(error) if isinstance(error, ImageError) else f"{file}: not enough memory for this image"
-                complain(file, reason)
+                name_bad(file, reason)
                 continue
             entry = {"file": str(file), "height": image.shape[0], "width": image.shape[1], **answer}
             if output is not None:
@@ -329,14 +374,14 @@ def _each_image(
             if len(files) > 1:
                 report("images", done + 1, len(files))
     if output is not None and files:
-        _write_json(output / document_name, document)
+        write_json(output / document_name, document)
         print(f"{len(document['images'])} annotated pictures and {document_name} in {output}", file=sys.stderr)
     if as_json:
         print(json.dumps(document, indent=1))
     return 2 if document["errors"] else 0
 
 
-def _find_each(sources: Sequence[Path], complain: Callable[[Path, str], None]) -> list[Path]:
+def _find_each(sources: Sequence[Path], name_bad: Callable[[Path, str], None]) -> list[Path]:
     """The images of all sources, as `find_images` lists them; a source without any does not stop the others."""
     from sppnet.data.images import ImageError, find_images
 
@@ -346,7 +391,7 @@ def _find_each(sources: Sequence[Path], complain: Callable[[Path, str], None]) -
             for file in find_images([source]):
                 found.setdefault(os.path.abspath(file), file)
         except ImageError as error:
-            complain(source, str(error))
+            name_bad(source, str(error))
     return sorted(found.values())
 
 
@@ -407,41 +452,3 @@ def _work_or_temporary(work: Path | None) -> Iterator[Path]:
 
     with TemporaryDirectory(prefix="sppnet-") as folder:
         yield Path(folder)
-
-
-def _write_json(path: Path, document: dict[str, Any]) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(document, indent=1), encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A progress bar for each stage, on standard error; nothing where that is not a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bars:
-        tasks: dict[str, Any] = {}
-
-        def report(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=total)
-            bars.update(tasks[stage], completed=done, total=total)
-
-        yield report
-
-
-def _print_table(rows: Sequence[tuple[str, ...]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(*rows[0])
-    for row in rows[1:]:
-        table.add_row(*row)
-    Console().print(table)
