@@ -176,7 +176,7 @@ def draw(axes: Any, side: int, bins: int, rule: str) -> None:
     axes.set_title(
         f"{side} x {side} cells, n = {bins}\n"
         + (f"{len(edges)} bins a side" + (f", not {bins}" if len(edges) != bins else ""))
-        + (f"; {unread} row and {unread} column unread" if unread else ""),
+        + ("; last cells unread" if unread else ""),
         fontsize=10,
         loc="left",
         color=RED if wrong else "black",

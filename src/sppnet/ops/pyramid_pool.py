@@ -154,7 +154,12 @@ def _implementation(name: str, features: Tensor) -> str:
     device, dtype = features.device.type, features.dtype
     if name == "auto":
         has_triton = HAS_TRITON and device == "cuda" and torch.cuda.get_device_capability(features.device) >= OLDEST_GPU
-        return choose(device, dtype, to_onnx=torch.onnx.is_in_onnx_export(), has_triton=has_triton)
+        if torch.jit.is_tracing() and torch.onnx.is_in_onnx_export():
+            raise ValueError(
+                "pyramid pooling needs PyTorch's newer ONNX exporter: pass dynamo=True to torch.onnx.export"
+            )
+        to_onnx = torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export()
+        return choose(device, dtype, to_onnx=to_onnx, has_triton=has_triton)
     if name not in IMPLEMENTATIONS:
         raise ValueError(f"implementation must be one of {', '.join(IMPLEMENTATIONS)}: got {name!r}")
     if name == "numba" and (device != "cpu" or dtype not in COMPILED_DTYPES):
