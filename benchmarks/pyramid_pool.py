@@ -2,7 +2,8 @@
 
     uv run python benchmarks/pyramid_pool.py [--quick] [--json FILE] [--markdown FILE] [--plot FILE]
 
-The contestants of a row take turns within one run, and every figure is a median: read the ratios, since machines differ.
+The contestants of a row take turns within one run, the short ones several times a turn, since a core that has slept takes its
+time to wake. Every figure is the shortest of all times: read the ratios, since machines differ.
 `torchvision` is one call of `roi_pool` per level, which is how a pyramid is made of it; `loop` is `adaptive_max_pool2d` of
 every window's crop; `write` fills memory of the output's size, newly allocated, as every pooling has to.
 """
@@ -47,7 +48,7 @@ def case(
     dtype: torch.dtype = torch.float32,
     threads: int = 2,
     against: tuple[str, ...] = ("torchvision", "write"),
-    repeats: int = 5,
+    repeats: int = 4,
 ) -> dict[str, object]:
     """Milliseconds of each contestant, forward and backward."""
     torch.set_num_threads(threads)
@@ -79,18 +80,11 @@ def case(
         forward["write"] = lambda: torch.empty(shape, dtype=dtype).fill_(1)
     times: dict[str, list[float]] = {name: [] for name in forward}
     gradients: dict[str, list[float]] = {name: [] for name in backward}
-    for repeat in range(repeats + 1):  # the first warms up
+    for _ in range(repeats):
         for name, run in forward.items():
-            started = time.perf_counter()
-            result = run()
-            seconds = time.perf_counter() - started
-            del result
-            if repeat:
-                times[name].append(1e3 * seconds)
+            times[name] += several(lambda run=run: time_of(run))  # type: ignore[misc]
         for name, timed in backward.items():
-            seconds = timed()
-            if repeat:
-                gradients[name].append(1e3 * seconds)
+            gradients[name] += several(timed)
     return {
         "windows": windows,
         "channels": channels,
@@ -99,9 +93,25 @@ def case(
         "dtype": str(dtype).removeprefix("torch."),
         "threads": threads,
         "output_mb": math.prod(shape) * features.element_size() / 2**20,
-        "forward_ms": {name: statistics.median(values) for name, values in times.items()},
-        "backward_ms": {name: statistics.median(values) for name, values in gradients.items()},
+        "forward_ms": {name: 1e3 * min(values) for name, values in times.items()},
+        "backward_ms": {name: 1e3 * min(values) for name, values in gradients.items()},
     }
+
+
+def several(timed: Callable[[], float], least: float = 0.1, most: int = 6) -> list[float]:
+    """Seconds of one run, or of as many as fill ``least`` seconds."""
+    found = [timed()]
+    while sum(found) < least and len(found) < most:
+        found.append(timed())
+    return found
+
+
+def time_of(run: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    result = run()
+    seconds = time.perf_counter() - started
+    del result
+    return seconds
 
 
 def time_of_gradient(pool: Callable[[Tensor], list[Tensor]], features: Tensor) -> float:
@@ -221,7 +231,7 @@ def main() -> None:
     counts = [100, 1000, 2000] if arguments.quick else [100, 1000, 3000, 10_000, 30_000, 100_000]
     growth = [
         note(case(windows, 64, against=everything if windows <= 3000 else ("write",) if windows > 30_000 else
-                  ("torchvision", "write"), repeats=5 if windows < 30_000 else 3))
+                  ("torchvision", "write"), repeats=4 if windows < 30_000 else 3))
         for windows in counts
     ]  # fmt: skip
     others: list[dict[str, object]] = []
