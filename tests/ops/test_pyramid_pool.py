@@ -444,20 +444,21 @@ def test_ten_thousand_random_windows_bit_for_bit() -> None:
     assert count >= 10_000
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of memory where Linux writes it")
 def test_memory_for_many_windows_is_that_of_input_and_output() -> None:
-    """100,000 windows of a small map: the output alone is 0.6 MB a channel and level; nothing else grows with it."""
+    """100,000 windows of a small map: nothing but the output grows with their number."""
     code = (
-        "import resource, torch; from sppnet import region_pyramid_pool as pool;"
-        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024;"
+        "import torch; from pathlib import Path; from sppnet import region_pyramid_pool as pool;"
+        "status = lambda name: int(Path('/proc/self/status').read_text().split(name + ':')[1].split()[0]) / 1024;"
         "features = torch.rand(1, 64, 9, 9); windows = torch.tensor([[0, 1, 2, 7, 9]]);"
-        "pool(features, windows, (3, 2, 1)); before = peak();"
-        "pooled = pool(features, windows.repeat(100_000, 1), (3, 2, 1));"
-        "print(peak() - before, pooled.nbytes / 2**20)"
+        "pool(features, windows, (3, 2, 1)); many = windows.repeat(100_000, 1); before = status('VmRSS');"
+        "pooled = pool(features, many, (3, 2, 1));"
+        "print(status('VmHWM') - before, pooled.nbytes / 2**20)"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     grown, output = map(float, ran.stdout.split())
     assert output > 300
-    assert grown < 1.1 * output
+    assert 0.9 * output < grown < 1.1 * output
 
 
 def test_a_read_only_installation_still_works() -> None:

@@ -154,7 +154,7 @@ def _implementation(name: str, features: Tensor) -> str:
     device, dtype = features.device.type, features.dtype
     if name == "auto":
         has_triton = HAS_TRITON and device == "cuda" and torch.cuda.get_device_capability(features.device) >= OLDEST_GPU
-        if torch.jit.is_tracing() and torch.onnx.is_in_onnx_export():
+        if torch.jit.is_tracing() and torch.onnx.is_in_onnx_export():  # type: ignore[attr-defined]
             raise ValueError(
                 "pyramid pooling needs PyTorch's newer ONNX exporter: pass dynamo=True to torch.onnx.export"
             )
