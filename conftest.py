@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,10 @@ from hypothesis import settings
 # What a first call costs (compiling, a busy machine) says nothing about the code.
 settings.register_profile("no deadline", settings(), deadline=None)
 settings.load_profile("no deadline")
+
+# The tests run in two processes (pyproject.toml): each takes one core, before anything loads PyTorch.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 NOT_RUN_BY_DEFAULT = ("slow", "gpu")
 left_out: Counter[str] = Counter()
@@ -35,6 +40,18 @@ def doctest_surroundings(request: pytest.FixtureRequest, monkeypatch: pytest.Mon
 def pytest_deselected(items: list[pytest.Item]) -> None:
     """Count what `-m` left out, by marker."""
     left_out.update(mark for item in items for mark in NOT_RUN_BY_DEFAULT if item.get_closest_marker(mark))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A process of the tests tells the one that prints."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["left_out"] = dict(left_out)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Every process has left out the same."""
+    left_out.update(node.workeroutput["left_out"] if not left_out else {})
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -409,7 +410,9 @@ def test_errors_of_a_process() -> None:
 def test_ctrl_c_ends_cleanly(tiny_model_file: Path, tmp_path: Path) -> None:
     for index in range(2000):
         Image.fromarray(noise(40, 40)).save(tmp_path / f"{index:04}.bmp")
-    process = start("classify", tmp_path, "--model", tiny_model_file)
+    # Where the tests themselves run in the background of a shell, they and what they start ignore the signal.
+    heeding = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = start("classify", tmp_path, "--model", tiny_model_file, preexec_fn=heeding)
     assert process.stdout is not None
     assert "0000.bmp" in process.stdout.readline()  # it is at work
     process.send_signal(signal.SIGINT)

@@ -461,6 +461,7 @@ def test_memory_for_many_windows_is_that_of_input_and_output() -> None:
     assert 0.9 * output < grown < 1.1 * output
 
 
+@pytest.mark.slow
 def test_a_read_only_installation_still_works() -> None:
     """Neither the package's folder nor the user's cache can be written to: compiled for this process only."""
     code = (
