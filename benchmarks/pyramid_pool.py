@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from environment import environment
@@ -240,19 +241,38 @@ def main() -> None:
         others += [note(case(channels=channels)) for channels in (64, 512, 1024)]
         others += [note(case(size=size)) for size in ((13, 13), (27, 41), (75, 113))]
         others += [note(case(levels=levels)) for levels in ((1,), (3, 2, 1), (6, 4, 3, 2, 1), (7, 3))]
-    linear = exponent([row for row in growth if row["windows"] >= 1000])  # type: ignore[operator]
-    memory = peak_memory(2000 if arguments.quick else 100_000, 64)
-    starting = first_call()
+    figures = {
+        "environment": environment(),
+        "rows": main_rows + growth + others,
+        "exponent": exponent([row for row in growth if row["windows"] >= 1000]),  # type: ignore[operator]
+        "memory": peak_memory(2000 if arguments.quick else 100_000, 64),
+        "first_call_s": first_call(),
+    }
+    if arguments.plot:
+        plot(growth, arguments.plot)
+    text = page(figures, arguments.plot)
+    print(text)
+    if arguments.markdown:
+        arguments.markdown.write_text(text, encoding="utf-8")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+
+
+def page(figures: dict[str, Any], picture: Path | None) -> str:
+    """All figures as Markdown."""
+    memory, starting = figures["memory"], figures["first_call_s"]
     lines = [
         "# Pooling windows on the CPU",
         "",
-        f"Made by `benchmarks/pyramid_pool.py`. {environment()['text']}.",
+        f"Made by `benchmarks/pyramid_pool.py`. {figures['environment']['text']}.",
         "",
-        "`sppnet` is in milliseconds; the columns after it say how many times as long the others took in the same run.",
+        "`sppnet` is in milliseconds, the shortest of several times; the columns after it say how many times as long the others",
+        "took in the same run. `write` fills memory of the output's size, which may or may not be new to the process: new memory",
+        "takes many times as long as memory at hand, which is why single figures of it differ so much.",
         "",
-        *table(main_rows + growth + others),
+        *table(figures["rows"]),
         "",
-        f"The time grows with the number of windows to the power {linear:.2f}, from {min(1000, counts[-1])} to {counts[-1]} windows.",
+        f"The time grows with the number of windows to the power {figures['exponent']:.2f}, from 1000 windows on.",
         f"Pooling {memory['windows']:.0f} windows of {memory['channels']:.0f} channels grows the process by "
         f"{memory['grown_mb']:.0f} MB, of which {memory['output_mb']:.0f} MB are the output.",
         "",
@@ -260,21 +280,9 @@ def main() -> None:
         + "; ".join(f"{name} {seconds:.2f} s" for name, seconds in starting.items())
         + ".",
     ]
-    if arguments.plot:
-        plot(growth, arguments.plot)
-        lines += ["", f"![Time against the number of windows]({arguments.plot.name})"]
-    print("\n".join(lines))
-    if arguments.markdown:
-        arguments.markdown.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    if arguments.json:
-        figures = {
-            "environment": environment(),
-            "rows": main_rows + growth + others,
-            "exponent": linear,
-            "memory": memory,
-            "first_call_s": starting,
-        }
-        arguments.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    if picture:
+        lines += ["", f"![Time against the number of windows]({picture.name})"]
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

@@ -53,8 +53,12 @@ ViewSet = Annotated[
     Literal["single", "centre-crop", "10-view", "full", "multi-view", "multi-view+full"],
     Parameter(help="How each image is looked at: at once, or many times over, which is slower and may be better."),
 ]
+Proposals = Annotated[
+    str,
+    Parameter(help="What proposes boxes: selective-search, edge-boxes, grid, or several joined by +."),
+]
 Work = Annotated[Path | None, Parameter(help="Folder for proposals and maps, kept for the next time.")]
-Data = Annotated[Path, Parameter(help="A VOC folder: JPEGImages, Annotations, ImageSets/Main.")]
+Data = Annotated[Path, Parameter(help="Annotated images: a VOC folder, COCO JSON with its images, or a YOLO folder.")]
 
 
 @app.command
@@ -133,7 +137,7 @@ def detector(
     /,
     *,
     output: Annotated[Path, Parameter(help="The model file to write, .safetensors.")],
-    split: Annotated[str, Parameter(help="Learn from the images of this list in ImageSets/Main.")] = "train",
+    split: Annotated[str, Parameter(help="Learn from the images of this split.")] = "train",
     backbone: Annotated[str, Parameter(help="'compact', or a torchvision model such as mobilenet_v2.")] = "compact",
     weights: Annotated[
         str | None,
@@ -149,9 +153,7 @@ def detector(
     long_side: Annotated[int, Parameter(help="unless their long side would become longer than this.")] = 1000,
     steps: Annotated[int, Parameter(help="Of training; each sees 8 images, 64 windows of each.")] = 2500,
     learning_rate: Annotated[float, Parameter(help="Peak of the schedule.")] = 1e-3,
-    proposer: Annotated[
-        Literal["selective-search", "grid", "selective-search+grid"], Parameter(help="What proposes boxes.")
-    ] = "selective-search",
+    proposer: Proposals = "selective-search",
     mirrored: Annotated[bool, Parameter(help="Learn from mirror images too: better, but twice the maps.")] = True,
     limit: Limit = None,
     work: Work = None,
@@ -159,7 +161,7 @@ def detector(
     device: Device = "auto",
 ) -> int:
     """Train a detector on a frozen backbone: proposals, maps, fully connected layers. A stopped run goes on."""
-    from sppnet.data.voc import read_voc
+    from sppnet.data.annotated import read_annotated
     from sppnet.detection.finetune import FinetuneSettings
     from sppnet.detection.train import train_detector
     from sppnet.models.backbones import OWN
@@ -173,7 +175,8 @@ def detector(
         raise UserError(f"--learning-rate must be between 0 and 1: got {learning_rate}")
     if not 0 <= seed < 2**32:
         raise UserError(f"--seed must be a whole number from 0 to {2**32 - 1}: got {seed}")
-    annotated = read_voc(data, split, _checked_limit(limit))
+    _check_proposer(proposer)
+    annotated = read_annotated(data, split, _checked_limit(limit))
     architecture = Architecture(
         annotated.names,
         backbone,
@@ -207,7 +210,7 @@ def evaluate(
     data: Data,
     /,
     *,
-    split: Annotated[str, Parameter(help="A list in ImageSets/Main that the model was not trained on.")] = "val",
+    split: Annotated[str, Parameter(help="A split that the model was not trained on.")] = "val",
     limit: Limit = None,
     views: ViewSet = "single",
     output: Annotated[Path | None, Parameter(help="Folder for evaluation.json and plots.")] = None,
@@ -216,16 +219,16 @@ def evaluate(
     device: Device = "auto",
 ) -> int:
     """Score a model: a detector on a VOC folder (average precision), a classifier on a folder of class folders (accuracy)."""
-    from sppnet.data.voc import is_voc, read_voc
+    from sppnet.data.annotated import annotated_layout, read_annotated
     from sppnet.detection.evaluate import evaluate_detector
     from sppnet.visualize import plot_precision_recall
 
     net = _load(model, device)
-    if not net.architecture.detects and not is_voc(data):
+    if not net.architecture.detects and annotated_layout(data) is None:
         return _evaluate_classifier(net, str(model), data, split, limit, views, output, as_json)
     if views != "single":
         raise UserError("--views is for classifiers: a detector looks at each image once; leave it out")
-    annotated = read_voc(data, split, _checked_limit(limit))
+    annotated = read_annotated(data, split, _checked_limit(limit))
     with progress() as report, _work_or_temporary(work) as folder:
         evaluation = evaluate_detector(net, annotated, folder, report)
     document = {"model": str(model), "data": str(data), "split": split, **evaluation.to_dict()}
@@ -288,21 +291,20 @@ def proposals(
     data: Data,
     /,
     *,
-    split: Annotated[str, Parameter(help="A list in ImageSets/Main.")] = "train",
-    proposer: Annotated[
-        Literal["selective-search", "grid", "selective-search+grid"], Parameter(help="What proposes boxes.")
-    ] = "selective-search",
+    split: Annotated[str, Parameter(help="Of the data set.")] = "train",
+    proposer: Proposals = "selective-search",
     limit: Limit = None,
     work: Work = None,
     as_json: AsJson = False,
 ) -> int:
     """Propose boxes for every image of a data set, and say how many of its objects they find."""
-    from sppnet.data.voc import read_voc
+    from sppnet.data.annotated import read_annotated
     from sppnet.detection.train import proposals_of
     from sppnet.proposals.files import load_proposals
     from sppnet.proposals.recall import format_recall, recall_report
 
-    annotated = read_voc(data, split, _checked_limit(limit))
+    _check_proposer(proposer)
+    annotated = read_annotated(data, split, _checked_limit(limit))
     with progress() as report, _work_or_temporary(work) as folder:
         files = proposals_of(annotated, proposer, folder, lambda done, total: report("proposals", done, total))
         boxes = {image.image_id: load_proposals(file)[0] for image, file in zip(annotated.images, files, strict=True)}
@@ -425,6 +427,15 @@ def _device(name: str) -> str:
 def _check_share(name: str, value: float) -> None:
     if not 0 <= value <= 1:
         raise UserError(f"{name} must be between 0 and 1: got {value}")
+
+
+def _check_proposer(name: str) -> None:
+    from sppnet.proposals.compute import Proposer
+
+    try:
+        Proposer(name)
+    except UserError as error:
+        raise UserError(f"--proposer: {error}") from error
 
 
 def _checked_limit(limit: int | None) -> int | None:

@@ -27,7 +27,7 @@ def test_any_size_gives_one_length(net: SPPNet, size: tuple[int, int]) -> None:
 def test_a_list_of_sizes_is_each_alone(net: SPPNet) -> None:
     images = [torch.rand(3, 40, 90), torch.rand(3, 70, 33)]
     alone = torch.cat([net(image[None]) for image in images])
-    assert torch.equal(net(images), alone)
+    assert (net(images) - alone).abs().max() <= 1e-5 * alone.abs().max()
     assert net([]).shape == (0, 3)
 
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from sppnet.boxes import box_iou
+from sppnet.data.images import content_key
 from sppnet.errors import UserError
 from sppnet.proposals import compute
-from sppnet.proposals.compute import METHODS, Proposer, proposals_for, propose
-from sppnet.proposals.files import load_proposals
+from sppnet.proposals.compute import IMPORTED, METHODS, Proposer, proposals_for, propose
+from sppnet.proposals.files import load_proposals, save_proposals
 from sppnet.proposals.grid import Grid, grid_boxes
-from sppnet.proposals.selective_search import SelectiveSearch, selective_search
+from sppnet.proposals.selective_search import SelectiveSearch, drop_near_duplicates, selective_search
 
 FAST = Proposer("selective-search+grid", SelectiveSearch(working_size=100), Grid(smallest=0.5))
 
@@ -49,11 +53,53 @@ def test_methods() -> None:
     assert len(both) <= len(selective_search(image)) + len(grid_boxes((40, 60)))
     assert len(both) > len(grid_boxes((40, 60))) * 0.9
     assert both[0].tolist() == [0, 0, 60, 40]
-    with pytest.raises(UserError, match="'rpn'; choose one of: selective-search, grid, selective-search\\+grid"):
-        propose(image, "rpn")
-    for method in METHODS:
+    for wrong in ("rpn", "", "grid+", "grid+grid", "grid+rpn", "imported+grid"):
+        with pytest.raises(
+            UserError, match=f"{re.escape(repr(wrong))}; choose one of: selective-search, grid, edge-boxes; or"
+        ):
+            propose(image, wrong)
+    for method in (*METHODS, "grid+edge-boxes"):
         with pytest.raises(ValueError, match="expected"):
             propose(image[:, :, 0], method)
+
+
+def test_unions_of_any_methods() -> None:
+    """Each box of each method is there, or one that is nearly the same; the first method's are all there."""
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 255, (6, 9, 3), dtype=np.uint8).repeat(10, axis=0).repeat(10, axis=1)
+    union = propose(image, "edge-boxes+grid+selective-search")
+    parts = [propose(image, method) for method in ("edge-boxes", "grid", "selective-search")]
+    first = drop_near_duplicates(parts[0], 0.95)
+    assert np.array_equal(union[: len(first)], first)
+    for boxes in parts:
+        overlaps = box_iou(torch.from_numpy(boxes), torch.from_numpy(union))
+        assert overlaps.amax(dim=1).min() > 0.95 - 1e-6
+    assert set(Proposer("edge-boxes+grid").to_dict()) == {"method", "rules", "edge_boxes", "grid"}
+    assert Proposer("grid+edge-boxes").parts == ("grid", "edge-boxes")
+
+
+def test_files_of_these_settings_stay_valid() -> None:
+    """What a file on disk says of its making; a change here makes everybody's proposals anew."""
+    searched = {
+        "working_size": 350, "smallest_side": 8, "coarseness": 150, "coarseness_step": 150, "smoothing": 0.8,
+        "near_duplicate_iou": 0.95,
+    }  # fmt: skip
+    assert Proposer().to_dict() == {"method": "selective-search", "rules": 1, "selective_search": searched}
+    both = Proposer("selective-search+grid").to_dict()
+    assert (both["selective_search"], sorted(both)) == (searched, ["grid", "method", "rules", "selective_search"])
+
+
+def test_imported_ones_are_looked_for_and_never_made(tmp_path: Path, images: list[tuple[str, Path]]) -> None:
+    made_by = {"proposer": Proposer(IMPORTED).to_dict(), "image": content_key(images[0][1])}
+    for image_id in "01":  # of the second image, the content is another
+        save_proposals(tmp_path / "out" / f"{image_id}.npz", np.array([[0, 0, 5, 5]]), made_by)
+    paths, errors = proposals_for(images[:3], tmp_path / "out", IMPORTED)
+    assert list(paths) == ["0"]
+    assert list(errors) == ["1", "2"]
+    assert "no imported proposals" in errors["2"]
+    assert len(load_proposals(tmp_path / "out/1.npz")[0]) == 1
+    with pytest.raises(UserError, match="made elsewhere"):
+        propose(np.zeros((9, 9, 3), np.uint8), IMPORTED)
 
 
 def test_files_hold_what_propose_gives(tmp_path: Path, images: list[tuple[str, Path]]) -> None:

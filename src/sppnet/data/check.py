@@ -1,8 +1,8 @@
 """Check a folder before training on it: every bad file is named, with the reason.
 
-Three layouts: class folders (split into train and val, or not), a plain folder of images, a VOC folder with
+Five layouts: class folders (split into train and val, or not), a plain folder of images, and VOC, COCO and YOLO with
 annotations. Every image is decoded completely, as training would. What passes here without an error can be read by
-``split_folder`` or ``read_voc``: the same code decides.
+``split_folder`` or ``read_annotated``: the same code decides.
 """
 
 from __future__ import annotations
@@ -16,8 +16,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
+from sppnet.data.annotated import annotated_layout
+from sppnet.data.check_coco import coco_collection
 from sppnet.data.check_images import Collection, Finding, Severity, hidden_image, inspect_images, same_pictures
-from sppnet.data.check_voc import is_voc, voc_collection
+from sppnet.data.check_voc import voc_collection
+from sppnet.data.check_yolo import yolo_collection
 from sppnet.data.folder_survey import (
     TRAIN,
     FolderSurvey,
@@ -31,7 +34,8 @@ from sppnet.data.folder_survey import (
 )
 from sppnet.errors import UserError
 
-Layout = Literal["auto", "classes", "images", "voc"]
+Layout = Literal["auto", "classes", "images", "voc", "coco", "yolo"]
+_WITH_OBJECTS = ("VOC", "COCO", "YOLO")
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ class CheckReport:
     layout: str  # in words, such as "class folders"
     images: int  # files that were opened
     sizes: tuple[tuple[int, int], ...]  # (height, width), upright, of those that could be read
-    classes: Mapping[str, int]  # images (VOC: objects) of each class
+    classes: Mapping[str, int]  # images (with annotations: objects) of each class
     findings: tuple[Finding, ...]  # errors, warnings, notes; within each by path and line
 
     @property
@@ -102,7 +106,7 @@ class CheckReport:
         if self.classes:
             fewest, most = min(self.classes.values()), max(self.classes.values())
             rarest = some([repr(name) for name, count in self.classes.items() if count == fewest], most=3)
-            what = "objects" if self.layout.startswith("VOC") else "images"
+            what = "objects" if self.layout.startswith(_WITH_OBJECTS) else "images"
             spread = f"{fewest} {what} each" if fewest == most else f"{fewest} ({rarest}) to {most} {what}"
             lines.append(f"{_number(len(self.classes), 'class', 'classes')} of {spread}")
         if self.sizes:
@@ -128,15 +132,16 @@ def check_folder(
     """Check every image in a folder, its labels and its annotations.
 
     *Errors*, which training would stop at: files that are empty, damaged, cut short, not images, unreadable, of more
-    than 500 megapixels; class folders that ``split_folder`` refuses; annotations that ``read_voc`` refuses, each box
-    with file and line. *Warnings*: content of another format than the ending says; images passed over for their ending;
+    than 500 megapixels; class folders that ``split_folder`` refuses; annotations that ``read_annotated`` refuses, each
+    box with file and line. *Warnings*: content of another format than the ending says; images passed over for their ending;
     the same picture under two labels, or on both sides of a split; boxes on pictures that EXIF turns; and what looks
     like a slip in class names. *Notes*: tiny, very long, turned, animated images; copies; hidden and other files.
 
     Args:
-        root: the folder.
-        layout: "classes" (class folders), "images" (a plain folder, at any depth), "voc"; "auto" looks: VOC where there
-            are Annotations, a plain folder where no subfolder holds an image, else class folders.
+        root: the folder; or one JSON of COCO annotations, or the YAML of a YOLO folder.
+        layout: "classes" (class folders), "images" (a plain folder, at any depth), "voc", "coco", "yolo"; "auto" looks:
+            one of the last three where there are annotations, a plain folder where no subfolder holds an image, else
+            class folders.
         report: called with ("images", done, total) after every image.
         workers: number of threads; None: one a processor core, at most 8.
 
@@ -155,7 +160,13 @@ def check_folder(
         (2, 'error: photos/cat/1.png: the file is empty (0 bytes)')
     """
     root = Path(root)
-    make = {"classes": _class_collection, "images": _image_collection, "voc": voc_collection}
+    make = {
+        "classes": _class_collection,
+        "images": _image_collection,
+        "voc": voc_collection,
+        "coco": coco_collection,
+        "yolo": yolo_collection,
+    }
     collection = make[_layout_of(root) if layout == "auto" else layout](root)
     facts, findings = inspect_images(collection.images, report, workers)
     findings = [*collection.findings, *findings, *collection.judge(facts)]
@@ -165,9 +176,10 @@ def check_folder(
     return CheckReport(root, collection.layout, len(collection.images), sizes, collection.classes, tuple(findings))
 
 
-def _layout_of(root: Path) -> Literal["classes", "images", "voc"]:
-    if is_voc(root):
-        return "voc"
+def _layout_of(root: Path) -> Literal["classes", "images", "voc", "coco", "yolo"]:
+    annotated = annotated_layout(root)
+    if annotated is not None:
+        return annotated
     listing = list_images(root)
     inside = any(path.parent != root for path in listing.images)
     return "classes" if inside or split_parts(root) else "images"

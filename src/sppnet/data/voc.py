@@ -95,14 +95,6 @@ def read_voc(root: str | os.PathLike[str], split: str = "train", limit: int | No
     return DetectionData(names=class_names, images=tuple(images), split=split)
 
 
-def is_voc(root: str | Path) -> bool:
-    """Whether a folder has the layout of Pascal VOC, or holds one that has."""
-    try:
-        return voc_folder(Path(root)).is_dir()
-    except UserError:
-        return False
-
-
 def voc_folder(root: Path) -> Path:
     if not root.is_dir():
         what = "this is a file" if root.exists() else "no such folder"

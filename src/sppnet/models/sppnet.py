@@ -20,6 +20,7 @@ from sppnet.errors import UserError
 from sppnet.layers import RegionPyramidPool
 from sppnet.models.backbones import OWN, build_backbone, map_shape, smallest_side
 from sppnet.models.geometry import backbone_geometry
+from sppnet.models.mixed_batch import mixed_features, own_windows
 from sppnet.ops.pyramid_pool import pyramid_pool
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -169,7 +170,8 @@ class SPPNet(nn.Module):
         """Class logits of whole images.
 
         Args:
-            images: [N, 3, H, W], normalised (see `prepare`), or a list of [3, h, w] of any sizes.
+            images: [N, 3, H, W], normalised (see `prepare`), or a list of [3, h, w] of any sizes, which go through in one
+                batch and get what each would get alone: see `sppnet.models.mixed_batch`.
 
         Returns:
             [N, K] logits: before the sigmoid of a multi-label model, before the softmax of a single-label one.
@@ -181,8 +183,14 @@ class SPPNet(nn.Module):
         if not isinstance(images, Tensor):
             if not all(isinstance(image, Tensor) and image.ndim == 3 for image in images):
                 raise ValueError("images must be a tensor [N, 3, H, W] or a list of tensors [3, h, w]")
-            logits = [self(image[None]) for image in images]
-            return torch.cat(logits) if logits else self.image_logits.weight.new_zeros(0, len(self.architecture.names))
+            if not len(images):
+                return self.image_logits.weight.new_zeros(0, len(self.architecture.names))
+            if self.architecture.fixed_size:
+                return torch.cat([self(image[None]) for image in images])
+            features, sizes = mixed_features(self.backbone, images)
+            pooled = self.pool(features * self.feature_scale, own_windows(sizes, features.device))
+            logits: Tensor = self.image_logits(self.describe(pooled))
+            return logits
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"images must be [N, 3, H, W]: got shape {list(images.shape)}")
         side = self.architecture.short_side

@@ -15,11 +15,14 @@ import numpy as np
 
 from sppnet.data.images import ImageError, content_key, read_image
 from sppnet.errors import UserError
+from sppnet.proposals.edge_boxes import EdgeBoxes, edge_boxes
 from sppnet.proposals.files import load_proposals, proposals_path, save_proposals
 from sppnet.proposals.grid import Grid, grid_boxes
 from sppnet.proposals.selective_search import SelectiveSearch, drop_near_duplicates, selective_search
 
-METHODS = ("selective-search", "grid", "selective-search+grid")
+METHODS = ("selective-search", "grid", "edge-boxes")
+IMPORTED = "imported"  # boxes made elsewhere, brought in by ``importers``; nothing here can make them
+_UNION_IOU = 0.95  # near-duplicates of a union are dropped; where selective search takes part, by its own setting
 _RULES = 1  # raise when the code begins to give other boxes for the same settings: files on disk are then made anew
 
 
@@ -32,16 +35,25 @@ class Proposer:
         'grid'
         >>> Proposer("guess")
         Traceback (most recent call last):
-        sppnet.errors.UserError: no proposals called 'guess'; choose one of: selective-search, grid, selective-search+grid
+        sppnet.errors.UserError: no proposals called 'guess'; choose one of: selective-search, grid, edge-boxes; or ...
     """
 
-    method: str = "selective-search"  # one of METHODS
+    method: str = "selective-search"  # one of METHODS, a union of several such as "selective-search+grid", or IMPORTED
     selective_search: SelectiveSearch = field(default_factory=SelectiveSearch)
     grid: Grid = field(default_factory=Grid)
+    edge_boxes: EdgeBoxes = field(default_factory=EdgeBoxes)
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise UserError(f"no proposals called {self.method!r}; choose one of: {', '.join(METHODS)}")
+        if self.method != IMPORTED and (set(self.parts) - set(METHODS) or len(set(self.parts)) < len(self.parts)):
+            raise UserError(
+                f"no proposals called {self.method!r}; choose one of: {', '.join(METHODS)}; or several, each once, "
+                f"joined by +, such as selective-search+grid; or {IMPORTED}"
+            )
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The methods of a union, those first whose boxes are kept of near-duplicates."""
+        return tuple(self.method.split("+"))
 
     def to_dict(self) -> dict[str, Any]:
         """Say in JSON's types what the boxes depend on: the method and the settings that it reads, and no others.
@@ -51,10 +63,12 @@ class Proposer:
             ['grid', 'method', 'rules']
         """
         settings: dict[str, Any] = {"method": self.method, "rules": _RULES}
-        if "selective-search" in self.method:
+        if "selective-search" in self.parts:
             settings["selective_search"] = asdict(self.selective_search)
-        if "grid" in self.method:
+        if "grid" in self.parts:
             settings["grid"] = asdict(self.grid) | {"aspects": list(self.grid.aspects)}
+        if "edge-boxes" in self.parts:
+            settings["edge_boxes"] = asdict(self.edge_boxes)
         return settings
 
 
@@ -64,13 +78,13 @@ def propose(image: np.ndarray, proposer: Proposer | str = "selective-search") ->
     Args:
         image: [H, W, 3] uint8 RGB, of any size. Not modified.
         proposer: a ``Proposer``, or the name of a method at its standard settings: ``"selective-search"``, ``"grid"``,
-            or ``"selective-search+grid"``, the union of both without near-duplicates.
+            ``"edge-boxes"``; or of several joined by ``+``, their union without near-duplicates.
 
     Returns:
         [R, 4] float32 xyxy in pixels of ``image``, half-open; the first is the whole image, so R is at least 1.
 
     Raises:
-        UserError: an unknown method.
+        UserError: an unknown method, or "imported": those boxes are in files only.
         ValueError: an image of another form.
 
     Example:
@@ -81,14 +95,19 @@ def propose(image: np.ndarray, proposer: Proposer | str = "selective-search") ->
         proposer = Proposer(proposer)
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
         raise ValueError(f"propose: expected [H, W, 3] uint8 with pixels, got {image.shape} {image.dtype}")
-    size = (image.shape[0], image.shape[1])
-    if proposer.method == "grid":
-        return grid_boxes(size, proposer.grid)
-    boxes = selective_search(image, proposer.selective_search)
-    if proposer.method == "selective-search":
-        return boxes
-    both = np.concatenate([boxes, grid_boxes(size, proposer.grid)])
-    return drop_near_duplicates(both, proposer.selective_search.near_duplicate_iou)
+    if proposer.method == IMPORTED:
+        raise UserError("imported proposals are made elsewhere, not computed; give the image's boxes as proposals")
+    methods: dict[str, Callable[[], np.ndarray]] = {
+        "selective-search": lambda: selective_search(image, proposer.selective_search),
+        "grid": lambda: grid_boxes((image.shape[0], image.shape[1]), proposer.grid),
+        "edge-boxes": lambda: edge_boxes(image, proposer.edge_boxes),
+    }
+    found = [methods[part]() for part in proposer.parts]
+    if len(found) == 1:
+        return found[0]
+    searched = "selective-search" in proposer.parts
+    iou = proposer.selective_search.near_duplicate_iou if searched else _UNION_IOU
+    return drop_near_duplicates(np.concatenate(found), iou)
 
 
 def proposals_for(
@@ -101,7 +120,7 @@ def proposals_for(
     """Make sure that every image has its file of proposals; compute the missing ones, several at a time.
 
     A file made by other settings, for other image content, or damaged, is made anew, so an interrupted run is taken up
-    where it was. Ctrl-C waits for the images in work, and leaves no half-written file.
+    where it was. Imported ones are only looked for. Ctrl-C waits for the images in work, and leaves no half-written file.
 
     Args:
         images: (image_id, path) of each; ids are unique and name the files.
@@ -155,6 +174,8 @@ def _ensure(path: Path, file: Path, proposer: Proposer) -> str | None:
         wanted = {"proposer": proposer.to_dict(), "image": content_key(path)}
         if _is_made_by(file, wanted):
             return None
+        if proposer.method == IMPORTED:
+            return f"{path}: no imported proposals in {file}, or of another image; import them first"
         boxes = propose(read_image(path), proposer)
     except ImageError as error:
         return str(error)
