@@ -5,7 +5,9 @@
 
 Exactness: random combinations of 2 to 6 images, every side drawn from 96 to 320 pixels; for each image the largest
 difference between its map from the mixed batch and its map alone, divided by the largest value of the latter. Beside it
-the same for a plain zero-padded batch. Speed: the photos at short side 224 (long side at most 448), without --photos
+the same for a plain zero-padded batch; and, for some of the combinations, in double precision, with what single precision
+alone costs an image that is by itself: what remains between mixed and alone is rounding, of convolutions that add up in
+another order for another shape. Speed: the photos at short side 224 (long side at most 448), without --photos
 noise of the shapes that cameras give, through each network in four ways that take turns: one by one;
 in mixed batches drawn at random; in mixed batches by size (`SizeBuckets`); and all squashed to one square with as many
 pixels as a photo has on average. Resizing is not timed. BatchNorm is folded, as in use. Networks without
@@ -15,6 +17,7 @@ pixels as a photo has on average. Resizing is not timed. BatchNorm is folded, as
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import random
 import statistics
@@ -31,7 +34,8 @@ from environment import environment
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sppnet.data.images import find_images, image_size, read_image, resize_image, scaled_size
+from sppnet.data.image_files import find_images
+from sppnet.data.images import image_size, read_image, resize_image, scaled_size
 from sppnet.data.size_buckets import SizeBuckets
 from sppnet.models.backbones import build_backbone
 from sppnet.models.fold import fold_batch_norm
@@ -55,6 +59,14 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=96, help="how many photos are timed")
     parser.add_argument("--batches", type=int, nargs="+", default=[4, 16], help="images in a batch")
     parser.add_argument("--combinations", type=int, default=200, help="of sizes, for the exactness")
+    parser.add_argument("--doubles", type=int, default=20, help="of these, how many in double precision too: slow")
+    parser.add_argument(
+        "--parts",
+        nargs="+",
+        choices=("exactness", "speed"),
+        default=("exactness", "speed"),
+        help="one alone: the other stays as the JSON file has it",
+    )
     parser.add_argument("--rounds", type=int, default=5, help="how many times each way takes its turn")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, help="of PyTorch; its own choice by default")
@@ -65,35 +77,39 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.count, arguments.combinations, arguments.rounds, arguments.batches = 12, 5, 1, [4]
+        arguments.doubles = 2
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     weights = dict(pair.split("=", 1) for pair in arguments.weights)
     images = timed_images(arguments.photos, arguments.count, torch.device(arguments.device))
-    rows = []
+    figures: dict[str, Any] = {"parts": {}, "rows": {}}
+    if set(arguments.parts) < {"exactness", "speed"} and arguments.json and arguments.json.exists():
+        figures = json.loads(arguments.json.read_text(encoding="utf-8"))
     for name in arguments.nets:
         net = network(name, weights.get(name)).to(arguments.device, memory_format=torch.channels_last)
-        row: dict[str, Any] = {"net": name, "weights": Path(weights[name]).name if name in weights else "random"}
-        row["exactness"] = exactness(net, arguments.combinations, torch.device(arguments.device))
-        print(name, {key: f"{max(values):.1e}" for key, values in row["exactness"].items()}, flush=True)
-        row["speed"] = [speed(net, images, batch, arguments.rounds) for batch in arguments.batches]
-        rows.append(row)
-        for each in row["speed"]:
-            print(
-                name, f"batch {each['batch']}", {way: round(each["images_per_s"][way], 1) for way in WAYS}, flush=True
-            )
-    figures = {
-        "environment": environment(),
-        "device": arguments.device,
-        "combinations": arguments.combinations,
-        "images": len(images),
-        "sizes": sorted({(image.shape[1], image.shape[2]) for image in images}),
-        "from": Path(arguments.photos).name if arguments.photos else "made up",
-        "rounds": arguments.rounds,
-        "rows": rows,
-    }
+        row = figures["rows"].setdefault(name, {})
+        row["weights"] = Path(weights[name]).name if name in weights else "random"
+        if "exactness" in arguments.parts:
+            row["exactness"] = exactness(net, arguments.combinations, arguments.doubles, torch.device(arguments.device))
+            print(name, {key: f"{max(values):.1e}" for key, values in row["exactness"].items()}, flush=True)
+        if "speed" in arguments.parts:
+            row["speed"] = [speed(net, images, batch, arguments.rounds) for batch in arguments.batches]
+        for each in row["speed"] if "speed" in arguments.parts else []:
+            rates = {way: round(each["images_per_s"][way], 1) for way in WAYS}
+            print(name, f"batch {each['batch']}", rates, flush=True)
+    made = {"environment": environment(), "device": arguments.device}
+    if "exactness" in arguments.parts:
+        figures["parts"]["exactness"] = made | {"combinations": arguments.combinations, "doubles": arguments.doubles}
+    if "speed" in arguments.parts:
+        figures["parts"]["speed"] = made | {
+            "images": len(images),
+            "sizes": sorted({(image.shape[1], image.shape[2]) for image in images}),
+            "from": Path(arguments.photos).name if arguments.photos else "made up",
+            "rounds": arguments.rounds,
+        }
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        arguments.json.write_text(json.dumps(figures) + "\n", encoding="utf-8")
     if arguments.picture:
         arguments.picture.parent.mkdir(parents=True, exist_ok=True)
         draw(figures, network("squeezenet1_0", weights.get("squeezenet1_0")), arguments.picture)
@@ -144,22 +160,35 @@ def timed_images(folder: str | None, count: int, device: torch.device) -> list[T
 
 
 @torch.no_grad()
-def exactness(net: nn.Module, combinations: int, device: torch.device) -> dict[str, list[float]]:
-    """For every image of every combination: relative difference to alone, mixed and in a plain padded batch."""
-    differences: dict[str, list[float]] = {"mixed": [], "padded": []}
+def exactness(net: nn.Module, combinations: int, doubles: int, device: torch.device) -> dict[str, list[float]]:
+    """For every image of every combination, relative differences: `mixed` and `padded` (a plain padded batch) to alone; for
+    the first `doubles` combinations, `double`: the same of mixed in double precision, and `rounding`: of alone, between
+    single and double precision."""
+    differences: dict[str, list[float]] = {"mixed": [], "padded": [], "double": [], "rounding": []}
+    precise = copy.deepcopy(net).double()
     draw_sides, noise = random.Random(0), torch.Generator().manual_seed(0)
-    for _ in range(combinations):
+    for number in range(combinations):
         sizes = [(draw_sides.randint(*SIDES), draw_sides.randint(*SIDES)) for _ in range(draw_sides.randint(2, 6))]
         images = [torch.randn(*size, 3, generator=noise).permute(2, 0, 1).to(device) for size in sizes]
         mixed, own_sizes = mixed_features(net, images)
         padded = net(pad(images))
-        for index, (image, (rows, columns)) in enumerate(zip(images, own_sizes, strict=True)):
-            alone = net(image[None])[0]
-            assert alone.shape[1:] == (rows, columns)
-            for way, features in (("mixed", mixed), ("padded", padded)):
-                error = (features[index, :, :rows, :columns] - alone).abs().max() / alone.abs().max()
-                differences[way].append(float(error))
+        alone = [net(image[None])[0] for image in images]
+        assert [each.shape[1:] for each in alone] == [torch.Size(size) for size in own_sizes]
+        differences["mixed"] += _differences(mixed, alone)
+        differences["padded"] += _differences(padded, alone)
+        if number < doubles:
+            exact = [precise(image[None].double())[0] for image in images]
+            differences["double"] += _differences(mixed_features(precise, [each.double() for each in images])[0], exact)
+            differences["rounding"] += _differences(alone, exact)
     return differences
+
+
+def _differences(batch: Tensor | list[Tensor], alone: list[Tensor]) -> list[float]:
+    """For each image, the largest difference over its own map, divided by the largest value."""
+    return [
+        float((features[:, : own.shape[1], : own.shape[2]] - own).abs().max() / own.abs().max())
+        for features, own in zip(batch, alone, strict=True)
+    ]
 
 
 def pad(images: Sequence[Tensor]) -> Tensor:
@@ -239,6 +268,7 @@ def padding_share(sizes: Sequence[Size], groups: Sequence[Sequence[int]]) -> flo
 
 
 def page(figures: dict[str, Any], picture: Path | None) -> str:
+    exact, fast = figures["parts"]["exactness"], figures["parts"]["speed"]
     lines = [
         "# Batches of mixed sizes",
         "",
@@ -247,41 +277,45 @@ def page(figures: dict[str, Any], picture: Path | None) -> str:
         "itself would have padded with.",
         "",
         *([f"![What a padded batch changes, and a mixed batch does not]({picture.name})", ""] if picture else []),
-        f"Made by `benchmarks/mixed_batches.py`. {figures['environment']['text']}; device {figures['device']}.",
+        "Made by `benchmarks/mixed_batches.py`.",
         "",
         "## Exactness",
         "",
-        f"{figures['combinations']} random combinations of 2 to 6 images, sides of {SIDES[0]} to {SIDES[1]} pixels, float32. Relative "
-        "difference to the image alone: largest difference over an image's map, divided by its largest value.",
+        f"{exact['combinations']} random combinations of 2 to 6 images, sides of {SIDES[0]} to {SIDES[1]} pixels. Relative difference to "
+        "the image alone: largest difference over an image's map, divided by its largest value; the largest over all images. In "
+        f"double precision, {exact['doubles']} of the combinations; there also by how much single precision changes an image that is "
+        f"alone. {exact['environment']['text']}; device {exact['device']}.",
         "",
-        "| network | weights | images | mixed batch, largest | plain padded batch, median | largest |",
-        "|---|---|---:|---:|---:|---:|",
+        "| network | weights | images | mixed batch | median | in double precision | alone, single to double | plain padded batch |",
+        "|---|---|---:|---:|---:|---:|---:|---:|",
     ]
-    for row in figures["rows"]:
-        mixed, padded = row["exactness"]["mixed"], row["exactness"]["padded"]
+    for name, row in figures["rows"].items():
+        found = row["exactness"]
+        double, rounding = (f"{max(found[key]):.1e}" if found.get(key) else "-" for key in ("double", "rounding"))
         lines.append(
-            f"| {row['net']} | {row['weights']} | {len(mixed)} | **{max(mixed):.1e}** | {statistics.median(padded):.2f} "
-            f"| {max(padded):.2f} |"
+            f"| {name} | {row['weights']} | {len(found['mixed'])} | **{max(found['mixed']):.1e}** "
+            f"| {statistics.median(found['mixed']):.1e} | {double} | {rounding} | {max(found['padded']):.1e} |"
         )
     lines += [
         "",
         "## Speed",
         "",
-        f"{figures['images']} images ({figures['from']}) of {len(figures['sizes'])} sizes, short side {SHORT_SIDE}, long side at most "
-        f"{LONG_SIDE}; evaluation, channels last, float32; medians of {figures['rounds']} turns. Images a second; in brackets the share "
-        "of pixels that are padding. Squashed: all at one square size of as many pixels as an image has on average.",
+        f"{fast['images']} images ({fast['from']}) of {len(fast['sizes'])} sizes, short side {SHORT_SIDE}, long side at most "
+        f"{LONG_SIDE}; evaluation, channels last, float32; medians of {fast['rounds']} turns. Images a second; in brackets the share "
+        "of pixels that are padding. Squashed: all at one square size of as many pixels as an image has on average. "
+        f"{fast['environment']['text']}; device {fast['device']}.",
         "",
         f"| network | batch | {' | '.join(WAYS.values())} |",
         "|---|---:|" + "---:|" * len(WAYS),
     ]
-    for row in figures["rows"]:
+    for name, row in figures["rows"].items():
         for each in row["speed"]:
             cells = [
                 f"{each['images_per_s'][way]:.1f}"
                 + (f" ({each['padding'][way]:.0%})" if way in each["padding"] else "")
                 for way in WAYS
             ]
-            lines.append(f"| {row['net']} | {each['batch']} | {' | '.join(cells)} |")
+            lines.append(f"| {name} | {each['batch']} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -344,7 +378,7 @@ def draw(figures: dict[str, Any], net: nn.Module, path: Path) -> None:
         last, ax=axes[:, 2:], label="largest difference over channels / largest value of the map", shrink=0.7
     )
     strip = lower.subplots()
-    for place, row in enumerate(figures["rows"]):
+    for place, row in enumerate(figures["rows"].values()):
         for way, colour in (("padded", "tab:red"), ("mixed", "tab:blue")):
             values = np.maximum(row["exactness"][way], 1e-9)
             spread = np.random.default_rng(0).uniform(-0.25, 0.25, len(values))
@@ -352,10 +386,11 @@ def draw(figures: dict[str, Any], net: nn.Module, path: Path) -> None:
     strip.axvline(1e-5, color="0.4", linewidth=1, linestyle="--")
     strip.annotate("1e-5", (1e-5, -0.7), color="0.3", fontsize=9, ha="left", va="bottom")
     strip.set_xscale("log")
-    strip.set_yticks(range(len(figures["rows"])), [row["net"] for row in figures["rows"]])
+    strip.set_yticks(range(len(figures["rows"])), list(figures["rows"]))
     strip.set_ylim(len(figures["rows"]) - 0.4, -0.8)
     strip.set_xlabel(
-        f"relative difference to the image alone, one dot an image, {figures['combinations']} random combinations of sizes "
+        "relative difference to the image alone, one dot an image, "
+        f"{figures['parts']['exactness']['combinations']} random combinations of sizes "
         "(0 drawn at 1e-9)"
     )
     strip.text(0.02, 1.03, "mixed batch", color="tab:blue", transform=strip.transAxes)

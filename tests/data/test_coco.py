@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from sppnet.data.coco import annotation_files, is_coco, read_coco
+from sppnet.data.coco import read_coco
+from sppnet.data.coco_file import annotation_files, is_coco
 from sppnet.errors import UserError
 
 CATEGORIES = [{"id": 18, "name": "dog"}, {"id": 1, "name": "person"}]

@@ -49,6 +49,17 @@ def test_the_size_is_as_foretold(fit: str, height: int, width: int, short: int, 
     assert fit == "native" or fitted.shape[:2] == (short, short)
 
 
+def test_a_crop_of_a_long_image_is_its_middle_and_takes_little_memory() -> None:
+    """Resized whole, 3 x 200000 would be 18 GB on the way."""
+    image = np.zeros((3, 200_000, 3), dtype=np.uint8)
+    image[:, 99_995:100_005] = (0, 255, 0)
+    cropped = fit_image(image, "crop", 300, 1000, fill=FILL)
+    assert cropped.shape == (300, 300, 3)
+    assert (cropped == (0, 255, 0)).all()
+    turned = fit_image(np.ascontiguousarray(image.transpose(1, 0, 2)), "crop", 300, 1000, fill=FILL)
+    assert (turned == cropped).all()
+
+
 def test_no_such_fit() -> None:
     with pytest.raises(ValueError, match="fit must be one of native, squash, crop, pad: got 'stretch'"):
         fit_image(stripes(), "stretch", 30, 30, fill=FILL)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from sppnet.data.folder import LabelledImages, merge, per_class, read_folder, split_folder, split_off
 from sppnet.data.folder_survey import list_images, split_parts
-from sppnet.data.images import IMAGE_ENDINGS, find_images
+from sppnet.data.image_files import IMAGE_ENDINGS, find_images
 from sppnet.errors import UserError
 
 

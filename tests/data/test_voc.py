@@ -75,6 +75,8 @@ def test_other_classes_are_those_of_the_whole_folder(tmp_path: Path) -> None:
     (root / "ImageSets/Main/val.txt").write_text("a\n")
     assert read_voc(root, "val").names == read_voc(root, "train").names == ("apple", "zebra")
     assert read_voc(root, "val").images[0].gt_labels.tolist() == [2]
+    (root / "Annotations/._a.xml").write_bytes(b"\x00\x05\x16\x07")  # as macOS leaves them on other disks
+    assert read_voc(root, "val").names == ("apple", "zebra")
 
 
 def test_limit_takes_the_first_and_keeps_the_labels(tmp_path: Path) -> None:

@@ -139,6 +139,13 @@ def test_a_bad_line_is_named_by_file_and_number(tmp_path: Path, line: str, says:
     assert "\n" not in str(caught.value)
 
 
+def test_no_image_is_taken_twice_or_from_a_hidden_folder(tmp_path: Path) -> None:
+    """As where a link leads back to its own folder, and where a program keeps copies of its own."""
+    root = write_flat(tmp_path, {"a.jpg": None, "more/b.jpg": None, ".copies/c.jpg": None})
+    (root / "images" / "more" / "back").symlink_to(root / "images")
+    assert [image.image_id for image in read_yolo(root).images] == ["a", "more/b"]
+
+
 def test_a_pixel_over_the_edge_is_cut() -> None:
     assert read_line("0 0.5 0.5 1.04 1", NAMES, (30, 40), Path("a.txt"), 1).box == (0, 0, 40, 30)
 

@@ -337,5 +337,11 @@ def test_images_are_ranked_class_by_class() -> None:
 
 
 def test_images_and_classes_must_agree() -> None:
-    with pytest.raises(ValueError, match="as there are 2 class names"):
+    with pytest.raises(ValueError, match="as there are 1 images and 2 class names"):
         evaluate_voc_images([[0.5]], [([1], [False])], ["cat", "dog"])
+    with pytest.raises(ValueError, match=r"scores: expected \[2, 1\], as there are 2 images .*got \[1, 2\]"):
+        evaluate_voc_images([[0.5, 0.6]], [([1], [False]), ([1], [False])], ["cat"])
+    with pytest.raises(ValueError, match="scores: expected finite numbers"):
+        evaluate_voc_images([[np.nan]], [([1], [False])], ["cat"])
+    with pytest.raises(ValueError, match=r"gt_labels: expected 1\.\.2, .*got 0"):  # it would count for the last class
+        evaluate_voc_images([[0.5, 0.6]], [([0], [False])], ["cat", "dog"])

@@ -71,3 +71,32 @@ def test_a_norm_that_cannot_be_folded_stays() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4, track_running_stats=False)).eval()  # fmt: skip
     fold_batch_norm(net)
     assert [type(layer).__name__ for layer in net] == ["Conv2d", "ReLU", "BatchNorm2d", "Conv2d", "BatchNorm2d"]
+
+
+class Twice(nn.Module):
+    """One convolution, read by two BatchNorms; and one BatchNorm behind two convolutions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.other = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+        self.norms = nn.ModuleList([nn.BatchNorm2d(3), nn.BatchNorm2d(3), nn.BatchNorm2d(3)])
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        features = self.norms[1](self.conv(self.norms[0](self.conv(features))))
+        return self.norms[2](self.other(self.norms[2](features)))
+
+
+def test_what_is_called_twice_is_not_folded() -> None:
+    torch.manual_seed(0)
+    net, image = Twice().eval(), torch.rand(1, 3, 5, 7)
+    give_statistics(net)
+    with torch.inference_mode():
+        before = net(image)
+        fold_batch_norm(net)
+        torch.testing.assert_close(net(image), before)
+
+
+def test_statistics_that_still_change_are_not_folded() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+    with pytest.raises(ValueError, match=r"BatchNorm '1' is in training mode: call eval\(\)"):
+        fold_batch_norm(net)

@@ -249,6 +249,28 @@ def test_no_window_is_empty_or_outside(
     assert 0 <= y0 < y1 <= size[0]
 
 
+def test_windows_are_on_the_device_of_the_boxes() -> None:
+    boxes = torch.empty(3, 4, device="meta")
+    assert boxes_to_windows(boxes, Geometry(16, 8.0), (10, 10), (1.0, 1.0)).device.type == "meta"
+
+
+@pytest.mark.parametrize(("shape", "map_size"), [((3, 5), (10, 10)), ((4,), (10, 10)), ((2, 4), (0, 10))])
+def test_boxes_and_maps_of_another_shape(shape: tuple[int, ...], map_size: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match=r"expected boxes \[R, 4\] and a map of at least one cell: got boxes \["):
+        boxes_to_windows(torch.zeros(shape), Geometry(16, 8.0), map_size, (1.0, 1.0))
+
+
+def test_hooks_are_not_called_without_data() -> None:
+    called = []
+    layer = nn.Conv2d(3, 4, 3)
+    layer.register_forward_hook(lambda *_: called.append("after"))
+    layer.register_forward_pre_hook(lambda *_: called.append("before"))
+    backbone_geometry(layer)
+    assert not called
+    layer(torch.zeros(1, 3, 5, 5))
+    assert called == ["before", "after"]
+
+
 def test_scale_is_vertical_then_horizontal() -> None:
     box = torch.tensor([[0.0, 0, 80, 80]])
     assert boxes_to_windows(box, Geometry(16, 8.0), (10, 10), (1.0, 2.0)).tolist() == [[0, 0, 10, 5]]

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from sppnet.errors import UserError
+from sppnet.models.compact import compact_resnet
 from sppnet.models.sppnet import Architecture, SPPNet
 from sppnet.ops.windows import whole_windows
 
@@ -107,3 +108,10 @@ def test_thin_images_are_made_large_enough_for_a_map(backbone: str) -> None:
     net = SPPNet(Architecture(("cat",), backbone, (1,), (8,), detects=False, short_side=100, long_side=200)).eval()
     prepared, _ = net.prepare(np.zeros((4, 2000, 3), np.uint8))
     assert net(prepared).shape == (1, 1)
+
+
+def test_a_backbone_that_is_to_learn_may_be_in_training_mode() -> None:
+    backbone = compact_resnet((16, 32), (1,), folded=False).train()
+    net = SPPNet(Architecture(("cat", "dog"), levels=(2, 1), hidden=(), detects=False), backbone)
+    assert (net.geometry.stride, net.smallest_side) == (4, 4)
+    assert backbone.training

@@ -50,7 +50,9 @@ def test_counts() -> None:
     assert bin_count((4, 3, 2, 1)) == 30
 
 
-@pytest.mark.parametrize("levels", [(), (0,), (3, -1), (1.5,), 3, (True,), None])
+@pytest.mark.parametrize(
+    "levels", [(), (0,), (3, -1), (1.5,), 3, (True,), None, (None,), ("a",), "321", (float("nan"),)]
+)
 def test_wrong_levels_are_shown(levels: object) -> None:
     with pytest.raises(ValueError, match="levels must be one or more whole numbers") as error:
         check_levels(levels)  # type: ignore[arg-type]

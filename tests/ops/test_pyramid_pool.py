@@ -257,6 +257,14 @@ def test_wrong_windows() -> None:
         region_pyramid_pool(features, torch.tensor([[0.0, 0, 0, 1, 1]]), (1,))
 
 
+def test_arrays_are_refused_by_name() -> None:
+    features = torch.zeros(1, 2, 3, 3)
+    with pytest.raises(TypeError, match=r"features must be a tensor \[N, C, H, W\]: got ndarray"):
+        pyramid_pool(features.numpy(), (1,))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"windows must be a tensor \[R, 5\] int64: got list"):
+        region_pyramid_pool(features, [[0, 0, 0, 1, 1]], (1,))  # type: ignore[arg-type]
+
+
 def test_implementations_by_name() -> None:
     features, windows = torch.rand(1, 3, 5, 6), torch.tensor([[0, 0, 0, 1, 1]])
     with pytest.raises(ValueError, match=r"implementation must be one of auto, reference, .*: got 'cuda'"):

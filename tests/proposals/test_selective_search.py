@@ -18,7 +18,6 @@ from sppnet.proposals.compute import propose
 from sppnet.proposals.recall import recall_report
 from sppnet.proposals.selective_search import (
     SelectiveSearch,
-    _views,
     _working_size,
     drop_near_duplicates,
     selective_search,
@@ -88,23 +87,6 @@ def test_long_images_are_searched_in_tiles_as_finely_as_others() -> None:
     image[120:160, 1500:1540] = (230, 60, 60)
     boxes = selective_search(image)
     assert max(iou(np.array([1500, 120, 1540, 160], dtype=np.float32), box) for box in boxes) > 0.8
-
-
-@given(st.tuples(st.integers(1, 30000), st.integers(1, 30000)))
-def test_views_cover_the_image_and_stay_in_it(size: tuple[int, int]) -> None:
-    height, width = size
-    views = _views(size)
-    assert views[0] == (0, 0, height, width)
-    assert len(views) <= 9
-    for y0, x0, y1, x1 in views:
-        assert 0 <= y0 < y1 <= height
-        assert 0 <= x0 < x1 <= width
-    covered = 0
-    for y0, x0, y1, x1 in views[1:]:
-        begin, end = (y0, y1) if height > width else (x0, x1)
-        assert begin <= covered, "a gap between tiles"
-        covered = end
-    assert len(views) == 1 or covered == max(size)
 
 
 @given(st.tuples(st.integers(1, 30000), st.integers(1, 30000)), st.integers(20, 1000))

@@ -4,10 +4,11 @@ import os
 from pathlib import Path
 from typing import Literal
 
-from sppnet.data import coco, yolo
+from sppnet.data import coco_file, yolo
 from sppnet.data.annotations import DetectionData
 from sppnet.data.check_voc import is_voc
-from sppnet.data.coco import is_coco, read_coco
+from sppnet.data.coco import read_coco
+from sppnet.data.coco_file import is_coco
 from sppnet.data.voc import read_voc
 from sppnet.data.yolo import is_yolo, read_yolo
 from sppnet.errors import UserError
@@ -62,7 +63,7 @@ def read_annotated(root: str | os.PathLike[str], split: str = "train", limit: in
         what = "no annotated images found" if os.path.exists(root) else "no such file or folder"
         raise UserError(
             f"{root}: {what}; expected one of VOC (Annotations, ImageSets, JPEGImages), "
-            f"COCO ({coco.LAYOUT}), YOLO ({yolo.LAYOUT})"
+            f"COCO ({coco_file.LAYOUT}), YOLO ({yolo.LAYOUT})"
         )
     reader = {"voc": read_voc, "coco": read_coco, "yolo": read_yolo}[layout]
     return reader(root, split, limit)

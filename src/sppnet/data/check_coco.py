@@ -12,9 +12,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from sppnet.data import coco
+from sppnet.data import coco, coco_file
 from sppnet.data.check_images import Collection, Finding, ImageFacts, Severity, same_pictures
-from sppnet.data.coco import CocoFile
+from sppnet.data.coco_file import CocoFile
 from sppnet.data.folder_survey import some
 from sppnet.data.placed import PlacedError
 from sppnet.errors import UserError
@@ -43,9 +43,9 @@ def coco_collection(root: Path) -> Collection:
     Raises:
         UserError: no annotations.
     """
-    paths = {root.stem: root} if root.is_file() else coco.annotation_files(root)
+    paths = {root.stem: root} if root.is_file() else coco_file.annotation_files(root)
     if not paths:
-        raise UserError(f"{root}: no COCO annotations; expected {coco.LAYOUT}, or give the JSON file itself")
+        raise UserError(f"{root}: no COCO annotations; expected {coco_file.LAYOUT}, or give the JSON file itself")
     files: list[CocoFile] = []
     findings: list[Finding] = []
     entries: dict[str, dict[int | str, _Entry]] = {}
@@ -53,7 +53,7 @@ def coco_collection(root: Path) -> Collection:
     order = sorted(paths, key=lambda name: (not name.startswith("train"), name))
     for split in order:
         try:
-            file = coco.load_file(paths[split], split)
+            file = coco_file.load_file(paths[split], split)
             names = file.classes
         except PlacedError as error:
             findings.append(Finding("error", "annotations", error.path, error.reason, error.line))
@@ -82,7 +82,7 @@ def coco_collection(root: Path) -> Collection:
 
 
 def _read_images(file: CocoFile) -> tuple[dict[int | str, _Entry], list[Finding]]:
-    find = coco.ImageFinder(file)
+    find = coco_file.ImageFinder(file)
     found: dict[int | str, _Entry] = {}
     findings = []
     for index, content in enumerate(file.images):

@@ -14,7 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-from sppnet.data.images import IMAGE_ENDINGS
+from sppnet.data.image_files import IMAGE_ENDINGS
 from sppnet.errors import UserError
 
 TRAIN = "train"

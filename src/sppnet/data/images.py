@@ -1,15 +1,14 @@
-"""Read, find, measure and resize images: everything that touches image files, and nothing about networks.
+"""Read, measure and resize images: everything that decodes image files, and nothing about networks.
 
 First step of the method: whatever lies on disk becomes one form, [H, W, 3] uint8 RGB, upright as a person sees it.
 Sizes are (height, width) everywhere.
 """
 
-import glob
 import hashlib
 import os
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,12 +19,6 @@ from PIL import Image, UnidentifiedImageError
 from sppnet.errors import UserError
 
 MAX_PIXELS = 500_000_000  # 1.5 GB as RGB; beyond it a file is far more likely broken or hostile than a photo
-IMAGE_ENDINGS = frozenset(
-    (
-        *(".avif", ".bmp", ".dib", ".gif", ".heic", ".heif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg"),
-        *(".mpo", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"),
-    )
-)
 _VECTOR_FORMATS = frozenset({"EPS", "WMF"})  # drawing them would run another program
 
 EXIF_ORIENTATION = 0x0112
@@ -98,37 +91,6 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
         width, height = image.size
         turned = exif_orientation(image) in (5, 6, 7, 8)
     return (width, height) if turned else (height, width)
-
-
-def find_images(sources: Sequence[str | os.PathLike[str]]) -> list[Path]:
-    """List the image files that files, folders and glob patterns stand for.
-
-    A file is taken as given. A folder is searched with all its subfolders for the usual image endings (any case);
-    hidden files and folders are passed over. A pattern such as ``photos/**/*.jpg`` is expanded; folders that it matches
-    are searched, other files are taken by their ending.
-
-    Args:
-        sources: paths or patterns, at least one.
-
-    Returns:
-        Sorted paths, each once, as reachable from the given source (not made absolute).
-
-    Raises:
-        ImageError: a source that stands for no file. The message names it.
-
-    Example:
-        >>> find_images(["no/such/folder"])
-        Traceback (most recent call last):
-        sppnet.data.images.ImageError: no/such/folder: no such file or folder
-    """
-    found: dict[str, Path] = {}
-    for source in sources:
-        paths = list(_paths_of(os.fspath(source)))
-        if not paths:
-            raise ImageError(f"{source}: no image found there; looked for files ending in .jpg, .png, .webp, .tif ...")
-        for path in paths:
-            found.setdefault(os.path.abspath(path), path)
-    return sorted(found.values())
 
 
 def scaled_size(size: tuple[int, int], short_side: int, long_side: int, minimum: int = 32) -> tuple[int, int]:
@@ -350,36 +312,6 @@ def _from_array(array: np.ndarray) -> np.ndarray:
     if array.shape[2] == 4:
         return _from_pillow(Image.fromarray(np.ascontiguousarray(array), "RGBA"), name="image")
     return np.ascontiguousarray(array)
-
-
-def _paths_of(source: str) -> Iterator[Path]:
-    path = Path(source)
-    if source and path.is_dir():
-        yield from _images_below(path)
-    elif source and path.exists():
-        yield path
-    elif any(sign in source for sign in "*?["):
-        for match in glob.iglob(source, recursive=True):
-            if os.path.isdir(match):
-                yield from _images_below(Path(match))
-            elif Path(match).suffix.lower() in IMAGE_ENDINGS:
-                yield Path(match)
-    else:
-        raise ImageError(f"{source or repr(source)}: no such file or folder")
-
-
-def _images_below(folder: Path) -> Iterator[Path]:
-    seen: set[str] = set()  # linked folders are followed, each once, so that a link to a parent ends
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        seen.add(os.path.realpath(parent))
-        folders[:] = sorted(
-            name
-            for name in folders
-            if not name.startswith(".") and os.path.realpath(os.path.join(parent, name)) not in seen
-        )
-        for name in sorted(files):
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_ENDINGS:
-                yield Path(parent, name)
 
 
 def _one_line(error: BaseException) -> str:

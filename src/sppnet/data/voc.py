@@ -13,7 +13,8 @@ from typing import NamedTuple
 import numpy as np
 
 from sppnet.data.annotations import AnnotatedImage, DetectionData
-from sppnet.data.images import IMAGE_ENDINGS, image_size
+from sppnet.data.image_files import IMAGE_ENDINGS
+from sppnet.data.images import image_size
 from sppnet.errors import UserError
 
 VOC_CLASSES: tuple[str, ...] = (  # the devkit's order
@@ -189,5 +190,5 @@ def _name(item: ElementTree.Element, path: Path) -> str:
 
 
 def _all_names(folder: Path) -> tuple[str, ...]:
-    paths = sorted(folder.glob("*.xml"))
+    paths = sorted(path for path in folder.glob("*.xml") if not path.name.startswith("."))  # "._1.xml" is macOS' own
     return tuple(sorted({_name(item, path) for path in paths for item in _parse(path).iterfind("object")}))

@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sppnet.data.annotations import AnnotatedImage, DetectionData
-from sppnet.data.images import IMAGE_ENDINGS, image_size
+from sppnet.data.image_files import images_below
+from sppnet.data.images import image_size
 from sppnet.data.placed import PlacedError
 
 LAYOUT = "data.yaml, or images/ and labels/ with classes.txt"
@@ -220,7 +221,7 @@ def split_images(folder: YoloFolder, split: str) -> dict[str, Path]:
     """
     found: dict[str, Path] = {}
     for source in _sources(folder, split):
-        for path in _listed_images(source, folder.root) if source.is_file() else _images_in(source):
+        for path in _listed_images(source, folder.root) if source.is_file() else images_below(source):
             image_id = _image_id(path, folder.root)
             if found.setdefault(image_id, path) != path:
                 raise PlacedError(path, f"it shares its label file with {found[image_id]}; rename one")
@@ -314,11 +315,6 @@ def _checked_names(names: tuple[str, ...], path: Path) -> tuple[str, ...]:
     if not names:
         raise PlacedError(path, "no class names in it; expected one for each class")
     return names
-
-
-def _images_in(folder: Path) -> list[Path]:
-    found = (Path(place, name) for place, _, names in os.walk(folder, followlinks=True) for name in names)
-    return [path for path in found if path.suffix.lower() in IMAGE_ENDINGS and not path.name.startswith(".")]
 
 
 def _listed_images(path: Path, root: Path) -> list[Path]:

@@ -18,7 +18,8 @@ import numpy.typing as npt
 import torch
 
 from sppnet.errors import UserError
-from sppnet.metrics.voc import _check_labels, _checked_detections, _checked_ground_truth, _json_number, _shown
+from sppnet.metrics.detections import check_labels, checked_detections, checked_ground_truth
+from sppnet.metrics.figures import json_number, shown
 
 MOST = 100  # detections of an image that count, over all classes of it each; COCO's own
 _PARTS = {
@@ -60,8 +61,8 @@ class CocoResult:
             ``{"coco": {"ap": .., "ap50": .., "ap75": .., "small": .., "medium": .., "large": ..}, "classes": {name: ..}}``.
         """
         return {
-            "coco": {name: _json_number(getattr(self, name)) for name in _PARTS},
-            "classes": {name: _json_number(ap) for name, ap in self.classes.items()},
+            "coco": {name: json_number(getattr(self, name)) for name in _PARTS},
+            "classes": {name: json_number(ap) for name, ap in self.classes.items()},
         }
 
     def table(self) -> str:
@@ -73,7 +74,7 @@ class CocoResult:
             0.500  1.000  0.250  -      0.500  -
         """
         heads = ("AP", "AP50", "AP75", "small", "medium", "large")
-        values = (_shown(getattr(self, name)) for name in _PARTS)
+        values = (shown(getattr(self, name)) for name in _PARTS)
         rows = ("".join(f"{cell:<7}" for cell in row).rstrip() for row in (heads, values))
         return "\n".join(rows)
 
@@ -112,10 +113,10 @@ def evaluate_coco(
         )
     found, truth = [], []
     for of_image, objects in zip(detections, ground_truth, strict=True):
-        boxes, scores, labels = _checked_detections(of_image)
-        gt_boxes, gt_labels, difficult = _checked_ground_truth(objects)
-        _check_labels("labels", labels, len(names))
-        _check_labels("gt_labels", gt_labels, len(names))
+        boxes, scores, labels = checked_detections(of_image)
+        gt_boxes, gt_labels, difficult = checked_ground_truth(objects)
+        check_labels("labels", labels, len(names))
+        check_labels("gt_labels", gt_labels, len(names))
         found.append({"boxes": _float(boxes), "scores": _float(scores), "labels": torch.from_numpy(labels)})
         truth.append(
             {

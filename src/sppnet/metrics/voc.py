@@ -22,12 +22,17 @@ import numpy.typing as npt
 import torch
 
 from sppnet.boxes import box_iou
+from sppnet.metrics.detections import (
+    BoolArray,
+    FloatArray,
+    IntArray,
+    check_labels,
+    checked_detections,
+    checked_ground_truth,
+)
+from sppnet.metrics.figures import json_number, shown
 
 TRUE_POSITIVE, FALSE_POSITIVE, IGNORED = 1, 0, -1  # what became of a detection
-
-FloatArray = npt.NDArray[np.float64]
-IntArray = npt.NDArray[np.int64]
-BoolArray = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,12 +82,12 @@ class VocResult:
             ``{"map": {"voc07": .., "area": ..}, "iou": .., "classes": {name: {"voc07": .., "area": .., "objects": n}}}``.
         """
         return {
-            "map": {"voc07": _json_number(self.map07), "area": _json_number(self.map_area)},
+            "map": {"voc07": json_number(self.map07), "area": json_number(self.map_area)},
             "iou": self.iou,
             "classes": {
                 result.name: {
-                    "voc07": _json_number(result.ap07),
-                    "area": _json_number(result.ap_area),
+                    "voc07": json_number(result.ap07),
+                    "area": json_number(result.ap_area),
                     "objects": result.n_objects,
                 }
                 for result in self.classes
@@ -110,7 +115,7 @@ class VocResult:
         width = max(len("class"), *(len(row[0]) for row in rows))
         lines = [f"{'class':{width}}  objects  detections  11-point AP  area AP"]
         for name, objects, detections, ap07, ap_area in rows:
-            lines.append(f"{name:{width}}  {objects:7}  {detections:10}  {_shown(ap07):>11}  {_shown(ap_area):>7}")
+            lines.append(f"{name:{width}}  {objects:7}  {detections:10}  {shown(ap07):>11}  {shown(ap_area):>7}")
         return "\n".join(lines)
 
 
@@ -183,8 +188,8 @@ def match_detections(
         >>> match_detections((boxes, [0.9, 0.8, 0.7, 0.6], [1, 1, 1, 1]), truth).tolist()
         [1, 0, -1, 0]
     """
-    boxes, scores, labels = _checked_detections(detections)
-    gt_boxes, gt_labels, difficult = _checked_ground_truth(ground_truth)
+    boxes, scores, labels = checked_detections(detections)
+    gt_boxes, gt_labels, difficult = checked_ground_truth(ground_truth)
     return _match(boxes, scores, labels, gt_boxes, gt_labels, difficult, iou)
 
 
@@ -223,10 +228,10 @@ def evaluate_voc(
     all_outcomes = [np.empty(0, np.int8)]
     n_objects = np.zeros(len(names) + 1, np.int64)
     for found, truth in zip(detections, ground_truth, strict=True):
-        boxes, scores, labels = _checked_detections(found)
-        gt_boxes, gt_labels, difficult = _checked_ground_truth(truth)
-        _check_labels("labels", labels, len(names))
-        _check_labels("gt_labels", gt_labels, len(names))
+        boxes, scores, labels = checked_detections(found)
+        gt_boxes, gt_labels, difficult = checked_ground_truth(truth)
+        check_labels("labels", labels, len(names))
+        check_labels("gt_labels", gt_labels, len(names))
         all_scores.append(scores)
         all_labels.append(labels)
         all_outcomes.append(_match(boxes, scores, labels, gt_boxes, gt_labels, difficult, iou))
@@ -259,7 +264,7 @@ def evaluate_voc_images(
         A `VocResult` with ``iou`` 0: anywhere in the image will do.
 
     Raises:
-        ValueError: numbers of images or classes that do not agree.
+        ValueError: numbers of images or classes that do not agree, scores that are not finite, or a label outside 1..K.
 
     Source: VOCevalcls.m of VOC 2007.
 
@@ -267,14 +272,19 @@ def evaluate_voc_images(
         >>> evaluate_voc_images([[0.9], [0.8], [0.1]], [([1], [False]), ([], []), ([1], [False])], ["cat"]).map_area
         0.8333333333333333
     """
-    scores = np.asarray(scores, np.float64).reshape(len(ground_truth), -1)
-    if scores.shape[1] != len(names):
+    scores = np.asarray(scores, np.float64)
+    scores = scores.reshape(0, len(names)) if scores.size == 0 == len(ground_truth) else scores
+    if scores.shape != (len(ground_truth), len(names)):
         raise ValueError(
-            f"scores: expected [N, {len(names)}], as there are {len(names)} class names, got {scores.shape}"
+            f"scores: expected [{len(ground_truth)}, {len(names)}], as there are {len(ground_truth)} images and "
+            f"{len(names)} class names, got {list(scores.shape)}"
         )
+    if not np.isfinite(scores).all():
+        raise ValueError("scores: expected finite numbers, got NaN or infinity")
     outcomes = np.full(scores.shape, FALSE_POSITIVE, np.int8)
     for row, (labels, difficult) in zip(outcomes, ground_truth, strict=True):
         labels, difficult = np.asarray(labels, np.int64), np.asarray(difficult, np.bool_)
+        check_labels("gt_labels", labels, len(names))
         row[labels[difficult] - 1] = IGNORED
         row[labels[~difficult] - 1] = TRUE_POSITIVE
     present = (outcomes == TRUE_POSITIVE).sum(0)
@@ -328,63 +338,7 @@ def _class_result(name: str, scores: FloatArray, outcomes: npt.NDArray[np.int8],
     )
 
 
-def _checked_detections(
-    detections: tuple[npt.ArrayLike, npt.ArrayLike, npt.ArrayLike],
-) -> tuple[FloatArray, FloatArray, IntArray]:
-    boxes, scores, labels = detections
-    boxes, scores, labels = _box_array("boxes", boxes), np.asarray(scores, np.float64), np.asarray(labels, np.int64)
-    if not len(boxes) == scores.size == labels.size:
-        raise ValueError(
-            f"expected as many scores and labels as boxes, got {len(boxes)} boxes, {scores.size} scores and "
-            f"{labels.size} labels"
-        )
-    if not np.isfinite(scores).all():
-        raise ValueError("scores: expected finite numbers, got NaN or infinity")
-    return boxes, scores.reshape(-1), labels.reshape(-1)
-
-
-def _checked_ground_truth(
-    ground_truth: tuple[npt.ArrayLike, npt.ArrayLike, npt.ArrayLike],
-) -> tuple[FloatArray, IntArray, BoolArray]:
-    gt_boxes, gt_labels, difficult = ground_truth
-    gt_boxes, gt_labels, difficult = (
-        _box_array("gt_boxes", gt_boxes),
-        np.asarray(gt_labels, np.int64),
-        np.asarray(difficult, bool),
-    )
-    if not len(gt_boxes) == gt_labels.size == difficult.size:
-        raise ValueError(
-            f"expected as many gt_labels and difficult marks as gt_boxes, got {len(gt_boxes)} gt_boxes, "
-            f"{gt_labels.size} gt_labels and {difficult.size} difficult"
-        )
-    return gt_boxes, gt_labels.reshape(-1), difficult.reshape(-1)
-
-
-def _box_array(field: str, boxes: npt.ArrayLike) -> FloatArray:
-    """A float64 copy [R, 4]: exact for the integer boxes of data sets, and writable, as torch wants it."""
-    array = np.array(boxes, np.float64)
-    array = array.reshape(0, 4) if array.size == 0 else array
-    if array.ndim != 2 or array.shape[1] != 4:
-        raise ValueError(f"{field}: expected shape [R, 4] (x0, y0, x1, y1), got {list(array.shape)}")
-    return array
-
-
-def _check_labels(field: str, labels: IntArray, n_classes: int) -> None:
-    wrong = labels[(labels < 1) | (labels > n_classes)]
-    if wrong.size:
-        raise ValueError(f"{field}: expected 1..{n_classes}, as there are {n_classes} class names, got {wrong[0]}")
-
-
 def _mean(values: list[float]) -> float:
     """The mean of those that could be measured."""
     known = [value for value in values if not math.isnan(value)]
     return sum(known) / len(known) if known else math.nan
-
-
-def _json_number(value: float) -> float | None:
-    """Four decimals; JSON has no NaN."""
-    return None if math.isnan(value) else round(value, 4)
-
-
-def _shown(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.3f}"

@@ -97,6 +97,9 @@ def map_geometry(net: nn.Module, images: Tensor) -> tuple[Geometry, Tensor]:
 def without_data(module: nn.Module) -> nn.Module:
     """A copy of ``module`` on the meta device, which works out shapes alone; the data are neither copied nor changed.
 
+    It is in evaluation mode, as a BatchNorm in training refuses one image of one cell, and has no hooks, which would be
+    given tensors without data.
+
     Example:
         >>> without_data(nn.Conv2d(3, 8, 3))(torch.empty(1, 3, 600, 800, device="meta")).shape
         torch.Size([1, 8, 598, 798])
@@ -104,7 +107,11 @@ def without_data(module: nn.Module) -> nn.Module:
     copies: dict[int, Any] = {id(value): torch.empty_like(value, device="meta") for value in module.buffers()}
     for value in module.parameters():
         copies[id(value)] = nn.Parameter(torch.empty_like(value, device="meta"), value.requires_grad)
-    return deepcopy(module, copies)
+    copy: nn.Module = deepcopy(module, copies).eval()
+    for part in copy.modules():
+        part._forward_hooks.clear()
+        part._forward_pre_hooks.clear()
+    return copy
 
 
 class _LayerTracer(fx.Tracer):
@@ -267,13 +274,16 @@ def boxes_to_windows(
     wherever the box lies.
 
     Args:
-        boxes: [R, 4] in pixels of the original image.
+        boxes: [R, 4] in pixels of the original image; R may be 0.
         geometry: stride and offset of the backbone.
-        map_size: (height, width) of the map, in cells.
+        map_size: (height, width) of the map, in cells, each at least 1.
         scale: (vertical, horizontal) factor from the original image to the image that the backbone saw.
 
     Returns:
-        [R, 4] int64: x0, y0, x1, y1 in cells, half-open, 0 <= x0 < x1 <= width, likewise y.
+        [R, 4] int64, on the device of ``boxes``: x0, y0, x1, y1 in cells, half-open, 0 <= x0 < x1 <= width, likewise y.
+
+    Raises:
+        ValueError: boxes of another shape, or a map without cells.
 
     Source: arXiv:1406.4729, appendix A: left = floor(x/S) + 1, right = ceil(x/S) - 1, counted in cells' centres.
 
@@ -284,9 +294,14 @@ def boxes_to_windows(
                 [1, 1, 2, 2]])
     """
     height, width = map_size
-    factors = torch.tensor([scale[1], scale[0]] * 2, dtype=torch.float64)
+    if boxes.ndim != 2 or boxes.shape[1] != 4 or min(map_size) < 1:
+        raise ValueError(
+            f"expected boxes [R, 4] and a map of at least one cell: got boxes {list(boxes.shape)} and a map of "
+            f"{height} x {width} cells"
+        )
+    factors = torch.tensor([scale[1], scale[0]] * 2, dtype=torch.float64, device=boxes.device)
     cells = (boxes.double() * factors - geometry.offset) / geometry.stride  # the box in cell centres
-    limits = torch.tensor([width, height])
+    limits = torch.tensor([width, height], device=boxes.device)
     nearest = ((cells[:, :2] + cells[:, 2:]) / 2).round().long().clamp(min=0).minimum(limits - 1)
     start = cells[:, :2].ceil().long().clamp(min=0).minimum(limits)
     stop = cells[:, 2:].ceil().long().clamp(min=0).minimum(limits)

@@ -52,6 +52,13 @@ def check_levels(levels: Sequence[int]) -> tuple[int, ...]:
         checked = tuple(levels)
     except TypeError:
         raise ValueError(f"{wanted}: got {levels!r}") from None
-    if not checked or any(isinstance(n, bool) or int(n) != n or n < 1 for n in checked):
+    if not checked or not all(_is_positive_whole(n) for n in checked):
         raise ValueError(f"{wanted}: got {levels!r}")
     return tuple(int(n) for n in checked)
+
+
+def _is_positive_whole(number: object) -> bool:
+    try:
+        return not isinstance(number, bool) and int(number) == number and number >= 1  # type: ignore[call-overload, operator]
+    except (TypeError, ValueError, OverflowError):  # not a number, NaN, infinity
+        return False

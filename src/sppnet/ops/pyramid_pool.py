@@ -43,7 +43,7 @@ def pyramid_pool(
 
     Raises:
         ValueError: not four-dimensional, no cells, no levels, or a level below 1. The message shows which.
-        TypeError: not floating point.
+        TypeError: not a tensor, or not floating point.
 
     Gradient: each bin's goes to its first largest cell in row order, or in equal shares to the cells of a mean; a cell
     of several bins gets the sum. The same from run to run. NaN in a bin gives NaN.
@@ -93,7 +93,7 @@ def region_pyramid_pool(
     Raises:
         ValueError: wrong shapes or levels, a window that is empty or outside its map (the message shows the first), or
             an implementation that does not exist or does not take these features.
-        TypeError: features not floating point, windows not int64.
+        TypeError: features not floating point, windows not int64, or either not a tensor.
 
     Gradient: each bin's goes to its first largest cell in row order, or in equal shares to the cells of a mean;
     overlapping windows add up. The same from run to run, except by ``"torch"`` on CUDA. NaN in a bin gives NaN.
@@ -108,6 +108,8 @@ def region_pyramid_pool(
     """
     _check(features, reduce)
     levels = check_levels(levels)
+    if not isinstance(windows, Tensor):
+        raise TypeError(f"windows must be a tensor [R, 5] int64: got {type(windows).__name__}")
     if windows.ndim != 2 or windows.shape[1] != 5:
         raise ValueError(f"windows must be [R, 5] (map, x0, y0, x1, y1): got shape {list(windows.shape)}")
     if windows.dtype != torch.int64:
@@ -189,6 +191,8 @@ def _compiled(
 
 
 def _check(features: Tensor, reduce: str) -> None:
+    if not isinstance(features, Tensor):
+        raise TypeError(f"features must be a tensor [N, C, H, W]: got {type(features).__name__}")
     if features.ndim != 4:
         raise ValueError(f"features must be [N, C, H, W]: got shape {list(features.shape)}")
     if not features.is_floating_point():

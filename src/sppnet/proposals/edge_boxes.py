@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from sppnet.proposals.selective_search import _views as views  # parts of a long image, as that search takes them
+from sppnet.proposals.long_images import search_views
 
 _EMPTY = np.empty((0, 4), dtype=np.float32)
 _FULL_STRENGTH = 0.98  # share of pixels whose gradient is weaker than what counts as an edge of full strength
@@ -71,7 +71,7 @@ def edge_boxes(image: np.ndarray, settings: EdgeBoxes = EdgeBoxes()) -> np.ndarr
         raise ValueError(f"edge_boxes: expected [H, W, 3] uint8 with pixels, got {image.shape} {image.dtype}")
     height, width = image.shape[:2]
     found = [np.array([[0, 0, width, height]], dtype=np.float32)]
-    found += [_search_view(image, view, settings) for view in views((height, width))]
+    found += [_search_view(image, view, settings) for view in search_views((height, width))]
     return np.concatenate(found)
 
 

@@ -7,7 +7,6 @@ Source: Uijlings et al., "Selective Search for Object Recognition", IJCV 2013; S
 uses its fast mode.
 """
 
-import math
 from dataclasses import dataclass
 
 import cv2
@@ -15,9 +14,7 @@ import numpy as np
 import torch
 from torchvision.ops import nms
 
-_WIDEST_ASPECT = 2.2  # OpenCV's texture measure turns the image by 45 degrees and fails beyond 1 + sqrt(2)
-_TILE_ASPECT = 2.0
-_MOST_TILES = 8  # bounds the time that the longest image takes
+from sppnet.proposals.long_images import WIDEST_ASPECT, search_views
 
 
 @dataclass(frozen=True)
@@ -69,7 +66,7 @@ def selective_search(image: np.ndarray, settings: SelectiveSearch = SelectiveSea
         raise ValueError(f"selective_search: expected [H, W, 3] uint8 with pixels, got {image.shape} {image.dtype}")
     height, width = image.shape[:2]
     found = [np.array([[0, 0, width, height]], dtype=np.float32)]
-    found += [_search_view(image, view, settings) for view in _views((height, width))]
+    found += [_search_view(image, view, settings) for view in search_views((height, width))]
     return drop_near_duplicates(_by_falling_area(np.concatenate(found)), settings.near_duplicate_iou)
 
 
@@ -92,24 +89,9 @@ def drop_near_duplicates(boxes: np.ndarray, iou: float) -> np.ndarray:
     return boxes[nms(torch.from_numpy(boxes), order, iou).numpy()]
 
 
-def _views(size: tuple[int, int]) -> list[tuple[int, int, int, int]]:
-    """Parts of an image to search, (y0, x0, y1, x1): the whole; of a long one, tiles along its length as well."""
-    height, width = size
-    long, short = max(size), min(size)
-    views = [(0, 0, height, width)]
-    if long <= _WIDEST_ASPECT * short:
-        return views
-    length = max(_TILE_ASPECT * short, 2 * long / (_MOST_TILES + 1))  # half-overlapping, so (n + 1) / 2 lengths cover
-    count = min(_MOST_TILES, math.ceil(2 * (long - length) / length) + 1)
-    for start in np.linspace(0, long - length, count):
-        begin, end = math.floor(start), min(long, math.ceil(start + length))
-        views.append((begin, 0, end, width) if height > width else (0, begin, height, end))
-    return views
-
-
 def _working_size(size: tuple[int, int], working_size: int) -> tuple[int, int]:
     """Squeeze to the widest aspect first, then scale down evenly; never up."""
-    sides = [min(side, int(_WIDEST_ASPECT * min(size))) for side in size]
+    sides = [min(side, int(WIDEST_ASPECT * min(size))) for side in size]
     scale = min(1.0, working_size / max(sides))
     height, width = (max(1, round(side * scale)) for side in sides)
     return height, width
