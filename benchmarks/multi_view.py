@@ -34,7 +34,8 @@ import sppnet
 from sppnet.classification.evaluate import evaluate_classifier
 from sppnet.classification.views import PAPER_WINDOW, Views, view_scores, view_set
 from sppnet.data.folder import LabelledImages, read_folder
-from sppnet.data.images import find_images, read_image, scaled_size
+from sppnet.data.image_files import find_images
+from sppnet.data.images import read_image, scaled_size
 from sppnet.data.voc import read_voc
 from sppnet.metrics.voc import evaluate_voc_images
 from sppnet.models.sppnet import Architecture, SPPNet

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import nn
 
 from sppnet.classification import features as module
+from sppnet.classification.feature_cache import FeatureCache, net_digest
 from sppnet.classification.features import (
     Look,
     Pooling,
@@ -23,10 +24,8 @@ from sppnet.classification.features import (
     image_features,
     layer_names,
     pooled_features,
-    take_levels,
-    to_vectors,
-    unit_length,
 )
+from sppnet.classification.vectors import take_levels, to_vectors, unit_length
 from sppnet.data.fit import fit_image
 from sppnet.errors import UserError
 from sppnet.models.sppnet import IMAGENET_MEAN, IMAGENET_STD, SPPNet
@@ -116,6 +115,14 @@ def test_the_last_layer_is_the_default_and_hooks_do_not_stay(backbone: nn.Module
     assert not any(each._forward_hooks for each in backbone.modules())
 
 
+def test_a_strip_is_enlarged_until_the_layers_have_a_cell_of_it() -> None:
+    """Layers without padding need more pixels for one cell than lie between two: here 15, of cells every 4."""
+    layers = nn.Sequential(nn.Conv2d(3, 32, 7, 2), nn.ReLU(), nn.Conv2d(32, 32, 5, 2)).eval()
+    vectors = image_features([photo(0, 10, 800), photo(1, 800, 10)], layers, levels=(1,), short_side=20)["2"]
+    assert vectors.shape == (2, 32)
+    assert np.isfinite(vectors).all()
+
+
 def test_an_sppnet_gives_its_backbone_and_its_pixel_normalisation(tiny_detector: SPPNet) -> None:
     own = image_features(PHOTOS[:1], tiny_detector, levels=(2, 1), short_side=64)
     bare = image_features(PHOTOS[:1], tiny_detector.backbone, levels=(2, 1), short_side=64)
@@ -197,6 +204,12 @@ def test_whatever_changes_the_features_misses_the_cache(
     assert computed[-1] == 1  # the image that changed
 
 
+def test_weights_in_half_precision_have_a_digest_too() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+    digests = {net_digest(net.to(dtype), (), "float32") for dtype in (torch.float32, torch.float16, torch.bfloat16)}
+    assert len(digests) == 3
+
+
 def test_the_same_image_twice_is_computed_once(
     backbone: nn.Module, files: list[Path], tmp_path: Path, computed: list[int]
 ) -> None:
@@ -209,18 +222,18 @@ def test_an_interrupted_run_goes_on(
     backbone: nn.Module, files: list[Path], tmp_path: Path, computed: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where only some files of an image had been written: they are whole, and the others are made."""
-    writes, write = [], module._write
+    writes, write = [], FeatureCache.write
 
-    def stop_at_the_ninth(path: Path, values: np.ndarray) -> None:
+    def stop_at_the_ninth(self: FeatureCache, part: str, key: str, values: np.ndarray) -> None:
         if len(writes) == 8:
             raise KeyboardInterrupt
-        writes.append(path)
-        write(path, values)
+        writes.append(key)
+        write(self, part, key, values)
 
-    monkeypatch.setattr(module, "_write", stop_at_the_ninth)
+    monkeypatch.setattr(FeatureCache, "write", stop_at_the_ninth)
     with pytest.raises(KeyboardInterrupt):
         fill(files, backbone, tmp_path)
-    monkeypatch.setattr(module, "_write", write)
+    monkeypatch.setattr(FeatureCache, "write", write)
     assert fill(files, backbone, tmp_path)
     assert computed == [3, 2]  # of six files an image, the second had two
     assert len(list(tmp_path.rglob("*.npy"))) == 18

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sppnet.classification.features import unit_length
 from sppnet.classification.svm import (
     ImageSVMs,
     choose_cost,
@@ -18,6 +17,7 @@ from sppnet.classification.svm import (
     solve_gram,
     train_image_svms,
 )
+from sppnet.classification.vectors import unit_length
 
 
 def clusters(seed: int, classes: int, each: int, width: int, noise: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
@@ -170,7 +170,7 @@ def test_what_cannot_be_used_is_said() -> None:
 
 
 def test_a_solution_that_was_not_reached_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sppnet.classification.svm._MOST_STEPS", 1)
+    monkeypatch.setattr("sppnet.classification.newton.MOST_STEPS", 1)
     rows, labels = clusters(7, classes=3, each=10, width=40, noise=5)
     with pytest.warns(UserWarning, match="above its optimum after 1 steps; give a smaller cost than 100"):
         solve_gram(rows @ rows.T, label_targets(labels, 3), 100)

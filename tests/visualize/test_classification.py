@@ -9,8 +9,7 @@ import pytest
 from PIL import Image
 
 from sppnet.errors import UserError
-from sppnet.visualize.canvas import BACKGROUND
-from sppnet.visualize.classification import FRAMES, TILE, draw_mistakes, draw_pyramid, plot_confusion, plot_training
+from sppnet.visualize.classification import TILE, draw_mistakes, plot_confusion, plot_training
 
 
 def grey(height: int, width: int, value: int = 200) -> np.ndarray:
@@ -109,53 +108,3 @@ def test_a_contact_sheet_has_rows_and_columns() -> None:
         draw_mistakes([grey(3, 4)], ["cat"], ["dog", "cow"], [0.5])
     with pytest.raises(ValueError, match=r"expected \[H, W, 3\] uint8"):
         draw_mistakes([np.zeros((3, 4))], ["cat"], ["dog"], [0.5])
-
-
-def test_the_bins_lie_where_their_cells_look() -> None:
-    """A map of 4 x 8 cells, 100 px apart, the first centred at 50: 2 x 2 bins meet in the middle of the photo."""
-    image = grey(400, 800)
-    sheet = draw_pyramid(image, (2,), (4, 8), stride=100, offset=50)
-    photo = sheet[28 + 14 :, 14:][:210, :420]  # 420 px wide, below the text
-    frames = np.zeros(photo.shape[:2], bool)
-    for colour in FRAMES:
-        frames |= (photo == colour).all(2)
-    rows, columns = (np.flatnonzero(frames.mean(axis) > 0.5) for axis in (1, 0))
-    assert {1, 2, 103, 104, 106, 107, 208, 209} & set(rows.tolist()) >= {2, 103, 107, 208}
-    assert all(min(abs(column - edge) for edge in (0, 210, 420)) <= 4 for column in columns)
-    assert all(min(abs(row - edge) for edge in (0, 105, 210)) <= 4 for row in rows)
-
-
-def test_a_resized_photo_has_its_bins_at_the_same_places() -> None:
-    half = draw_pyramid(grey(200, 400), (3, 2, 1), (4, 8), stride=100, offset=50, scale=(2.0, 2.0))
-    assert (half == draw_pyramid(grey(400, 800), (3, 2, 1), (4, 8), stride=100, offset=50)).all()
-
-
-def test_stronger_bins_are_brighter() -> None:
-    sheet = draw_pyramid(grey(400, 400), (2, 1), (2, 2), 200, 100, strengths=[0.0, 1.0, 0.5, 0.0, 3.0])
-    photo = sheet[28 + 14 :, 14:]
-    upper_left, upper_right, lower_left = photo[60, 60, 0], photo[60, 360, 0], photo[360, 60, 0]
-    assert upper_left < lower_left < upper_right
-    assert upper_right == 200
-
-
-@pytest.mark.parametrize("size", [(1, 1), (20, 5000), (5000, 20), (333, 500)], ids=str)
-@pytest.mark.parametrize("map_size", [(1, 1), (2, 40), (13, 17)], ids=str)
-def test_pyramids_of_any_size(size: tuple[int, int], map_size: tuple[int, int]) -> None:
-    image = grey(*size)
-    scale = (map_size[0] * 32 / size[0], map_size[1] * 32 / size[1])
-    sheet = draw_pyramid(image, (6, 3, 2, 1), map_size, 32, 0.5, scale)
-    assert min(sheet.shape[:2]) > 60
-    assert max(sheet.shape[:2]) < 2500
-    assert (sheet[0, 0] == BACKGROUND).all()
-    assert (image == 200).all()
-
-
-def test_what_cannot_be_drawn_is_said() -> None:
-    with pytest.raises(ValueError, match="one for each of the 5 bins"):
-        draw_pyramid(grey(9, 9), (2, 1), (3, 3), 3, 1.5, strengths=[1.0])
-    with pytest.raises(ValueError, match="levels"):
-        draw_pyramid(grey(9, 9), (), (3, 3), 3, 1.5)
-    with pytest.raises(ValueError, match="at least 1"):
-        draw_pyramid(grey(9, 9), (2,), (0, 3), 3, 1.5)
-    with pytest.raises(ValueError, match=r"expected \[H, W, 3\] uint8"):
-        draw_pyramid(np.zeros((9, 9)), (2,), (3, 3), 3, 1.5)  # type: ignore[arg-type]

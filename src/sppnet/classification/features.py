@@ -1,20 +1,17 @@
 """What the layers of a backbone say about whole images, as vectors of one length: the input of a linear classifier.
 
 images [H, W, 3] of any sizes -> maps [C, h, w] of several layers, in one pass -> pooled [N, M, C] by a pyramid -> [N, D],
-of length 1. Pooled maps can be kept on disk, one .npy in half precision for each image, layer and pooling, written whole or
-not at all: a run that was killed goes on where it stopped. They are keyed by the image's content and the backbone's weights,
-so a stale one is never used. Source: arXiv:1406.4729, sections 3.2 and 3.3: "image representations", layer by layer.
+of length 1. Pooled maps can be kept on disk (`sppnet.classification.feature_cache`), in half precision. Source:
+arXiv:1406.4729, sections 3.2 and 3.3: "image representations", layer by layer.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +19,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sppnet.classification.feature_cache import FeatureCache, net_digest
+from sppnet.classification.vectors import to_vectors, unit_length
 from sppnet.data.fit import FITS, fit_image
 from sppnet.data.images import content_key, read_image
 from sppnet.errors import UserError
+from sppnet.models.backbones import smallest_side
 from sppnet.models.geometry import backbone_geometry
-from sppnet.models.precision import autocast
+from sppnet.models.precision import autocast, precision_of
 from sppnet.models.sppnet import IMAGENET_MEAN, IMAGENET_STD, SPPNet
 from sppnet.ops.bins import bin_count, check_levels
 from sppnet.ops.pyramid_pool import pyramid_pool
@@ -179,7 +179,7 @@ def pooled_features(
         look: how the images are shown to the backbone.
 
     Returns:
-        For each layer and pooling [N, M, C] float16. `take_levels` picks levels of it.
+        For each layer and pooling [N, M, C] float16. `sppnet.classification.vectors.take_levels` picks levels of it.
 
     Raises:
         UserError, ValueError: as `image_features`.
@@ -195,9 +195,8 @@ def pooled_features(
         keys = fill_features(
             images, backbone, layers=layers, poolings=poolings, look=look, cache=cache, progress=progress
         )
-        folder = cache / _name(backbone, look)
-        wanted = {(layer, pooling): folder / _part(layer, pooling) for layer in layers for pooling in poolings}
-        return {which: np.stack([np.load(below / f"{key}.npy") for key in keys]) for which, below in wanted.items()}
+        kept = _kept(cache, backbone, look)
+        return {(layer, each): kept.read(_part(layer, each), keys) for layer in layers for each in poolings}
     _check(images, layers, poolings)
     found: dict[tuple[str, Pooling], list[np.ndarray]] = defaultdict(list)
     for done, pooled in enumerate(_compute(images, backbone, layers, poolings, look), start=1):
@@ -227,101 +226,15 @@ def fill_features(
         UserError, ValueError: as `image_features`; or the cache cannot be written.
     """
     _check(images, layers, poolings)
-    folder = cache / _name(backbone, look)
-    files = {(layer, pooling): folder / _part(layer, pooling) for layer in layers for pooling in poolings}
-    keys = [content_key(image) for image in images]
-    there = [{entry.name for entry in os.scandir(below)} if below.is_dir() else set() for below in files.values()]
-    first = {
-        key: place for place, key in reversed(list(enumerate(keys)))
-    }  # last to first: the same image may be there twice
-    missing = [place for key, place in first.items() if not all(f"{key}.npy" in names for names in there)][::-1]
-    for below in files.values():
-        below.mkdir(parents=True, exist_ok=True)
+    kept, keys = _kept(cache, backbone, look), [content_key(image) for image in images]
+    missing = kept.missing(keys, [_part(layer, pooling) for layer in layers for pooling in poolings])
     computed = _compute([images[place] for place in missing], backbone, layers, poolings, look)
     for done, (place, pooled) in enumerate(zip(missing, computed, strict=True), start=len(images) - len(missing) + 1):
         for which, values in pooled.items():
-            _write(files[which] / f"{keys[place]}.npy", values)
+            kept.write(_part(*which), keys[place], values)
         if progress:
             progress(done, len(images))
     return keys
-
-
-def take_levels(pooled: np.ndarray, levels: Sequence[int], wanted: Sequence[int]) -> np.ndarray:
-    """Some levels of pooled maps.
-
-    Args:
-        pooled: [N, M, C] by ``levels``.
-        levels: of the pyramid it was pooled by.
-        wanted: of these, in any order.
-
-    Returns:
-        [N, M', C]: a view where that is possible.
-
-    Raises:
-        ValueError: a level that is not there, or another M than that of ``levels``.
-
-    Example:
-        >>> take_levels(np.arange(14).reshape(1, 14, 1), (3, 2, 1), (2, 1)).ravel()
-        array([ 9, 10, 11, 12, 13])
-    """
-    if pooled.ndim != 3 or pooled.shape[1] != bin_count(levels) or not set(wanted) <= set(levels):
-        raise ValueError(
-            f"expected [N, {bin_count(levels)}, C] and some of the levels {tuple(levels)}, "
-            f"got {list(pooled.shape)} and {tuple(wanted)}"
-        )
-    ends = np.cumsum([level * level for level in levels]).tolist()
-    bins = {level: slice(end - level * level, end) for level, end in zip(levels, ends, strict=True)}
-    slices = [bins[level] for level in wanted]
-    if all(before.stop == after.start for before, after in pairwise(slices)):
-        return pooled[:, slices[0].start : slices[-1].stop]
-    return np.concatenate([pooled[:, each] for each in slices], 1)
-
-
-def to_vectors(pooled: np.ndarray, levels: Sequence[int], power: float = 1.0, normalise: str = "whole") -> np.ndarray:
-    """Pooled maps as the vectors of `image_features`.
-
-    Args:
-        pooled: [N, M, C] by ``levels``. Not modified.
-        power, normalise: see there.
-
-    Returns:
-        [N, M x C] float32. A vector of zeros stays one.
-
-    Raises:
-        ValueError: another M than that of the levels, a power that is not above 0, or no such normalisation.
-
-    Example:
-        >>> to_vectors(np.array([[[3.0, 4.0]]]), (1,))
-        array([[0.6, 0.8]], dtype=float32)
-    """
-    if pooled.ndim != 3 or pooled.shape[1] != bin_count(levels):
-        raise ValueError(f"expected pooled maps [N, {bin_count(levels)}, C], got shape {list(pooled.shape)}")
-    if not power > 0 or normalise not in ("whole", "level", "none"):
-        raise ValueError(
-            f"expected a power above 0 and normalise 'whole', 'level' or 'none', got {power} and {normalise!r}"
-        )
-    values = pooled.astype(np.float32)
-    if power != 1:
-        values = np.sign(values) * np.abs(values) ** np.float32(power)
-    if normalise == "level":
-        end = 0
-        for level in levels:
-            start, end = end, end + level * level
-            flat = values[:, start:end].reshape(len(values), -1)
-            values[:, start:end] = unit_length(flat).reshape(len(values), level * level, -1)
-    flat = values.reshape(len(values), -1)
-    return flat if normalise == "none" else unit_length(flat)
-
-
-def unit_length(vectors: np.ndarray) -> np.ndarray:
-    """Vectors [N, D] divided by their lengths; one of zeros stays as it is.
-
-    Example:
-        >>> unit_length(np.array([[0.0, 2.0], [0.0, 0.0]], np.float32)).tolist()
-        [[0.0, 1.0], [0.0, 0.0]]
-    """
-    lengths = np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64))[:, None]
-    return (vectors / np.where(lengths > 0, lengths, 1)).astype(vectors.dtype)
 
 
 # One pass
@@ -334,7 +247,7 @@ def _compute(
     net = _inner(backbone)
     device = next((value.device for value in net.parameters()), torch.device("cpu"))
     mean, std = (torch.tensor(values, device=device)[:, None, None] for values in _pixel_normalisation(backbone))
-    minimum = backbone_geometry(net).stride
+    minimum = _smallest_side(backbone)
     red, green, blue = (round(255 * value) for value in _pixel_normalisation(backbone)[0])
     pooled: dict[tuple[str, Pooling], Tensor] = {}
     with _pooling_hooks(net, layers, poolings, pooled), torch.inference_mode(), autocast(device):
@@ -387,6 +300,13 @@ def _inner(backbone: nn.Module) -> nn.Module:
     return backbone.backbone if isinstance(backbone, SPPNet) else backbone
 
 
+def _smallest_side(backbone: nn.Module) -> int:
+    """Pixels of an image's sides below which it is enlarged: a cell, or more where the layers need it for one."""
+    if isinstance(backbone, SPPNet):
+        return backbone.smallest_side
+    return max(backbone_geometry(backbone).stride, smallest_side(backbone))
+
+
 def _pixel_normalisation(backbone: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
     if isinstance(backbone, SPPNet):
         return backbone.architecture.mean, backbone.architecture.std
@@ -400,34 +320,13 @@ def _check(images: Sequence[Image], layers: Sequence[str], poolings: Sequence[Po
         )
 
 
-# The cache
-
-
-def _name(backbone: nn.Module, look: Look) -> str:
-    """The folder of one backbone, shown images in one way."""
+def _kept(cache: Path, backbone: nn.Module, look: Look) -> FeatureCache:
+    """What the cache holds of one backbone, shown images in one way."""
     net = _inner(backbone)
-    digest = hashlib.blake2b(repr((str(net), _pixel_normalisation(backbone))).encode(), digest_size=8)
-    for name, value in sorted(net.state_dict().items()):
-        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
     device = next((value.device for value in net.parameters()), torch.device("cpu"))
-    with autocast(device):
-        digest.update(b"bfloat16" if torch.is_autocast_enabled(device.type) else b"float32")
-    return f"{digest.hexdigest()}-{look.fit}-{look.short_side}{'-mirrored' if look.mirrored else ''}"
+    digest = net_digest(net, _pixel_normalisation(backbone), precision_of(device))
+    return FeatureCache(cache / f"{digest}-{look.fit}-{look.short_side}{'-mirrored' if look.mirrored else ''}")
 
 
 def _part(layer: str, pooling: Pooling) -> str:
     return f"{layer}-{pooling.reduce}-{'.'.join(map(str, pooling.levels))}"
-
-
-def _write(path: Path, values: np.ndarray) -> None:
-    """Write the file whole, or not at all."""
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            np.save(file, values)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
-    finally:
-        with suppress(OSError):  # still there only where writing failed
-            temporary.unlink(missing_ok=True)

@@ -6,11 +6,10 @@ minimises what scikit-learn's ``LinearSVC`` does by default,
     (|w|^2 + b^2) / 2  +  C sum of max(0, 1 - y_i (w x_i + b))^2.
 
 Two solvers find it. *liblinear* is that of ``LinearSVC``: one class after another, in time that grows with D. *gram* sees the
-features only through their products X X^T, [N, N], and solves all classes together by matrix products (Newton's method,
-whose linear systems are solved by conjugate gradients) until the gap to the dual, which bounds the error, is small: the
-faster one where D is larger than N, as with pyramids of many bins. Products add up over layers, levels and scales.
-Source: arXiv:1406.4729, sections 3.2 and 3.3; Newton's method: Chapelle, "Training a support vector machine in the
-primal", Neural Computation 2007.
+features only through their products X X^T, [N, N], and solves all classes together by matrix products
+(`sppnet.classification.newton`) until the gap to the dual, which bounds the error, is small: the faster one where D is
+larger than N, as with pyramids of many bins. Products add up over layers, levels and scales.
+Source: arXiv:1406.4729, sections 3.2 and 3.3.
 """
 
 from __future__ import annotations
@@ -23,14 +22,11 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-Solver = Literal["auto", "gram", "liblinear"]
-FloatArray = npt.NDArray[np.float32]
-COSTS = (0.1, 1.0, 10.0)  # of vectors of length 1: tried by `choose_cost`, if no others are given
+from sppnet.classification import newton
+from sppnet.classification.newton import FloatArray
 
-_MOST_STEPS = 60  # of Newton's; some ten are usual
-_MOST_INNER = 60  # products for one of them
-_INNER_TOLERANCE = 0.05  # of its linear system: the next step takes care of the rest
-_SHARES = np.array([1.0, 0.5, 0.25, 0.1, 0.03, 0.01])  # of a step, where the whole would not help
+Solver = Literal["auto", "gram", "liblinear"]
+COSTS = (0.1, 1.0, 10.0)  # of vectors of length 1: tried by `choose_cost`, if no others are given
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,22 +203,11 @@ def solve_gram(
     if tolerance < 1e-5:
         raise ValueError(f"expected a tolerance of 1e-5 or more, got {tolerance}")
     signs = _checked_targets(targets, len(products), cost).astype(np.float32)
-    products = products + 1  # the bias: one more feature, which is 1 everywhere
-    coefficients = np.zeros_like(signs)
-    scores = np.zeros_like(signs)  # products @ coefficients
-    left = np.arange(signs.shape[1])  # classes that are not done
-    gaps = np.full(len(left), np.inf)
-    for _ in range(_MOST_STEPS):
-        y, now, f = signs[:, left], coefficients[:, left], scores[:, left]
-        now, f = _step(y, now, f, *_newton_direction(products, y, now, f, cost), cost)
-        coefficients[:, left], scores[:, left] = now, f
-        gaps[left] = _gap(products, y, now, f, cost)
-        left = left[gaps[left] > tolerance]
-        if not len(left):
-            break
-    else:
+    # The bias is one more feature, which is 1 everywhere.
+    coefficients, gaps = newton.minimise(products + 1, signs, cost, tolerance)
+    if gaps.size and gaps.max() > tolerance:
         warnings.warn(
-            f"an SVM may still be {gaps.max():.1%} above its optimum after {_MOST_STEPS} steps; "
+            f"an SVM may still be {gaps.max():.1%} above its optimum after {newton.MOST_STEPS} steps; "
             f"give a smaller cost than {cost:g}",
             stacklevel=2,
         )
@@ -281,74 +266,6 @@ def _by_liblinear(rows: FloatArray, signs: npt.NDArray[np.int8], cost: float) ->
         svm = LinearSVC(C=cost, max_iter=10_000, random_state=0).fit(rows[used], signs[used, column])
         weights[column], biases[column] = svm.coef_[0], svm.intercept_[0]
     return ImageSVMs(weights, biases)
-
-
-def _newton_direction(
-    products: FloatArray, signs: FloatArray, now: FloatArray, f: FloatArray, cost: float
-) -> tuple[FloatArray, FloatArray]:
-    """By how much coefficients and scores should change: (1 + 2C K D) d = -gradient, D being 1 where the loss is felt.
-
-    Conjugate gradients for the weights, all columns at once. Weights are written by their coefficients, so that their
-    products go through K, once an iteration; each iteration lowers the objective's quadratic model.
-    """
-    active = np.float32(2 * cost) * ((signs * f < 1) & (signs != 0))
-    residual = active * (signs - f) - now  # the negative gradient
-    scores = products @ residual
-    direction, direction_scores = residual, scores
-    change, change_scores = np.zeros_like(now), np.zeros_like(now)
-    square = _columns(residual, scores)
-    goal = _INNER_TOLERANCE**2 * square
-    for _ in range(_MOST_INNER):
-        going = square > goal
-        if not going.any():
-            break
-        image = direction + active * direction_scores
-        curvature = _columns(image, direction_scores)
-        going &= curvature > 0
-        length = np.where(going, square / np.where(going, curvature, 1), 0).astype(np.float32)
-        change, change_scores = change + length * direction, change_scores + length * direction_scores
-        residual = residual - length * image
-        scores = products @ residual
-        before, square = square, _columns(residual, scores)
-        turn = np.where(going, square / np.where(going, before, 1), 0).astype(np.float32)
-        direction, direction_scores = residual + turn * direction, scores + turn * direction_scores
-    return change, change_scores
-
-
-def _step(
-    signs: FloatArray, now: FloatArray, f: FloatArray, change: FloatArray, f_change: FloatArray, cost: float
-) -> tuple[FloatArray, FloatArray]:
-    """As much of the change as helps each class most; its scores change in proportion."""
-    shares = _SHARES.astype(np.float32)
-    objectives = [_objective(signs, now + share * change, f + share * f_change, cost) for share in shares]
-    best = shares[np.argmin(objectives, 0)]
-    return now + best * change, f + best * f_change
-
-
-def _objective(signs: FloatArray, coefficients: FloatArray, f: FloatArray, cost: float) -> npt.NDArray[np.float64]:
-    short = np.maximum(0, 1 - signs * f) * (signs != 0)
-    return _columns(coefficients, f) / 2 + cost * _columns(short, short)
-
-
-def _gap(
-    products: FloatArray, signs: FloatArray, coefficients: FloatArray, f: FloatArray, cost: float
-) -> npt.NDArray[np.float64]:
-    """How far the objective is from the dual's, as a share of it. Any a >= 0 bounds the smallest objective from below:
-    sum(a) - |sum a y x|^2 / 2 - sum(a^2) / 4C. At the optimum a is what each image loses, and, but for what the products do
-    not see, the coefficients: the former is exact, the latter less shaken by rounding where C is large."""
-    primal = _objective(signs, coefficients, f, cost)
-    bound = np.zeros_like(primal)
-    for a in (2 * cost * np.maximum(0, 1 - signs * f), np.maximum(0, coefficients * signs)):
-        dual = (a * signs).astype(np.float32)
-        linear, square = _columns(dual, signs), _columns(dual, products @ dual) + _columns(dual, dual) / (2 * cost)
-        bound = np.maximum(bound, linear**2 / (2 * np.maximum(square, 1e-30)))  # the best of all multiples of a
-    return (primal - bound) / np.maximum(primal, 1e-30)
-
-
-def _columns(first: FloatArray, second: FloatArray) -> npt.NDArray[np.float64]:
-    """The product of each column with its like, in double precision."""
-    result: npt.NDArray[np.float64] = np.einsum("nk,nk->k", first, second, dtype=np.float64)
-    return result
 
 
 def _checked_targets(targets: npt.ArrayLike, count: int, cost: float) -> npt.NDArray[np.int8]:

@@ -4,6 +4,8 @@ A page is the image enlarged or reduced to a size people can look at. A strip (2
 below each other, like the lines of a text, or beside each other if it is a tall one.
 """
 
+from __future__ import annotations
+
 import hashlib
 import importlib.util
 import math
@@ -13,12 +15,16 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from sppnet.errors import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Box = tuple[float, float, float, float]
 Colour = tuple[int, int, int]
@@ -30,6 +36,8 @@ LARGEST_ASPECT = 8  # longer strips are cut into pieces
 PAGE_ASPECT = 1.4  # width / height aimed at with the pieces
 SMALLEST_FONT = 13  # px, still readable
 FONTS_PER_SIDE = 48  # font size = side of a square of the image's area, divided by this
+
+PLOT_FORMATS = ("png", "jpg", "pdf", "svg")
 
 BACKGROUND: Colour = (24, 24, 27)
 FOREGROUND: Colour = (244, 244, 245)
@@ -83,8 +91,7 @@ def lay_out(image: npt.NDArray[np.uint8]) -> Page:
     Raises:
         ValueError: not [H, W, 3] uint8, or without pixels.
     """
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
-        raise ValueError(f"image: expected [H, W, 3] uint8 RGB with pixels, got {list(image.shape)} {image.dtype}")
+    check_photo(image)
     height, width = image.shape[:2]
     long, short = max(height, width), min(height, width)
     photo = Image.fromarray(np.ascontiguousarray(image))
@@ -93,6 +100,22 @@ def lay_out(image: npt.NDArray[np.uint8]) -> Page:
         panel = Panel((0, 0, width, height), (0, 0), (max(1, round(width * scale)), max(1, round(height * scale))))
         return Page(_resized(photo, panel.source, panel.size), (panel,), scale, _font_size(panel.size))
     return _folded(photo, long, short)
+
+
+def fitted_photo(image: npt.NDArray[np.uint8], size: tuple[int, int]) -> Image.Image:
+    """The image at a size (width, height), whatever its shape.
+
+    Raises:
+        ValueError: not [H, W, 3] uint8, or without pixels.
+    """
+    check_photo(image)
+    return Image.fromarray(np.ascontiguousarray(image)).resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
+
+
+def check_photo(image: npt.NDArray[np.uint8]) -> None:
+    """A ValueError where an image is not [H, W, 3] uint8, or has no pixels."""
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
+        raise ValueError(f"image: expected [H, W, 3] uint8 RGB with pixels, got {list(image.shape)} {image.dtype}")
 
 
 def colour_of(name: str) -> Colour:
@@ -179,6 +202,47 @@ def save_image(image: npt.NDArray[np.uint8], path: str | Path) -> None:
     settings = {"PNG": {"compress_level": 3}, "JPEG": {"quality": 92}}.get(form, {})
     with replacing(path) as unfinished:
         Image.fromarray(np.ascontiguousarray(image)).save(unfinished, form, **settings)
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty plot, of a size in inches."""
+    from matplotlib.figure import Figure  # slow to import; and without pyplot there is no global state and no window
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def save_figure(figure: Figure, path: str | Path) -> None:
+    """Write a plot; the file appears whole or not at all. Missing folders are made.
+
+    Args:
+        figure: of `new_figure`.
+        path: where to; .png, .jpg, .pdf or .svg.
+
+    Raises:
+        UserError: another ending, or a place that cannot be written to.
+    """
+    path = Path(path)
+    form = plot_format(path)
+    with replacing(path) as unfinished:
+        figure.savefig(unfinished, format=form, dpi=130)
+
+
+def plot_format(path: str | Path) -> str:
+    """The format of a plot, by the ending of its file's name: one of `PLOT_FORMATS`.
+
+    Raises:
+        UserError: another ending.
+
+    Example:
+        >>> plot_format("curves.PNG")
+        'png'
+    """
+    form = Path(path).suffix.lstrip(".").lower()
+    if form not in PLOT_FORMATS:
+        raise UserError(
+            f"{path}: expected a file name that ends in .png, .jpg, .pdf or .svg, got {form or 'no ending'}"
+        )
+    return form
 
 
 @contextmanager

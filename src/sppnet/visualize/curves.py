@@ -8,8 +8,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from sppnet.errors import UserError
-from sppnet.visualize.canvas import replacing
+from sppnet.visualize.canvas import new_figure, save_figure
 
 COLUMNS = 5
 MOST_CLASSES = 100  # of more, those with the most objects: a plot of a thousand curves is looked at by nobody
@@ -67,19 +66,11 @@ def plot_precision_recall(result: Evaluation, path: str | Path) -> None:
         >>> target.exists()
         True
     """
-    from matplotlib.figure import Figure  # slow to import; and without pyplot there is no global state and no window
-
-    path = Path(path)
-    form = path.suffix.lstrip(".").lower()
-    if form not in ("png", "jpg", "pdf", "svg"):
-        raise UserError(
-            f"{path}: expected a file name that ends in .png, .jpg, .pdf or .svg, got {form or 'no ending'}"
-        )
     shown = sorted(result.classes, key=lambda curve: -curve.n_objects)[:MOST_CLASSES]
     shown = sorted(shown, key=lambda curve: -math.inf if math.isnan(curve.ap_area) else curve.ap_area, reverse=True)
     columns = max(1, min(COLUMNS, len(shown)))
     rows = max(1, math.ceil(len(shown) / columns))
-    figure = Figure(figsize=(max(5.0, 2.3 * columns), 2.05 * rows + 1.0), layout="constrained")
+    figure = new_figure(max(5.0, 2.3 * columns), 2.05 * rows + 1.0)
     left_out = f", {len(shown)} of {len(result.classes)} classes shown" if len(shown) < len(result.classes) else ""
     figure.suptitle(
         f"mean AP {_shown(result.map_area)} (area), {_shown(result.map07)} (11-point) at IoU {result.iou:g}{left_out}",
@@ -106,8 +97,7 @@ def plot_precision_recall(result: Evaluation, path: str | Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     figure.supxlabel("recall", fontsize=10)
     figure.supylabel("precision", fontsize=10)
-    with replacing(path) as unfinished:
-        figure.savefig(unfinished, format=form, dpi=130)
+    save_figure(figure, path)
 
 
 def _shown(value: float) -> str:
