@@ -27,17 +27,9 @@ import numpy as np
 from environment import environment
 from torch import nn
 
-from sppnet.classification.features import (
-    Look,
-    Pooling,
-    fill_features,
-    layer_names,
-    pooled_features,
-    take_levels,
-    to_vectors,
-    unit_length,
-)
+from sppnet.classification.features import Look, Pooling, fill_features, layer_names, pooled_features
 from sppnet.classification.svm import choose_cost, label_targets, solve_gram
+from sppnet.classification.vectors import take_levels, to_vectors, unit_length
 from sppnet.data.folder import LabelledImages, merge, per_class, split_folder
 from sppnet.metrics.classification import confusion_matrix, mean_class_accuracy
 from sppnet.models.backbones import build_backbone

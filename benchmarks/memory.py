@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 from sppnet.cli import CACHES
-from sppnet.data.images import find_images
+from sppnet.data.image_files import find_images
 
 UNIT = (
     2**20 if sys.platform == "darwin" else 2**10

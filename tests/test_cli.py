@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -137,12 +138,14 @@ def test_proposals_train_evaluate(sppnet: Callable[..., Ran], tiny_voc: Path, tm
     ran = sppnet("evaluate", model, tiny_voc, "--json", "--output", tmp_path / "out")
     assert (ran.status, ran.err) == (0, "")
     assert set(ran.document["map"]) == {"voc07", "area"}
+    assert {"ap", "ap50", "ap75"} <= set(ran.document["coco"])
     assert (ran.document["split"], ran.document["images"]) == ("val", 4)
     assert json.loads((tmp_path / "out" / "evaluation.json").read_text()) == ran.document
     assert (tmp_path / "out" / "precision-recall.png").is_file()
     ran = sppnet("evaluate", model, tiny_voc, "--limit", 2)
     assert "circle" in ran.out
     assert "2 images" in ran.out
+    assert "by COCO's rules:\nAP  " in ran.out
 
 
 @pytest.mark.parametrize("words", [[], ["--help"], ["detect", "--help"], ["train"], ["--version"]])
@@ -297,12 +300,18 @@ def test_a_model_file_that_is_not_one(sppnet: Callable[..., Ran], photo: Path, t
         refused(sppnet(command, photo, "--model", other), str(other), "not an sppnet model")
 
 
-def test_a_classifier_cannot_detect(sppnet: Callable[..., Ran], photo: Path, tmp_path: Path) -> None:
+def classifier_file(folder: Path, *names: str) -> Path:
+    """A classifier with random weights, as a model file."""
     from sppnet.models.files import save_model
     from sppnet.models.sppnet import Architecture, SPPNet
 
-    path = tmp_path / "classifier.safetensors"
-    save_model(SPPNet(Architecture(("cat", "dog"), levels=(1,), hidden=(4,), detects=False)), path, {})
+    path = folder / "classifier.safetensors"
+    save_model(SPPNet(Architecture(names, levels=(1,), hidden=(4,), detects=False)), path, {})
+    return path
+
+
+def test_a_classifier_cannot_detect(sppnet: Callable[..., Ran], photo: Path, tmp_path: Path) -> None:
+    path = classifier_file(tmp_path, "cat", "dog")
     refused(sppnet("detect", photo, "--model", path), "classifies only")
     assert sppnet("classify", photo, "--model", path).status == 0
 
@@ -373,6 +382,25 @@ def test_training_words_that_need_the_data(sppnet: Callable[..., Ran], tiny_voc:
     refused(trained("--backbone", "resnet18", "--weights", "none.pth"), "none.pth")
     refused(trained(output="m.pth"), "m.pth", ".safetensors")
     assert not (tmp_path / "m.safetensors").exists()
+
+
+def test_training_end_to_end(sppnet: Callable[..., Ran], tiny_voc: Path, tiny_model_file: Path, tmp_path: Path) -> None:
+    output = tmp_path / "m.safetensors"
+
+    def trained(*words: object) -> Ran:
+        start = ("--model", tiny_model_file, "--output", output, "--limit", 2)
+        return sppnet("train", "detector", tiny_voc, "--end-to-end", *start, *words)
+
+    refused(trained("--learn", "from:nowhere"), "'from:nowhere': no such layer")
+    refused(trained("--classifier", "svm"), "--end-to-end comes first")
+    refused(trained("--epochs", 0), "epochs must be at least 1: got 0")
+    refused(trained("--devices", 0), "--devices must be at least 1: got 0")
+    refused(trained("--sides", 0), "short_sides must be at least 1")
+    assert not output.exists()
+    ran = trained("--learn", "from:-1", "--epochs", 1, "--sides", 64, 96)
+    assert (ran.status, ran.err) == (0, "")
+    assert ran.out.startswith(f"wrote {output} (")
+    assert sppnet("evaluate", output, tiny_voc, "--json").document["images"] == 4
 
 
 def test_an_output_that_is_a_file(sppnet: Callable[..., Ran], tiny_model_file: Path, photo: Path) -> None:
@@ -509,3 +537,292 @@ def test_classify_by_many_views(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert cli.run(["classify", str(tmp_path / "cat.png"), "--views", "10-view", "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["images"][0]["scores"]) == 20
     assert cli.run(["classify", str(tmp_path / "cat.png"), "--views", "all"]) == 2
+
+
+def picture_size(path: Path) -> tuple[int, int]:
+    with Image.open(path) as picture:
+        return picture.size
+
+
+def test_classify_shows_what_the_pyramid_sees(
+    sppnet: Callable[..., Ran], tiny_model_file: Path, photo: Path, tmp_path: Path
+) -> None:
+    words = ["classify", photo, "--model", tiny_model_file, "--json"]
+    ran = sppnet(*words, "--pyramid", "--output", tmp_path / "seen")
+    assert ran.status == 0
+    (entry,) = ran.document["images"]
+    assert entry["pyramid"]["class"] == entry["label"]
+    assert [np.shape(level["bins"]) for level in entry["pyramid"]["levels"]] == [(2, 2), (1, 1)]
+    (plain,) = sppnet(*words, "--output", tmp_path / "plain").document["images"]
+    assert "pyramid" not in plain
+    assert picture_size(tmp_path / "seen" / "photo.jpg") != picture_size(tmp_path / "plain" / "photo.jpg")
+    refused(sppnet(*words, "--pyramid"), "--output")
+    refused(sppnet(*words, "--pyramid", "--output", tmp_path / "seen", "--views", "10-view"), "--views")
+
+
+@pytest.fixture
+def class_folder(tmp_path: Path) -> Path:
+    """Two classes of eight pictures each, dark and light, wide and tall."""
+    for label, name in enumerate(("dark", "light")):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for place in range(8):
+            pixels = noise(*((40, 60 + place) if place % 2 else (60, 40 + place))) // 2 + 120 * label
+            Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "photos" / name / f"{place}.png")
+    return tmp_path / "photos"
+
+
+def test_compare(sppnet: Callable[..., Ran], tiny_model_file: Path, class_folder: Path, tmp_path: Path) -> None:
+    words = ["compare", class_folder, "--weights", tiny_model_file, "--side", 32, "--folds", 2, "--repeats", 2]
+    ran = sppnet(*words, "--output", tmp_path / "chart.png")
+    assert ran.status == 0
+    assert [line.split()[0] for line in ran.out.splitlines()[1:5]] == ["native", "squash", "crop", "pad"]
+    assert "16 images, of 2 classes" in ran.out
+    assert ran.out.splitlines()[-1].startswith(("Use ", "No difference "))
+    assert picture_size(tmp_path / "chart.png")[0] > 500
+    assert ran.err == f"chart in {tmp_path}/chart.png; features, for the next time, in {tmp_path}/chart.work\n"
+    kept = list((tmp_path / "chart.work").rglob("*.npy"))
+    assert len(kept) == 4 * 16
+
+    (class_folder / "dark" / "bad.jpg").write_text("this is text")
+    refused(sppnet(*words, "--output", tmp_path / "chart.png"), "bad.jpg", "1 of 17 images")
+    ran = sppnet(*words, "--output", tmp_path / "chart.png", "--skip-bad", "--json", "--at-most", 16)
+    assert ran.status == 0
+    assert set(ran.document["fits"]) == {"native", "squash", "crop", "pad"}
+    assert ran.document["images"] + len(ran.document["broken"]) == 16
+    assert ran.document["advice"]
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["--folds", 1], ["--folds must be at least 2: got 1"]),
+        (["--at-most", 5], ["--at-most must be at least 10 with 5 folds"]),
+        (["--side", 0], ["--side"]),
+        (["--folds", 9], ["16 images of 2 classes", "9 folds"]),
+        (["--output", "chart.bmp"], ["chart.bmp", ".png"]),
+        (["--backbone", "resnet1000", "--weights", "x.pth"], ["resnet1000"]),
+    ],
+    ids=str,
+)
+def test_compare_refuses(
+    sppnet: Callable[..., Ran], class_folder: Path, tmp_path: Path, words: list[object], parts: list[str]
+) -> None:
+    output = [] if "--output" in words else ["--output", tmp_path / "c.png"]
+    refused(sppnet("compare", class_folder, *words, *output), *parts)
+    assert not (tmp_path / "c.png").exists()
+
+
+def test_proposals_made_elsewhere(sppnet: Callable[..., Ran], tiny_voc: Path, tmp_path: Path) -> None:
+    """R-CNN's file of boxes, those of the objects: imported, measured, trained on, evaluated and detected with."""
+    from scipy.io import savemat
+
+    from sppnet.data.voc import read_voc
+
+    data = read_voc(tiny_voc, "val")
+    names, cells = np.empty((len(data), 1), object), np.empty((1, len(data)), object)
+    for place, image in enumerate(data.images):  # y0 x0 y1 x1 from 1, the last pixel included
+        names[place, 0], cells[0, place] = image.image_id, image.gt_boxes[:, [1, 0, 3, 2]] + [1, 1, 0, 0]
+    boxes, work, model = tmp_path / "boxes.mat", tmp_path / "work", tmp_path / "m.safetensors"
+    savemat(boxes, {"images": names, "boxes": cells})
+
+    refused(sppnet("proposals", tiny_voc, "--split", "val", "--import", boxes), "--work")
+    ran = sppnet("proposals", tiny_voc, "--split", "val", "--import", boxes, "--work", work, "--json")
+    assert ran.status == 0
+    assert ran.document["sizes"]["all"]["recall"] == [1.0, 1.0]
+    assert "8 boxes of 4 images" in ran.err
+
+    from sppnet.models.compact import compact_resnet
+
+    weights = tmp_path / "backbone.safetensors"
+    save_file(compact_resnet().state_dict(), weights)
+    tiny = ["--weights", weights, "--levels", 2, 1, "--hidden", 32, "--short-side", 64, "--long-side", 128]
+    imported = ["--split", "val", "--proposer", "imported", "--work", work, "--steps", 2]
+    assert sppnet("train", "detector", tiny_voc, "--output", model, *imported, *tiny).status == 0
+    assert sppnet("evaluate", model, tiny_voc, "--work", work, "--json").document["images"] == 4
+    refused(sppnet("evaluate", model, tiny_voc, "--split", "train", "--work", work), "no imported proposals")
+
+    photo, other = data.images[0].path, data.images[1].path.with_name("000000.jpg")
+    words = ["detect", photo, other, "--model", model, "--proposals", boxes, "--score-threshold", 0, "--json"]
+    ran = sppnet(*words)
+    assert ran.status == 2
+    assert [entry["file"] for entry in ran.document["images"]] == [str(photo)]
+    assert ran.document["errors"] == [{"file": str(other), "error": f"{other}: no boxes of '000000' in {boxes}"}]
+
+
+def test_images_without_imported_proposals_are_named(
+    sppnet: Callable[..., Ran], tiny_voc: Path, tmp_path: Path
+) -> None:
+    np.savez(tmp_path / "boxes.npz", **{"000002": np.array([[0, 0, 20, 20]])})
+    words = ["proposals", tiny_voc, "--split", "val", "--work", tmp_path / "work", "--import", tmp_path / "boxes.npz"]
+    ran = sppnet(*words)
+    assert ran.status == 2
+    assert "no boxes of 3 of 4 images" in ran.err
+    assert "000005, 000008, 000011" in ran.err
+    assert len(list((tmp_path / "work").rglob("*.npz"))) == 1
+    refused(sppnet(*words[:-1], tmp_path / "none.pkl"), "none.pkl")
+
+
+@pytest.fixture
+def colours(tmp_path: Path) -> Path:
+    """A folder of 16 red and blue photos of many sizes: colours/red/00.png."""
+    rng = np.random.default_rng(0)
+    for channel, name in ((0, "red"), (2, "blue")):
+        (tmp_path / "colours" / name).mkdir(parents=True)
+        for number in range(8):
+            pixels = rng.integers(0, 120, (*rng.integers(40, 60, 2), 3), dtype=np.uint8)
+            pixels[:, :, channel] += 130
+            Image.fromarray(pixels).save(tmp_path / "colours" / name / f"{number:02}.png")
+    return tmp_path / "colours"
+
+
+SMALL = ("--short-side", 32, "--levels", 2, 1, "--epochs", 3, "--batch-size", 4)
+
+
+def test_train_classifier_then_use_it(sppnet: Callable[..., Ran], colours: Path, tmp_path: Path) -> None:
+    model, report = tmp_path / "m.safetensors", tmp_path / "m.report"
+    ran = sppnet("train", "classifier", colours, "--output", model, *SMALL)
+    assert (ran.status, ran.err) == (0, "")
+    wrote, right = ran.out.splitlines()
+    assert wrote.startswith(f"wrote {model} (")
+    assert right.startswith("100.0 % of 2 held-out images are answered right (95 % interval 34.2 to 100.0)")
+    assert right.endswith(str(report))
+    assert sorted(path.name for path in report.iterdir()) == [
+        "confusion.png",
+        "curves.png",
+        "evaluation.json",
+        "log.csv",
+    ]  # and no mistakes.jpg
+    assert (report / "log.csv").read_text().startswith("step,")
+
+    from sppnet.models.files import training_record
+
+    record = training_record(model)
+    assert record["data"] == {"train": 14, "held_out": 2, "held_out_were": "split off", "classes": 2, "skipped": 0}
+    assert record["settings"]["learn"] == "head"
+    assert record["evaluation"]["top1"] == 1.0
+    assert record["held_out"]["epoch"] <= 3
+
+    ran = sppnet("evaluate", model, colours, "--json")
+    assert (ran.status, ran.err) == (0, "")
+    assert (ran.document["top1"], ran.document["images"]) == (1.0, 16)
+    ran = sppnet("classify", colours / "red" / "00.png", "--model", model)
+    assert ran.out.startswith(f"{colours / 'red' / '00.png'}: red 0.")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--short-side", 32, "--sizes", "multi", "--sides", 40, 32),
+        ("--short-side", 32, "--sizes", "native", "--hidden", 8, "--optimiser", "sgd"),
+        ("--short-side", 48, "--backbone", "zf5", "--fit", "squash", "--precision", "float32"),
+    ],
+    ids=lambda words: " ".join(map(str, words)),
+)
+def test_train_a_classifier_from_random_weights(
+    sppnet: Callable[..., Ran], colours: Path, tmp_path: Path, words: tuple[object, ...]
+) -> None:
+    """The file holds the network whose answers were measured, its BatchNorm folded."""
+    for part in ("train", "val"):
+        shutil.copytree(colours, tmp_path / "split" / part)
+    model, start = tmp_path / "m.safetensors", ("--learn", "all", "--weights", "random")
+    small = ("--levels", 2, 1, "--epochs", 2, "--batch-size", 8)
+    ran = sppnet("train", "classifier", tmp_path / "split", "--output", model, *start, *small, *words, "--json")
+    assert ran.status == 0, ran.err
+    assert ran.document["settings"]["learn"] == "all"
+    assert ran.document["backbone_weights"] == "random"
+    again = sppnet("evaluate", model, tmp_path / "split", "--json")
+    assert again.status == 0
+    figures = ran.document["evaluation"]
+    assert {name: again.document[name] for name in figures} == figures
+
+
+def test_fine_tuning_starts_from_learned_weights(sppnet: Callable[..., Ran], colours: Path, tmp_path: Path) -> None:
+    from sppnet.models.files import load
+
+    model = tmp_path / "m.safetensors"
+    small = ("--learn", "all", "--epochs", 1, "--short-side", 32, "--levels", 1, "--learning-rate", 1e-6)
+    assert sppnet("train", "classifier", colours, "--output", model, *small).status == 0
+    ours, shipped = load(model).backbone.state_dict(), load("voc").backbone.state_dict()
+    assert all(np.allclose(value, ours[name], atol=1e-3) for name, value in shipped.items())
+
+
+@pytest.mark.parametrize(
+    ("parts", "data"),
+    [
+        (("train", "val", "test"), {"train": 16, "held_out": 16, "held_out_were": "given"}),
+        (("train", "test"), {"train": 14, "held_out": 2, "held_out_were": "split off"}),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, tuple) else "",
+)
+def test_images_that_were_split_are_not_split_again_and_test_is_not_looked_at(
+    sppnet: Callable[..., Ran], colours: Path, tmp_path: Path, parts: tuple[str, ...], data: dict[str, object]
+) -> None:
+    for part in parts:
+        shutil.copytree(colours, tmp_path / "split" / part)
+    for path in (tmp_path / "split" / "test").rglob("*.png"):
+        path.write_text("whoever reads this fails")
+    model = tmp_path / "m.safetensors"
+    ran = sppnet("train", "classifier", tmp_path / "split", "--output", model, *SMALL, "--json")
+    assert ran.status == 0, ran.err
+    assert {name: ran.document["data"][name] for name in data} == data
+
+
+def test_a_split_that_is_not_there(sppnet: Callable[..., Ran], colours: Path, tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        shutil.copytree(colours, tmp_path / "split" / part)
+    model = classifier_file(tmp_path, "blue", "red")
+    refused(sppnet("evaluate", model, tmp_path / "split"), "no split 'val', but train and test: give --split test")
+    assert sppnet("evaluate", model, tmp_path / "split", "--split", "test", "--json").document["images"] == 16
+    (tmp_path / "split" / "test").rename(tmp_path / "split" / "Test")  # as `train classifier` takes it, too
+    assert sppnet("evaluate", model, tmp_path / "split", "--split", "test", "--json").document["images"] == 16
+
+
+def test_bad_photos_are_named(sppnet: Callable[..., Ran], colours: Path, tmp_path: Path) -> None:
+    bad = [colours / "blue" / "03.png", colours / "red" / "05.png"]
+    for path in bad:
+        path.write_text("no image")
+    words = ("train", "classifier", colours, "--output", tmp_path / "m.safetensors", *SMALL)
+    refused(sppnet(*words, "--held-out", 0.5), "images cannot be read", "'sppnet check'")
+    ran = sppnet(*words, "--skip-bad")
+    assert ran.status == 0
+    assert sorted(line.split(": ")[2] for line in ran.err.splitlines()) == sorted(map(str, bad))  # one line each
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (("--epochs", 0), ["epochs must be at least 1: got 0"]),
+        (("--batch-size", 0), ["batch_size must be at least 1: got 0"]),
+        (("--learning-rate", 0), ["learning_rate must be between 0 and 1: got 0"]),
+        (("--held-out", 1), ["held_out_share must be between 0 and 1: got 1"]),
+        (("--seed", -1), ["seed must be"]),
+        (("--short-side", 0), ["--short-side must be at least 1: got 0"]),
+        (("--long-side", 0), ["--long-side must be at least 1: got 0"]),
+        (("--stride", 0), ["--stride must be at least 1: got 0"]),
+        (("--workers", -1), ["--workers must be at least 0: got -1"]),
+        (("--levels", 0), ["--levels must be whole numbers of at least 1"]),
+        (("--hidden", 0), ["--hidden must be whole numbers of at least 1"]),
+        (("--learn", "nothing"), ["--learn", "head", "all"]),
+        (("--sizes", "both"), ["--sizes", "multi"]),
+        (("--sizes", "multi"), ["learn='all'"]),
+        (("--learn", "all", "--sizes", "multi", "--sides", 64), ["at least two different sides"]),
+        (("--devices", 2), ["the head alone learns on one device"]),
+        (("--weights", "random"), ["learn='all'"]),
+        (("--backbone", "zf5"), ["zf5 comes without weights"]),
+        (("--backbone", "resnet1000"), ["resnet1000"]),
+        (("--backbone", "resnet18", "--weights", "none.pth"), ["none.pth"]),
+        (("--output", "m.pth"), ["m.pth", ".safetensors"]),
+    ],
+    ids=lambda words: " ".join(map(str, words)),
+)
+def test_a_wrong_word_to_train_classifier(
+    sppnet: Callable[..., Ran], colours: Path, tmp_path: Path, words: tuple[object, ...], parts: list[str]
+) -> None:
+    output = () if "--output" in words else ("--output", tmp_path / "m.safetensors")
+    refused(sppnet("train", "classifier", colours, *output, *words), *parts)
+    assert not (tmp_path / "m.safetensors").exists()
+
+
+def test_a_folder_that_is_no_folder_of_classes(sppnet: Callable[..., Ran], photo: Path, tmp_path: Path) -> None:
+    refused(sppnet("train", "classifier", tmp_path / "none", "--output", "m.safetensors"), str(tmp_path / "none"))
+    refused(sppnet("train", "classifier", tmp_path, "--output", "m.safetensors"), str(tmp_path))

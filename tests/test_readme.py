@@ -1,7 +1,7 @@
 """The README tells the truth: its commands and examples run, as they are typed, and the files it names are there.
 
-A fence of ``console`` or ``bash`` is run line by line in a folder that holds `photo.jpg`, `photos/` and `VOCdevkit/VOC2007`,
-without network; so is a fence of ``python``. What cannot be run in a test has the reason on the line above its fence,
+A fence of ``console`` or ``bash`` is run line by line in a folder that holds `photo.jpg`, `photos/`, `pets/` and
+`new-pets/` of class folders, and `VOCdevkit/VOC2007`, without network; so is a fence of ``python``. What cannot be run in a test has the reason on the line above its fence,
 
     <!-- not run: trains for 40 minutes -->
 
@@ -17,6 +17,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -84,6 +85,11 @@ def readers_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "photos").mkdir()
     for name, size in {"photo.jpg": (180, 240), "photos/wide.jpg": (60, 200), "photos/tall.png": (200, 90)}.items():
         Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(folder / name)
+    for pets, (name, brightest) in product(("pets", "new-pets"), (("cat", 100), ("dog", 256))):
+        (folder / pets / name).mkdir(parents=True)
+        for number in range(8):
+            pixels = rng.integers(0, brightest, (60 + number, 80, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / pets / name / f"{number}.png")
     return folder
 
 

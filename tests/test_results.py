@@ -61,7 +61,7 @@ def test_no_detections_at_all():
         assert len(found) == 0
         assert list(found) == []
         assert found.boxes.shape == (0, 4)
-        assert found.to_dict() == {"boxes": [], "scores": [], "labels": [], "names": []}
+        assert found.to_dict() == {"boxes": [], "scores": [], "score_kind": "probability", "labels": [], "names": []}
         assert len(found.above(0.5)) == 0
 
 

@@ -7,7 +7,7 @@ drawn (`sppnet.visualize`), scored (`sppnet.metrics`) or written as JSON without
 import importlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,9 @@ import numpy.typing as npt
 from sppnet.errors import UserError
 
 BOX_DECIMALS = 2  # a hundredth of a pixel
-SCORE_DECIMALS = 4  # scores are probabilities; the fifth digit is noise
+SCORE_DECIMALS = 4  # of probabilities and margins; the fifth digit is noise
+
+ScoreKind = Literal["probability", "margin"]
 
 
 class Detection(NamedTuple):
@@ -36,6 +38,8 @@ class Detections:
         scores: [R] float32, larger is surer; the producer sorts them falling.
         labels: [R] int64, 1..K; 0, the background, is never detected.
         names: R class names, one for each box.
+        score_kind: what the scores are. "probability": 0..1, of a softmax over the classes and the background. "margin": of any
+            size, of an SVM: surely above 0, background at about -1. Comparable within a class, less so between classes.
 
     Lists and other dtypes are converted; the arrays kept are read-only copies.
 
@@ -54,6 +58,7 @@ class Detections:
     scores: npt.NDArray[np.float32]
     labels: npt.NDArray[np.int64]
     names: tuple[str, ...]
+    score_kind: ScoreKind = "probability"
 
     def __post_init__(self) -> None:
         boxes = _frozen_array(self.boxes, np.float32)
@@ -73,6 +78,8 @@ class Detections:
                 raise ValueError(f"{field}: expected one for each of the {count} boxes, got shape {list(shape)}")
         if count and labels.min() < 1:
             raise ValueError(f"labels: expected 1..K (0 is the background), got {labels.min()}")
+        if self.score_kind not in ("probability", "margin"):
+            raise ValueError(f"score_kind: expected probability or margin, got {self.score_kind!r}")
         _set(self, boxes=boxes, scores=scores, labels=labels, names=names)
 
     @classmethod
@@ -121,6 +128,7 @@ class Detections:
             self.scores[places],
             self.labels[places],
             tuple(self.names[i] for i in places),
+            self.score_kind,
         )
 
     def above(self, score_threshold: float) -> "Detections":
@@ -138,19 +146,20 @@ class Detections:
         """
         return self.select(self.scores >= np.float32(score_threshold))
 
-    def to_dict(self) -> dict[str, list[Any]]:
+    def to_dict(self) -> dict[str, Any]:
         """Plain lists, ready for ``json.dumps``: boxes to 1/100 pixel, scores to four decimals.
 
         Returns:
-            ``{"boxes": [[x0, y0, x1, y1], ..], "scores": [..], "labels": [..], "names": [..]}``.
+            ``{"boxes": [[x0, y0, x1, y1], ..], "scores": [..], "score_kind": .., "labels": [..], "names": [..]}``.
 
         Example:
             >>> Detections([[0, 0, 1.234, 1]], [1 / 3], [8], ["cat"]).to_dict()
-            {'boxes': [[0.0, 0.0, 1.23, 1.0]], 'scores': [0.3333], 'labels': [8], 'names': ['cat']}
+            {'boxes': [[0.0, 0.0, 1.23, 1.0]], 'scores': [0.3333], 'score_kind': 'probability', 'labels': [8], 'names': ['cat']}
         """
         return {
             "boxes": [[round(float(side), BOX_DECIMALS) for side in box] for box in self.boxes],
             "scores": [round(float(score), SCORE_DECIMALS) for score in self.scores],
+            "score_kind": self.score_kind,
             "labels": [int(label) for label in self.labels],
             "names": list(self.names),
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,8 @@ def test_perfect_detections_score_one(
     answer = evaluate_detector(model, data, tmp_path, lambda *progress: calls.append(progress))
     assert answer.result.map07 == pytest.approx(1)
     assert answer.result.map_area == pytest.approx(1)
+    assert answer.coco is not None
+    assert answer.coco.ap == pytest.approx(1)
     assert [call for call in calls if call[0] == "detection"] == [("detection", done, 4) for done in (1, 2, 3, 4)]
     assert ("proposals", 4, 4) in calls
 
@@ -72,7 +75,18 @@ def test_the_order_of_the_models_classes_does_not_matter(tiny_detector: SPPNet, 
 
 def test_a_document_of_figures_and_times(tiny_detector: SPPNet, tiny_voc: Path, tmp_path: Path) -> None:
     answer = evaluate_detector(tiny_detector, read_voc(tiny_voc, "val"), tmp_path).to_dict()
-    assert set(answer) == {"map", "classes", "classification", "iou", "images", "seconds_per_image"}
+    assert set(answer) == {
+        "map",
+        "classes",
+        "coco",
+        "errors",
+        "classification",
+        "iou",
+        "images",
+        "score_kind",
+        "seconds_per_image",
+    }
+    assert 0 <= answer["coco"]["ap"] <= answer["coco"]["ap50"] <= 1
     assert 0 <= answer["map"]["voc07"] <= 1
     assert 0 <= answer["classification"]["map"]["area"] <= 1
     assert set(answer["classes"]) == {"circle", "square"}
@@ -90,3 +104,13 @@ def test_other_classes_than_the_datas_are_refused(tiny_detector: SPPNet, tiny_vo
 def test_no_images(tiny_detector: SPPNet, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="split 'val' holds no images"):
         evaluate_detector(tiny_detector, DetectionData(("circle", "square"), (), "val"), tmp_path)
+
+
+def test_without_cocos_packages_the_rest_is_scored(
+    tiny_detector: SPPNet, tiny_voc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
+    answer = evaluate_detector(tiny_detector, read_voc(tiny_voc, "val"), tmp_path)
+    assert answer.coco is None
+    assert answer.to_dict()["coco"] is None
+    assert 0 <= answer.result.map07 <= 1

@@ -56,7 +56,7 @@ def test_at_most_so_many_the_best() -> None:
 def test_nothing_found() -> None:
     found = chosen([[1, 0, 0]] * 3)
     assert len(found) == 0
-    assert found.to_dict() == {"boxes": [], "scores": [], "labels": [], "names": []}
+    assert found.to_dict() == {"boxes": [], "scores": [], "score_kind": "probability", "labels": [], "names": []}
 
 
 def test_slivers_are_dropped() -> None:

@@ -15,8 +15,11 @@ unless ``shrink_constant`` is set.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -24,6 +27,10 @@ from torch import Tensor
 from sppnet.boxes import box_iou, decode_boxes, encode_boxes
 from sppnet.detection.image_windows import ImageWindows, feature_scale
 from sppnet.detection.ridge import RidgeSums
+from sppnet.detection.state_file import read_state, write_state
+from sppnet.errors import UserError
+
+Progress = Callable[[int, int], None]  # done, total
 
 
 @dataclass(frozen=True)
@@ -37,6 +44,7 @@ class BoxRegressionSettings:
         False  # whether the penalty is on the constant too, after the mean is taken off, as released
     )
     memory_bytes: int = 2 * 2**30  # for the sums of the classes that are fitted at the same time
+    save_every: int = 500  # images; a fit that was stopped goes on from there
     seed: int = 0  # of the sample for the norm
 
     def __post_init__(self) -> None:
@@ -113,46 +121,46 @@ def train_box_regression(
     settings: BoxRegressionSettings | None = None,
     *,
     scale: float | None = None,
+    state: Path | None = None,
+    progress: Progress | None = None,
 ) -> BoxRegression:
     """Fit one ridge regression for each class.
+
+    The same images, settings and state give the same numbers, also where the fit was killed and went on.
 
     Args:
         images: each is asked for when its turn comes, twice or more. Described are windows to learn from, once each, and a sample.
         classes: K.
         settings: see there.
         scale: that features are multiplied by; from a sample of them where it is not given.
+        state: a .safetensors file, written as the fit goes on and read when it goes on from there: one for each training,
+            so name it for all that the features come from. A damaged one counts as none.
+        progress: called with steps done, and all: one for each image and each group of classes that fits in memory.
 
     Raises:
         ValueError: no windows, or labels above K.
+        UserError: a state of another training.
 
     Source: arXiv:1406.4729, section 4.2; arXiv:1311.2524, appendix C.
     """
     settings = settings or BoxRegressionSettings()
-    if scale is None:
-        scale = feature_scale(images, settings.feature_norm, settings.seed)
-    counts = torch.zeros(classes + 1, dtype=torch.int64)
-    for image in images:
-        labels = _matches(image, settings.overlap)[2]
-        if len(labels) and int(labels.max()) > classes:
-            raise ValueError(f"expected labels 0..{classes}, got {int(labels.max())}")
-        counts += labels.bincount(minlength=classes + 1)
-    width = next(image.features(torch.tensor([0])).shape[1] for image in images if len(image.labels))
-    weights, biases = torch.zeros(classes, 4, width), torch.zeros(classes, 4)
-    for group in _groups(counts, width, settings.memory_bytes):
-        sums = {label: RidgeSums(width, rows=int(counts[label])) for label in group}
-        for image in images:
-            rows, targets, labels = _matches(image, settings.overlap)
-            here = torch.isin(labels, torch.tensor(group))
-            if here.any():
-                features = image.features(rows[here]).float() * scale
-                for label in labels[here].unique().tolist():
-                    same = labels[here] == label
-                    sums[label].add(features[same], targets[here][same])
-        for label in group:
-            weights[label - 1], biases[label - 1] = sums.pop(label).solve(
-                settings.ridge, shrink_constant=settings.shrink_constant
-            )
-    return BoxRegression(weights, biases, scale)
+    told = dataclasses.asdict(settings)
+    del told["save_every"]  # decides nothing
+    fit = _Fit(images, classes, settings, json.dumps(["sppnet-ridge/1", classes, len(images), scale, told]))
+    if state is None or not fit.restore(state):
+        fit.begin(scale)
+    total = len(images) * len(fit.groups)
+    for step in range(fit.done, total):
+        turn, position = divmod(step, len(images))
+        fit.look(fit.groups[turn], images[position])
+        fit.done += 1
+        if position == len(images) - 1:
+            fit.solve(fit.groups[turn])
+        if state is not None and (fit.done % settings.save_every == 0 or fit.done == total):
+            fit.save(state)
+        if progress:
+            progress(fit.done, total)
+    return BoxRegression(fit.weights, fit.biases, fit.scale)
 
 
 def fit_box_regression(
@@ -202,25 +210,111 @@ def fit_box_regression(
 
 
 def add_regressor(
-    regression: BoxRegression, images: Sequence[ImageWindows], settings: BoxRegressionSettings | None = None
+    regression: BoxRegression,
+    images: Sequence[ImageWindows],
+    settings: BoxRegressionSettings | None = None,
+    *,
+    state: Path | None = None,
+    progress: Progress | None = None,
 ) -> BoxRegression:
     """Fit the regressor of one more class; those of the others stay as they are, bit for bit.
 
     Args:
         regression: of K classes.
         images: with label 1 for the new class.
-        settings: see there.
+        settings, state, progress: as of `train_box_regression`; the state not that of the others.
 
     Returns:
         Of K + 1 classes, the new one last.
     """
-    new = train_box_regression(images, 1, settings, scale=regression.scale)
+    new = train_box_regression(images, 1, settings, scale=regression.scale, state=state, progress=progress)
     if new.weights.shape[2] != regression.weights.shape[2]:
         raise ValueError(
             f"expected features of length {regression.weights.shape[2]} as the others', got {new.weights.shape[2]}"
         )
     weights, biases = torch.cat([regression.weights, new.weights]), torch.cat([regression.biases, new.biases])
     return BoxRegression(weights, biases, regression.scale)
+
+
+class _Fit:
+    """All that a fit has reached: what is saved, and goes on."""
+
+    def __init__(
+        self, images: Sequence[ImageWindows], classes: int, settings: BoxRegressionSettings, identity: str
+    ) -> None:
+        self.images, self.classes, self.settings, self.identity = images, classes, settings, identity
+        self.done, self.scale, self.width = 0, 1.0, 0
+        self.counts = torch.zeros(classes + 1, dtype=torch.int64)  # of windows to learn from
+        self.weights, self.biases = torch.zeros(classes, 4, 0), torch.zeros(classes, 4)
+        self.sums: dict[int, RidgeSums] = {}  # by label, of the group that is being looked at
+
+    @property
+    def groups(self) -> list[list[int]]:
+        return list(_groups(self.counts, self.width, self.settings.memory_bytes))
+
+    def begin(self, scale: float | None) -> None:
+        """Count what there is to learn from; nothing is described but the sample."""
+        settings = self.settings
+        self.scale = feature_scale(self.images, settings.feature_norm, settings.seed) if scale is None else scale
+        for image in self.images:
+            labels = _matches(image, settings.overlap)[2]
+            if len(labels) and int(labels.max()) > self.classes:
+                raise ValueError(f"expected labels 0..{self.classes}, got {int(labels.max())}")
+            self.counts += labels.bincount(minlength=self.classes + 1)
+            if not self.width and len(image.labels):
+                self.width = image.features(torch.tensor([0])).shape[1]
+        self.weights = torch.zeros(self.classes, 4, self.width)
+
+    def look(self, group: list[int], image: ImageWindows) -> None:
+        """Take an image's windows of these classes into the sums."""
+        if not self.sums:
+            self.sums = self._empty(group)
+        rows, targets, labels = _matches(image, self.settings.overlap)
+        here = torch.isin(labels, torch.tensor(group))
+        if here.any():
+            features = image.features(rows[here]).float() * self.scale
+            for label in labels[here].unique().tolist():
+                same = labels[here] == label
+                self.sums[label].add(features[same], targets[here][same])
+
+    def solve(self, group: list[int]) -> None:
+        for label in group:
+            self.weights[label - 1], self.biases[label - 1] = self.sums.pop(label).solve(
+                self.settings.ridge, shrink_constant=self.settings.shrink_constant
+            )
+
+    def save(self, path: Path) -> None:
+        """Write all of it, or nothing."""
+        tensors = {"counts": self.counts, "weights": self.weights, "biases": self.biases}
+        for label, sums in self.sums.items():
+            tensors |= {f"sums.{label}.{name}": part for name, part in sums.arrays().items()}
+        write_state(path, tensors, {"identity": self.identity, "done": str(self.done), "scale": repr(self.scale)})
+
+    def restore(self, path: Path) -> bool:
+        """Whether there was something to go on from."""
+        stored = read_state(path)
+        if stored is None:
+            return False
+        metadata, tensors = stored
+        if metadata.get("identity") != self.identity:
+            raise UserError(
+                f"{path} is the state of another fit of box regressors (classes, images or settings differ): "
+                "delete it, or name another file"
+            )
+        self.done, self.scale = int(metadata["done"]), float(metadata["scale"])
+        self.counts, self.weights, self.biases = tensors["counts"], tensors["weights"], tensors["biases"]
+        self.width = self.weights.shape[2]
+        if self.groups and self.done % len(self.images):
+            self.sums = self._empty(self.groups[self.done // len(self.images)])
+            for label, sums in self.sums.items():
+                prefix = f"sums.{label}."
+                sums.restore(
+                    {name.removeprefix(prefix): part for name, part in tensors.items() if name.startswith(prefix)}
+                )
+        return True
+
+    def _empty(self, group: list[int]) -> dict[int, RidgeSums]:
+        return {label: RidgeSums(self.width, rows=int(self.counts[label])) for label in group}
 
 
 def _matches(image: ImageWindows, overlap: float) -> tuple[Tensor, Tensor, Tensor]:

@@ -245,6 +245,7 @@ def finetune(
         warnings.filterwarnings("ignore", ".*Total length of .* is zero.*")  # a run that was finished before
         warnings.filterwarnings("ignore", ".*treespec.*")  # Lightning's use of PyTorch
         warnings.filterwarnings("ignore", ".*exists and is not empty.*")  # it holds the checkpoint that we resume from
+        warnings.filterwarnings("ignore", ".*dirpath has changed.*")  # the work folder was moved, or copied
         logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # it greets, and recommends other products
         trainer = L.Trainer(
             accelerator=model.device.type,

@@ -39,11 +39,15 @@ class MapCache:
 
     @classmethod
     def of(cls, model: SPPNet, folder: Path) -> MapCache:
-        """The cache below ``folder`` for the backbone of ``model`` and the image size it works at."""
+        """The cache below ``folder`` for the backbone of ``model`` and the image size it works at.
+
+        The backbone counts as what a model file holds of it, so that a model that was read shares the maps it was trained on.
+        """
         settings = model.architecture
         fingerprint = hashlib.blake2b(digest_size=8)
         for name, value in sorted(model.backbone.state_dict().items()):
-            fingerprint.update(name.encode() + value.detach().cpu().numpy().tobytes())
+            stored = value.half() if value.is_floating_point() else value
+            fingerprint.update(name.encode() + stored.detach().cpu().numpy().tobytes())
         fingerprint.update(repr((settings.mean, settings.std, float(model.feature_scale))).encode())
         size = f"{settings.short_side}-{settings.long_side}"
         return cls(folder / f"{settings.backbone}-{fingerprint.hexdigest()}-{size}")

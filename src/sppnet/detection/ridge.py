@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -61,6 +63,26 @@ class RidgeSums:
             self._sum_x += x.sum(0, dtype=torch.float64)
             self._sum_y += y.sum(0, dtype=torch.float64)
             self._waiting = []
+
+    def arrays(self) -> dict[str, Tensor]:
+        """All that was seen, for a file; `restore` takes it."""
+        self._fold()
+        return {
+            "seen": torch.tensor(self.seen),
+            "x": self._x[: self.seen] if self.keeps_examples else self._x,
+            "y": self._y[: self.seen] if self.keeps_examples else self._y,
+            "xx": self._xx,
+            "xy": self._xy,
+            "sum_x": self._sum_x,
+            "sum_y": self._sum_y,
+        }
+
+    def restore(self, arrays: Mapping[str, Tensor]) -> None:
+        """Put back what `arrays` of sums of the same width and number of rows gave."""
+        self.seen = int(arrays["seen"])
+        self._x[: len(arrays["x"])], self._y[: len(arrays["y"])] = arrays["x"], arrays["y"]
+        self._xx, self._xy = arrays["xx"], arrays["xy"]
+        self._sum_x, self._sum_y = arrays["sum_x"], arrays["sum_y"]
 
     def solve(self, ridge: float, *, shrink_constant: bool = False) -> tuple[Tensor, Tensor]:
         """W' [4, D] and b [4], float32.

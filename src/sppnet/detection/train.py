@@ -1,6 +1,7 @@
-"""Train a detector from annotated images: proposals -> maps -> fully connected layers -> a model file.
+"""Train a detector from annotated images: proposals -> maps -> fully connected layers -> SVMs, box regressors -> a model file.
 
-Every stage leaves its work in one folder and goes on where it was stopped. The backbone stays as it is.
+Every stage leaves its work in one folder and goes on where it was stopped. The backbone stays as it is. SVMs and ridge
+regressors are the paper's last stages; without them the network's own outputs score windows and move boxes.
 """
 
 from __future__ import annotations
@@ -15,17 +16,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from sppnet import __version__
-from sppnet.data.annotations import DetectionData
+from sppnet.data.annotations import AnnotatedImage, DetectionData
 from sppnet.data.images import image_size, read_image
 from sppnet.detection.finetune import FinetuneSettings, TrainingImage, finetune
+from sppnet.detection.linear_stages import LinearStages, train_linear_stages
 from sppnet.detection.maps import MapCache, compute_map
 from sppnet.detection.targets import find_candidates
 from sppnet.errors import UserError
 from sppnet.models.backbones import build_backbone
-from sppnet.models.files import save_model
+from sppnet.models.files import find_model, load, round_to_stored, save_model, training_record
 from sppnet.models.sppnet import Architecture, SPPNet
 from sppnet.proposals.compute import proposals_for
 from sppnet.proposals.files import load_proposals
@@ -42,11 +45,12 @@ def train_detector(
     *,
     weights: str | Path | None = None,
     settings: FinetuneSettings | None = None,
+    stages: LinearStages | None = None,
     mirrored: bool = True,
     device: str | torch.device = "cpu",
     report: Report | None = None,
 ) -> dict[str, Any]:
-    """Train the fully connected layers of a detector on a frozen backbone, and write the model file.
+    """Train the fully connected layers of a detector on a frozen backbone, then what ``stages`` asks for; write the model file.
 
     Args:
         data: the images to learn from, all of them; hold a split back to evaluate on.
@@ -55,7 +59,8 @@ def train_detector(
         work: proposals, maps and checkpoints are kept here; another training may share it.
         weights: the backbone's, see `sppnet.models.backbones.build_backbone`.
         settings: of `sppnet.detection.finetune`.
-        mirrored: learn from the mirror images too; twice the maps.
+        stages: what follows; nothing where it is not given.
+        mirrored: fine-tune on the mirror images too; twice the maps.
         device: where to compute.
         report: told of each stage's progress: its name, done, total.
 
@@ -67,15 +72,13 @@ def train_detector(
 
     Source: arXiv:1406.4729, section 4.1.
     """
-    settings = settings or FinetuneSettings()
+    settings, stages = settings or FinetuneSettings(), stages or LinearStages()
     report = report or (lambda stage, done, total: None)
-    if not any((~image.difficult).any() for image in data.images):
-        raise UserError(f"split {data.split!r} holds no object to learn from ({len(data)} images)")
-    if output.suffix != ".safetensors":
-        raise UserError(f"the model's file name must end in .safetensors: got {output}")
+    check_training(data, output)
     seconds: dict[str, float] = {}
     torch.manual_seed(settings.seed)
     model = SPPNet(architecture, build_backbone(architecture.backbone, weights))
+    round_to_stored(model.backbone)  # so that the maps are those of the model file
     model.eval().to(device)
     model.backbone.to(memory_format=torch.channels_last)
 
@@ -100,7 +103,11 @@ def train_detector(
             images.append(TrainingImage(candidates, maps[image.path], size, _scale(model, size)))
     checkpoints = work / f"checkpoints-{output.stem}-{_fingerprint(architecture, settings, images)}"
     finetune(model, images, cache, settings, checkpoints, partial(report, "fine-tuning"))
+    round_to_stored(model)  # what comes next learns from what the model file holds
     seconds["fine-tuning"] = time.perf_counter() - started
+    last = train_linear_stages(
+        model, cache, data.images, files, [maps[i.path][0] for i in data.images], stages, work / output.stem, report
+    )
 
     record = {
         "sppnet": __version__,
@@ -108,10 +115,80 @@ def train_detector(
         "data": {"split": data.split, "images": len(data), "objects": sum(len(i.gt_labels) for i in data.images)},
         "backbone_weights": None if weights is None else Path(weights).name,
         "settings": dataclasses.asdict(settings) | {"mirrored": mirrored},
-        "seconds": {stage: round(value) for stage, value in seconds.items()},
+        **last,
+        "seconds": {stage: round(value) for stage, value in seconds.items()} | last["seconds"],
     }
     save_model(model, output, record)
     return record
+
+
+def train_stages_of(
+    model: str | Path,
+    data: DetectionData,
+    output: Path,
+    work: Path,
+    stages: LinearStages,
+    *,
+    device: str | torch.device = "cpu",
+    report: Report | None = None,
+) -> dict[str, Any]:
+    """Train what ``stages`` asks for on a model that was fine-tuned before, and write it as a new model file.
+
+    Args:
+        model: a detector's file, or a shipped name; its classes must be those of the data, in any order.
+        data: the images to learn from; those that the model was fine-tuned on serve.
+        output, work, device, report: as of `train_detector`.
+        stages: asks for SVMs or ridge regressors, or both.
+
+    Returns:
+        The model's record with what was added.
+
+    Raises:
+        UserError: a model that only classifies, other classes, or what `train_detector` raises.
+    """
+    report = report or (lambda stage, done, total: None)
+    check_training(data, output)
+    net = load(model, device)
+    if not net.architecture.detects:
+        raise UserError(f"{model} classifies only: give a detector, as 'sppnet train detector' writes them")
+    images = _relabelled(data, net.architecture.names)
+    files, cache, maps = windows_of(net, data, work, report)
+    last = train_linear_stages(net, cache, images, files, maps, stages, work / output.stem, report)
+    before = training_record(find_model(model))
+    record = {**before, **last, "seconds": {**before.get("seconds", {}), **last["seconds"]}}
+    save_model(net, output, record)
+    return record
+
+
+def windows_of(
+    model: SPPNet, data: DetectionData, work: Path, report: Report
+) -> tuple[list[Path], MapCache, list[Path]]:
+    """The proposals' file of each image, the cache of maps, and the map's file of each image; missing ones are computed."""
+    files = proposals_of(data, model.architecture.proposer, work, partial(report, "proposals"))
+    cache = MapCache.of(model, work / "maps")
+    paths = [image.path for image in data.images]
+    maps = cache.fill(model, paths, mirrored=False, progress=partial(report, "maps"))
+    return files, cache, [maps[path][0] for path in paths]
+
+
+def check_training(data: DetectionData, output: Path) -> None:
+    """Raise a UserError where there is nothing to learn from, or the model file's name will not do."""
+    if not any((~image.difficult).any() for image in data.images):
+        raise UserError(f"split {data.split!r} holds no object to learn from ({len(data)} images)")
+    if output.suffix != ".safetensors":
+        raise UserError(f"the model's file name must end in .safetensors: got {output}")
+
+
+def _relabelled(data: DetectionData, names: tuple[str, ...]) -> list[AnnotatedImage]:
+    """The images with labels that count the classes in the order of ``names``."""
+    if set(names) != set(data.names):
+        raise UserError(
+            f"the model knows {len(names)} classes and the data has {len(data.names)}, and they differ: "
+            f"only in the model {sorted(set(names) - set(data.names))[:5]}, only in the data "
+            f"{sorted(set(data.names) - set(names))[:5]}"
+        )
+    label_of = np.array([0] + [names.index(name) + 1 for name in data.names])
+    return [dataclasses.replace(image, gt_labels=label_of[image.gt_labels]) for image in data.images]
 
 
 def proposals_of(
@@ -143,7 +220,7 @@ def calibrate(model: SPPNet, data: DetectionData) -> None:
 
 def _fingerprint(architecture: Architecture, settings: FinetuneSettings, images: list[TrainingImage]) -> str:
     """Names all that fine-tuning starts from: only a stopped run of the very same kind may go on from its checkpoint."""
-    digest = hashlib.blake2b(repr((architecture, settings)).encode(), digest_size=6)
+    digest = hashlib.blake2b(repr((architecture, settings)).encode(), digest_size=6)  # of what follows `repr` is silent
     for image in images:
         digest.update(repr([path.name for path in image.maps] + [image.maps[0].parent.name]).encode())
         for part in (image.candidates.boxes, image.candidates.labels, image.candidates.image_labels):

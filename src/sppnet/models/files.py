@@ -1,5 +1,8 @@
 """Model files: one .safetensors with the weights in half precision and, as JSON metadata, all that is known of them.
 
+The SVMs and box regressors of `sppnet.models.sppnet.LinearOutputs` keep their single precision: adding a class to a model
+must leave the others' bit for bit.
+
 `save_model` writes one, `load` reads one by path or a shipped model by name. Nothing in a file is executed.
 """
 
@@ -15,12 +18,14 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from torch import nn
 
 from sppnet.errors import UserError
 from sppnet.models.sppnet import Architecture, SPPNet
 
 SHIPPED = {"voc": Path(__file__).with_name("voc.safetensors")}
 FORMAT = "sppnet/1"
+WHOLE = ("svms.", "ridge.")  # tensors of these modules keep their precision
 
 
 def save_model(model: SPPNet, path: str | Path, training: dict[str, Any]) -> None:
@@ -28,7 +33,7 @@ def save_model(model: SPPNet, path: str | Path, training: dict[str, Any]) -> Non
 
     Args:
         model: any device; floating-point weights are stored in half precision. Single numbers are stored as they are,
-            and so is a tensor with a value that half precision cannot hold (beyond 65504).
+            and so are SVMs, box regressors, and a tensor with a value that half precision cannot hold (beyond 65504).
         path: ends in .safetensors.
         training: how it was trained: data, commit, seed, settings, figures. JSON-ready.
 
@@ -38,7 +43,7 @@ def save_model(model: SPPNet, path: str | Path, training: dict[str, Any]) -> Non
     path = Path(path)
     if path.suffix != ".safetensors":
         raise UserError(f"a model file's name ends in .safetensors: got {path}")
-    tensors = {name: _stored(value.detach().cpu()).contiguous() for name, value in model.state_dict().items()}
+    tensors = {name: _stored(name, value.detach().cpu()).contiguous() for name, value in model.state_dict().items()}
     metadata = {
         "format": FORMAT,
         "architecture": json.dumps(dataclasses.asdict(model.architecture)),
@@ -98,9 +103,24 @@ def training_record(model: str | Path) -> dict[str, Any]:
     return record
 
 
-def _stored(value: torch.Tensor) -> torch.Tensor:
+def round_to_stored(module: nn.Module) -> None:
+    """Make the weights what a model file will hold of them, so that what is learned next is learned on these.
+
+    Example:
+        >>> layer = torch.nn.Linear(1, 1)
+        >>> _ = layer.weight.data.fill_(1 / 3)
+        >>> round_to_stored(layer)
+        >>> float(layer.weight.detach())
+        0.333251953125
+    """
+    with torch.no_grad():
+        for name, value in module.state_dict().items():
+            value.copy_(_stored(name, value))
+
+
+def _stored(name: str, value: torch.Tensor) -> torch.Tensor:
     # A single number keeps its precision: the features' scale may lie outside the range of half precision.
-    if not value.is_floating_point() or not value.ndim:
+    if not value.is_floating_point() or not value.ndim or name.startswith(WHOLE):
         return value
     half = value.half()
     return half if half.isfinite().all() else value  # twice the bytes, for a tensor with a weight beyond 65504

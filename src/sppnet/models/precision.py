@@ -15,9 +15,19 @@ def autocast(device: torch.device, *, enabled: bool = True) -> torch.autocast:
         ...     (torch.ones(2, 2) @ torch.ones(2, 2)).dtype
         torch.float32
     """
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled and precision_of(device) == "bfloat16")
+
+
+def precision_of(device: torch.device) -> str:
+    """What is computed in within `autocast` of a device: ``"bfloat16"`` or ``"float32"``.
+
+    Example:
+        >>> precision_of(torch.device("mps"))
+        'float32'
+    """
     if device.type == "cpu":
         # PyTorch's public query answers yes where bfloat16 is emulated, and slow; these two do not.
         fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     else:
         fast = device.type == "cuda" and torch.cuda.is_bf16_supported()
-    return torch.autocast(device.type, torch.bfloat16, enabled=enabled and fast)
+    return "bfloat16" if fast else "float32"

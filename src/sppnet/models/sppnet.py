@@ -9,7 +9,7 @@ pooling and the same fully connected layers, and differ only in the last linear 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -26,6 +26,9 @@ from sppnet.ops.pyramid_pool import pyramid_pool
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 RESIDUAL_SPREAD = 0.025  # sides of a box: makes residuals so large that small weights, soon learned, will do
 WINDOWS_AT_ONCE = 4096  # bounds the memory of pooled windows: 4096 x 50 bins x 512 channels is 210 MB in half precision
+
+CLASSIFIERS = ("softmax", "svm")  # probabilities of the network's own output, or margins of one linear SVM a class
+REGRESSIONS = ("network", "ridge", "ridge-pooled")  # own output; ridge regression on [R, D]; on the pooled windows
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,44 @@ class Architecture:
     std: tuple[float, float, float] = IMAGENET_STD
     backbone_stride: int = 0  # pixels per cell, where the backbone is cut to have it; 0: the backbone's own
     proposer: str = "selective-search"  # what proposed the boxes that the detector was trained on
+    # What is decided after fine-tuning. Not in `repr`: fine-tuning is named by it, and serves all of these.
+    classifier: str = field(default="softmax", repr=False)  # what scores windows: see CLASSIFIERS
+    regression: str = field(default="network", repr=False)  # what moves boxes: see REGRESSIONS
+    ranks: tuple[int, ...] = field(default=(), repr=False)  # of the fully connected layers; 0: whole; (): all are
+
+
+class LinearOutputs(nn.Module):
+    """Linear outputs that were not learned together with the network: weights [.., D], biases [..], and the features' scale.
+
+    Numbers alone, in float32 also in a model file: `sppnet.detection.linear_stages` puts them here and takes them out, and
+    what they mean is said by `sppnet.detection.svm.LinearSVMs` ([K, D]) and `BoxRegression` ([K, 4, D]).
+    """
+
+    def __init__(self, outputs: tuple[int, ...], width: int) -> None:
+        super().__init__()
+        self.weights = nn.Buffer(torch.zeros(*outputs, width))
+        self.biases = nn.Buffer(torch.zeros(outputs))
+        self.scale = nn.Buffer(torch.ones(()))
+
+
+def linear_layer(width: int, outputs: int, rank: int) -> nn.Module:
+    """A linear layer, or, with a ``rank`` above 0, two thin ones whose product is of that rank (`sppnet.models.compress`)."""
+    if not rank:
+        return nn.Linear(width, outputs)
+    return nn.Sequential(nn.Linear(width, rank, bias=False), nn.Linear(rank, outputs))
+
+
+def _check_choices(architecture: Architecture) -> None:
+    for what, given, known in (
+        ("classifier", architecture.classifier, CLASSIFIERS),
+        ("regression", architecture.regression, REGRESSIONS),
+    ):
+        if given not in known:
+            raise ValueError(f"{what} must be one of {', '.join(known)}: got {given!r}")
+    if architecture.ranks and len(architecture.ranks) != len(architecture.hidden):
+        raise ValueError(
+            f"expected a rank for each of {len(architecture.hidden)} fully connected layers, got {architecture.ranks}"
+        )
 
 
 class SPPNet(nn.Module):
@@ -74,6 +115,7 @@ class SPPNet(nn.Module):
             raise UserError(
                 "a network of one fixed input size cannot take images at their own: fit them by crop, squash or pad"
             )
+        _check_choices(architecture)
         stride = architecture.backbone_stride or None
         self.backbone = build_backbone(architecture.backbone, stride=stride) if backbone is None else backbone
         try:
@@ -86,9 +128,11 @@ class SPPNet(nn.Module):
         self.feature_scale = nn.Buffer(torch.ones(()))  # brings features to a mean square of 1: see `calibrate`
 
         layers: list[nn.Module] = [nn.Flatten()]
-        width = self.pool.bins * channels
-        for hidden in architecture.hidden:
-            layers += [nn.Linear(width, hidden), nn.ReLU(), nn.Dropout(0.5)]
+        width = pooled_width = self.pool.bins * channels
+        for hidden, rank in zip(
+            architecture.hidden, architecture.ranks or (0,) * len(architecture.hidden), strict=True
+        ):
+            layers += [linear_layer(width, hidden, rank), nn.ReLU(), nn.Dropout(0.5)]
             width = hidden
         self.fully_connected = nn.Sequential(*layers)
         classes = len(architecture.names)
@@ -104,6 +148,11 @@ class SPPNet(nn.Module):
                 nn.init.normal_(linear.weight, std=0.001)
                 if linear.bias is not None:
                     nn.init.zeros_(linear.bias)
+            if architecture.classifier == "svm":
+                self.svms = LinearOutputs((classes,), width)
+            if architecture.regression != "network":
+                wide = architecture.regression == "ridge-pooled"
+                self.ridge = LinearOutputs((classes, 4), pooled_width if wide else width)
 
     @property
     def device(self) -> torch.device:

@@ -1,0 +1,152 @@
+"""Annotated images -> a detector trained end to end -> a model file like any other, for `detect` and `evaluate`.
+
+Proposals come first, and are kept; then there is one stage, `sppnet.detection.fast_rcnn`. It starts from a detector that has
+learned on a frozen backbone, which saves most of what the fully connected layers have to learn, or from a backbone alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sppnet.data.annotations import AnnotatedImage, DetectionData
+from sppnet.data.images import content_key
+from sppnet.detection.fast_rcnn import FastRcnnSettings, learn_end_to_end
+from sppnet.detection.image_batches import LearningImage
+from sppnet.detection.learning_layers import choose_layers
+from sppnet.detection.targets import find_candidates
+from sppnet.detection.train import Report, calibrate, check_training, proposals_of
+from sppnet.errors import UserError
+from sppnet.models.backbones import build_backbone
+from sppnet.models.files import find_model, load, save_model, training_record
+from sppnet.models.provenance import trained_by
+from sppnet.models.sppnet import Architecture, SPPNet
+from sppnet.proposals.files import load_proposals
+
+
+def train_end_to_end(
+    data: DetectionData,
+    start: Architecture | str | Path,
+    output: Path,
+    work: Path,
+    *,
+    weights: str | Path | None = None,
+    settings: FastRcnnSettings | None = None,
+    devices: int = 1,
+    workers: int = 0,
+    device: str | torch.device = "cpu",
+    report: Report | None = None,
+) -> dict[str, Any]:
+    """Train a detector end to end, and write the model file.
+
+    Args:
+        data: the images to learn from, all of them; hold a split back to evaluate on.
+        start: a detector to go on from, a model file or a shipped name, of the same classes in any order; or what to
+            build, with names that are those of the data.
+        output: the model file, .safetensors.
+        work: proposals and checkpoints are kept here; another training may share it.
+        weights: of the backbone of an architecture, see `sppnet.models.backbones.build_backbone`. It should have learned: its
+            BatchNorm is folded, and keeps the statistics that it has.
+        settings: how.
+        devices: processes; see `sppnet.detection.fast_rcnn.learn_end_to_end`.
+        workers: processes that read images; 0: the training itself does.
+        device: where to compute.
+        report: told of each stage's progress: its name, done, total.
+
+    Returns:
+        What is written into the model file about its training: data, settings, seconds of each stage.
+
+    Raises:
+        UserError: no images or no objects, unreadable images (named), a model that only classifies, has SVMs, or knows other
+            classes, no such layers to learn, or a loss that is no number.
+
+    Source: arXiv:1504.08083, section 2.3.
+    """
+    settings = settings or FastRcnnSettings()
+    report = report or (lambda stage, done, total: None)
+    check_training(data, output)
+    seconds: dict[str, float] = {}
+    torch.manual_seed(settings.seed)
+    model, before = _model(start, weights)
+    choose_layers(model.backbone, settings.learn)  # a mistake in it is said before the work
+    model.eval().to(device)
+    model.backbone.to(memory_format=torch.channels_last)
+    annotated = _in_order_of(model.architecture.names, data)
+
+    started = time.perf_counter()
+    files = proposals_of(data, model.architecture.proposer, work, partial(report, "proposals"))
+    seconds["proposals"] = time.perf_counter() - started
+
+    started = time.perf_counter()
+    if isinstance(start, Architecture):
+        calibrate(model, data)
+    images = []
+    for image, file in zip(annotated, files, strict=True):
+        candidates = find_candidates(
+            image, load_proposals(file)[0], len(data.names), settings.foreground_iou, settings.background_iou
+        )
+        if len(candidates.labels):
+            images.append(LearningImage(image.path, candidates))
+    checkpoints = work / f"end-to-end-{output.stem}-{_fingerprint(model, settings, devices, images)}"
+    progress = partial(report, "end to end")
+    rank = learn_end_to_end(model, images, settings, checkpoints, devices=devices, workers=workers, progress=progress)
+    seconds["end to end"] = time.perf_counter() - started
+
+    record = {
+        **trained_by(),
+        "data": {"split": data.split, "images": len(data), "objects": sum(len(i.gt_labels) for i in data.images)},
+        "backbone_weights": None if weights is None else Path(weights).name,
+        "end_to_end": dataclasses.asdict(settings) | {"devices": devices},
+        "started_from": before,
+        "seconds": {stage: round(value) for stage, value in seconds.items()},
+    }
+    if rank == 0:
+        save_model(model, output, record)
+    return record
+
+
+def _model(start: Architecture | str | Path, weights: str | Path | None) -> tuple[SPPNet, dict[str, Any] | None]:
+    """The model to train, and how it was trained so far."""
+    if isinstance(start, Architecture):
+        return SPPNet(start, build_backbone(start.backbone, weights)), None
+    model = load(start)
+    if not model.architecture.detects:
+        raise UserError(f"{start} classifies only: give a detector, as 'sppnet train detector' writes them")
+    if (model.architecture.classifier, model.architecture.regression) != ("softmax", "network"):
+        raise UserError(
+            f"{start} has SVMs or box regressors, made for the layers before them as they are: give the detector that they "
+            "were added to"
+        )
+    return model, training_record(find_model(start))
+
+
+def _in_order_of(names: Sequence[str], data: DetectionData) -> list[AnnotatedImage]:
+    """The images, with labels that count the classes as the model does."""
+    if set(names) != set(data.names):
+        raise UserError(
+            f"the model knows {len(names)} classes and the data has {len(data.names)}, and they differ: "
+            f"only in the model {sorted(set(names) - set(data.names))[:5]}, only in the data "
+            f"{sorted(set(data.names) - set(names))[:5]}"
+        )
+    label_of = np.array([0] + [names.index(name) + 1 for name in data.names])
+    return [dataclasses.replace(image, gt_labels=label_of[image.gt_labels]) for image in data.images]
+
+
+def _fingerprint(model: SPPNet, settings: FastRcnnSettings, devices: int, images: Sequence[LearningImage]) -> str:
+    """Names all that training starts from: only a stopped run of the very same kind may go on from its checkpoint."""
+    digest = hashlib.blake2b(repr((model.architecture, settings, devices)).encode(), digest_size=6)
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode() + value.detach().cpu().numpy().tobytes())
+    for image in images:
+        digest.update(content_key(image.path).encode())
+        for part in (image.candidates.boxes, image.candidates.labels, image.candidates.image_labels):
+            digest.update(part.numpy().tobytes())
+    return digest.hexdigest()

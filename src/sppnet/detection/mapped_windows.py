@@ -1,0 +1,102 @@
+"""The windows of many images, described from their cached maps when they are asked for: what SVMs and box regressors learn from.
+
+Nothing but the map's file name is held of an image: its proposals, overlaps and features come and go with its turn.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import overload
+
+import numpy as np
+from torch import Tensor
+
+from sppnet.data.annotations import AnnotatedImage
+from sppnet.data.images import image_size
+from sppnet.detection.image_windows import ImageWindows, describe_boxes
+from sppnet.detection.maps import MapCache
+from sppnet.models.sppnet import SPPNet
+from sppnet.proposals.files import load_proposals
+
+
+class MappedWindows(Sequence[ImageWindows]):
+    """Images as `sppnet.detection.svm` and `sppnet.detection.box_regression` take them.
+
+    Args:
+        model: describes the windows.
+        cache: reads the maps.
+        images: the images and their objects.
+        proposals: the proposals' file of each.
+        maps: the map's file of each.
+        label: only this class, 1..K of the images' labels, which becomes 1; 0: all, as they are.
+        classes: K; 1 where there is a ``label``.
+        pooled: describe windows by what was pooled, and not by what the fully connected layers make of it.
+    """
+
+    def __init__(
+        self,
+        model: SPPNet,
+        cache: MapCache,
+        images: Sequence[AnnotatedImage],
+        proposals: Sequence[Path],
+        maps: Sequence[Path],
+        *,
+        classes: int,
+        label: int = 0,
+        pooled: bool = False,
+    ) -> None:
+        if not len(images) == len(proposals) == len(maps):
+            raise ValueError(
+                f"expected proposals and a map of each image, got {len(images)}, {len(proposals)}, {len(maps)}"
+            )
+        self.model, self.cache, self.pooled = model, cache, pooled
+        self.images, self.proposals, self.maps = images, proposals, maps
+        self.classes, self.label = classes, label
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __iter__(self) -> Iterator[ImageWindows]:
+        return (self[index] for index in range(len(self)))
+
+    @overload
+    def __getitem__(self, index: int) -> ImageWindows: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[ImageWindows]: ...
+
+    def __getitem__(self, index: int | slice) -> ImageWindows | Sequence[ImageWindows]:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        image, path = self._of_label(self.images[index]), self.maps[index]
+        size = image_size(image.path)  # the annotation's may be wrong; the map was made of what the file holds
+        scaled = self.model.input_size(size)
+        scale = scaled[0] / size[0], scaled[1] / size[1]
+
+        def describe(boxes: Tensor) -> Tensor:
+            features = self.cache.read(path).to(self.model.device)
+            return describe_boxes(self.model, features, boxes, scale, pooled=self.pooled)
+
+        return ImageWindows.of(image, load_proposals(self.proposals[index])[0], self.classes, describe)
+
+    def fingerprint(self) -> str:
+        """Names all that the windows come from: objects, proposals, maps, and the layers that describe them."""
+        digest = hashlib.blake2b(digest_size=8)
+        digest.update(repr((self.classes, self.label, self.pooled, self.model.architecture.levels)).encode())
+        for name, value in sorted(self.model.fully_connected.state_dict().items()):
+            digest.update(name.encode() + value.detach().cpu().numpy().tobytes())
+        for image, proposals, path in zip(self.images, self.proposals, self.maps, strict=True):
+            digest.update(f"{path.parent.name}/{path.name}".encode() + load_proposals(proposals)[0].tobytes())
+            for part in (image.gt_boxes, image.gt_labels, image.difficult):
+                digest.update(np.ascontiguousarray(part).tobytes())
+        return digest.hexdigest()
+
+    def _of_label(self, image: AnnotatedImage) -> AnnotatedImage:
+        if not self.label:
+            return image
+        wanted = image.gt_labels == self.label
+        labels = np.ones(int(wanted.sum()), np.int64)
+        return AnnotatedImage(
+            image.image_id, image.path, image.size, image.gt_boxes[wanted], labels, image.difficult[wanted]
+        )

@@ -1,0 +1,62 @@
+"""Pooled windows of some photos: what `sppnet.models.compress` needs to know of what goes through a model's layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sppnet.data.images import read_image
+from sppnet.detection.maps import compute_map
+from sppnet.models.geometry import boxes_to_windows
+from sppnet.models.sppnet import SPPNet
+from sppnet.ops.windows import whole_windows
+from sppnet.proposals.compute import propose
+
+WINDOWS = 6000  # in all; each [M, C] in half precision
+
+
+def sample_windows(
+    model: SPPNet, photos: Sequence[Path], *, seed: int = 0, progress: Callable[[int, int], None] | None = None
+) -> Tensor:
+    """Pool some of the windows that a detector would look at in these photos; of a classifier, the whole images.
+
+    Args:
+        model: proposes, makes the maps and pools.
+        photos: files; some dozens do for a detector, some hundreds for a classifier.
+        seed: of the choice among a photo's windows.
+        progress: called with photos done, and all.
+
+    Returns:
+        [R, M, C] float16, R at most 6000, on the CPU.
+
+    Raises:
+        UserError: a file that is not an image.
+
+    Example:
+        >>> from PIL import Image
+        >>> Image.new("RGB", (90, 60)).save("photo.png")
+        >>> sample_windows(sppnet.load("voc"), [Path("photo.png")])[0].shape
+        torch.Size([14, 384])
+    """
+    each = max(1, WINDOWS // max(1, len(photos)))
+    rng = np.random.default_rng(seed)
+    parts = []
+    for done, photo in enumerate(photos):
+        image = read_image(photo)
+        features, scale = compute_map(model, image)
+        if model.architecture.detects:
+            boxes = propose(image, model.architecture.proposer)
+            chosen = torch.from_numpy(boxes[rng.permutation(len(boxes))[:each]])
+            cells = boxes_to_windows(chosen, model.geometry, (features.shape[2], features.shape[3]), scale)
+            windows = torch.nn.functional.pad(cells, (1, 0)).to(features.device)
+        else:
+            windows = whole_windows(features)
+        with torch.inference_mode():
+            parts.append(model.pool(features, windows).half().cpu())
+        if progress:
+            progress(done + 1, len(photos))
+    return torch.cat(parts)

@@ -1,0 +1,112 @@
+"""Several scales: which one a box is pooled at, and that windows lie on the map of theirs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sppnet.detection.scales import ScaledMaps, choose_scale, scaled_maps
+from sppnet.models.geometry import boxes_to_windows, window_residuals
+from sppnet.models.sppnet import SPPNet
+
+VOC = [(side / 375, side / 375) for side in (480, 576, 688, 864, 1200)]  # of a photo of 500 x 375 pixels
+
+
+def square(side: float) -> torch.Tensor:
+    return torch.tensor([[10.0, 20, 10 + side, 20 + side]])
+
+
+@pytest.mark.parametrize(
+    ("side", "by_area", "by_side"),
+    [
+        # Scaled sides of a square of 100: 128, 154, 183, 230, 320; in area nearest to 224: 230.
+        (100, 3, 3),
+        (375, 0, 0),  # the larger, the smaller the scale
+        (20, 4, 4),
+        # 85: 109, 131, 156, 196, 272. Areas from 50176: 11799 at 196, 23808 at 272; sides from 208 in the image's own
+        # scale: the factor wanted is 2.447, between 2.304 and 3.2.
+        (85, 3, 3),
+        # 140: 179, 215, 257: areas 18059, 3936, 15799 off; factor wanted 1.486 of 1.28, 1.536, 1.835
+        (140, 1, 1),
+        # 78: 180 or 250: areas 17880, 12124 off, so the larger; factor wanted 2.667, nearer to 2.304 than to 3.2
+        (78, 4, 3),
+    ],
+)
+def test_worked_cases(side: float, by_area: int, by_side: int) -> None:
+    assert choose_scale(square(side), VOC).tolist() == [by_area]
+    assert choose_scale(square(side), VOC, "side").tolist() == [by_side]
+
+
+@given(st.lists(st.floats(1, 400), min_size=2, max_size=6))
+def test_a_larger_box_never_gets_a_larger_scale(sides: list[float]) -> None:
+    boxes = torch.cat([square(side) for side in sorted(sides)])
+    for rule in ("area", "side"):
+        chosen = choose_scale(boxes, VOC, rule)  # type: ignore[arg-type]
+        assert (chosen.diff() <= 0).all()
+
+
+@given(st.floats(2, 400), st.floats(2, 400), st.permutations(range(5)))
+def test_no_scale_brings_the_area_nearer(width: float, height: float, order: list[int]) -> None:
+    scales = [VOC[index] for index in order]
+    box = torch.tensor([[0.0, 0, width, height]], dtype=torch.float64)
+    off = [abs(width * height * vertical * horizontal - 224**2) for vertical, horizontal in scales]
+    assert off[int(choose_scale(box, scales))] == pytest.approx(min(off))
+
+
+def test_what_is_refused() -> None:
+    with pytest.raises(ValueError, match="expected at least one scale and one of the rules area, side: got 0 scales"):
+        choose_scale(square(10), [])
+    with pytest.raises(ValueError, match="and 'volume'"):
+        choose_scale(square(10), VOC, "volume")  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def image() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 255, (100, 150, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def maps(tiny_detector: SPPNet, image: np.ndarray) -> ScaledMaps:
+    return scaled_maps(tiny_detector, image, (64, 128, 256))
+
+
+def test_each_map_is_the_one_that_its_scale_gives_alone(
+    tiny_detector: SPPNet, image: np.ndarray, maps: ScaledMaps
+) -> None:
+    assert maps.sizes == ((2, 3), (4, 6), (8, 12))
+    assert maps.features.is_contiguous(memory_format=torch.channels_last)
+    for index, side in enumerate((64, 128, 256)):
+        alone = scaled_maps(tiny_detector, image, (side,))
+        height, width = maps.sizes[index]
+        assert alone.sizes == ((height, width),)
+        assert torch.equal(maps.features[index, :, :height, :width], alone.features[0])
+
+
+def test_all_windows_are_pooled_in_one_call_each_from_its_map(tiny_detector: SPPNet, maps: ScaledMaps) -> None:
+    boxes = torch.tensor([[0.0, 0, 150, 100], [20, 10, 60, 70], [100, 50, 110, 60], [0, 0, 149, 30]])
+    windows, residuals = maps.windows(tiny_detector, boxes)
+    which = choose_scale(boxes, maps.scales)
+    assert windows[:, 0].tolist() == which.tolist()
+    assert len(set(which.tolist())) > 1
+    pooled = tiny_detector.pool(maps.features, windows)
+    for row, index in enumerate(which.tolist()):
+        size, scale = maps.sizes[index], maps.scales[index]
+        window = boxes_to_windows(boxes[row : row + 1], tiny_detector.geometry, size, scale)
+        own = maps.features[index : index + 1, :, : size[0], : size[1]].contiguous()
+        alone = tiny_detector.pool(own, torch.nn.functional.pad(window, (1, 0)))
+        assert torch.equal(pooled[row], alone[0])
+        expected = window_residuals(boxes[row : row + 1], window, tiny_detector.geometry, scale)
+        assert torch.equal(residuals[row], expected[0])
+
+
+def test_long_images_do_not_grow_without_end(tiny_detector: SPPNet) -> None:
+    maps = scaled_maps(tiny_detector, np.zeros((40, 400, 3), np.uint8), (64, 128))
+    assert maps.scales[1] == pytest.approx((0.8, 0.8))  # 128 * 2.5 = 320 px, not 1280
+
+
+def test_no_boxes(tiny_detector: SPPNet, maps: ScaledMaps) -> None:
+    windows, residuals = maps.windows(tiny_detector, torch.zeros(0, 4))
+    assert (windows.shape, residuals.shape) == ((0, 5), (0, 4))
