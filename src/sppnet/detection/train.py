@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import subprocess
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from sppnet import __version__
 from sppnet.data.annotations import AnnotatedImage, DetectionData
 from sppnet.data.images import image_size, read_image
 from sppnet.detection.finetune import FinetuneSettings, TrainingImage, finetune
@@ -29,6 +26,7 @@ from sppnet.detection.targets import find_candidates
 from sppnet.errors import UserError
 from sppnet.models.backbones import build_backbone
 from sppnet.models.files import find_model, load, round_to_stored, save_model, training_record
+from sppnet.models.provenance import trained_by
 from sppnet.models.sppnet import Architecture, SPPNet
 from sppnet.proposals.compute import proposals_for
 from sppnet.proposals.files import load_proposals
@@ -110,8 +108,7 @@ def train_detector(
     )
 
     record = {
-        "sppnet": __version__,
-        "commit": _commit(),
+        **trained_by(),
         "data": {"split": data.split, "images": len(data), "objects": sum(len(i.gt_labels) for i in data.images)},
         "backbone_weights": None if weights is None else Path(weights).name,
         "settings": dataclasses.asdict(settings) | {"mirrored": mirrored},
@@ -231,13 +228,3 @@ def _fingerprint(architecture: Architecture, settings: FinetuneSettings, images:
 def _scale(model: SPPNet, size: tuple[int, int]) -> tuple[float, float]:
     scaled = model.input_size(size)
     return scaled[0] / size[0], scaled[1] / size[1]
-
-
-def _commit() -> str | None:
-    """The commit of the source that trained, where it runs from a checkout."""
-    with suppress(OSError, subprocess.CalledProcessError):
-        folder = Path(__file__).parent
-        return subprocess.run(
-            ["git", "rev-parse", "--short=12", "HEAD"], cwd=folder, capture_output=True, text=True, check=True
-        ).stdout.strip()
-    return None

@@ -1,0 +1,27 @@
+"""`sppnet check`: every bad file and box of a data set."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from sppnet.cli.parameters import AsJson
+from sppnet.terminal import progress
+
+
+def check(
+    data: Annotated[Path, Parameter(help="A folder of class folders, a folder of images, or an annotated data set.")],
+    /,
+    *,
+    as_json: AsJson = False,
+) -> int:
+    """Name every bad file and box of a data set, and why; exit status 2 if there are any."""
+    from sppnet.data.check import check_folder
+
+    with progress() as report:
+        found = check_folder(data, report=report)
+    print(json.dumps(found.to_dict(), indent=1) if as_json else "\n".join(found.lines()))
+    return found.exit_status

@@ -1,0 +1,171 @@
+"""The program as a whole: help, wrong words, and how it ends as a process."""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sppnet import cli
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["detect", "--help"], ["train"], ["--version"]])
+def test_help(sppnet: Callable[..., Any], words: list[str]) -> None:
+    ran = sppnet(*words)
+    assert ran.status == 0
+    assert ran.err == ""
+    assert len(ran.out) > 4
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["detct", "photo.jpg"], ["detct"]),
+        (["detect"], ["IMAGES"]),
+        (["detect", "photo.jpg", "--modle", "voc"], ["--modle"]),
+        (["detect", "photo.jpg", "--score-threshold", "high"], ["--score-threshold", "high"]),
+        (["detect", "photo.jpg", "--score-threshold", "1.5"], ["--score-threshold must be between 0 and 1: got 1.5"]),
+        (["detect", "photo.jpg", "--nms-iou", "nan"], ["--nms-iou must be between 0 and 1: got nan"]),
+        (["detect", "photo.jpg", "--device", "tpu"], ["--device", "tpu", "cuda"]),
+        (["train", "recognizer", "data"], ["recognizer"]),
+        (["train", "detector", "data"], ["--output"]),
+        (["train", "detector", "data", "--output", "m.safetensors", "--steps", "0"], ["--steps must be at least 1"]),
+        (["train", "detector", "data", "--output", "m.safetensors", "--learning-rate", "0"], ["--learning-rate"]),
+        (["train", "detector", "data", "--output", "m.safetensors", "--learning-rate", "nan"], ["--learning-rate"]),
+        (["train", "detector", "data", "--output", "m.safetensors", "--seed", "-1"], ["--seed"]),
+        (["proposals", "data", "--limit", "0"], ["--limit must be at least 1: got 0"]),
+        (["proposals", "data", "--limit", "-3"], ["--limit must be at least 1: got -3"]),
+        (["proposals", "data", "--proposer", "rpn"], ["--proposer", "rpn", "grid"]),
+        (["evaluate", "voc.safetensors"], ["DATA"]),
+    ],
+    ids=" ".join,
+)
+def test_a_wrong_word(sppnet: Callable[..., Any], words: list[str], parts: list[str]) -> None:
+    sppnet(*words).refused(*parts)
+
+
+# As a process
+
+
+def start(*words: object, **options: Any) -> subprocess.Popen[str]:
+    """`sppnet` as its own process."""
+    command = [sys.executable, "-c", "from sppnet.cli import main; main()", *map(str, words)]
+    return subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+
+
+def noise(height: int, width: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8)
+
+
+def test_help_is_quick_and_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, time; from sppnet.cli import run; run(['--help']);"
+        "heavy = {'torch', 'numpy', 'PIL', 'cv2', 'lightning', 'numba', 'matplotlib'} & set(sys.modules);"
+        "print(time.process_time(), *sorted(heavy))"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    seconds, *heavy = ran.stdout.splitlines()[-1].split()
+    assert heavy == []
+    assert float(seconds) < 0.5  # of processor time, so that a busy machine does not count
+
+
+def test_errors_of_a_process() -> None:
+    process = start("detect", "photo.jpg", "--modle", "voc")
+    out, err = process.communicate(timeout=100)
+    assert (process.returncode, out) == (2, "")
+    assert err.startswith("sppnet: ")
+    assert err.count("\n") == 1
+    assert "--modle" in err
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
+def test_ctrl_c_ends_cleanly(tiny_model_file: Path, tmp_path: Path) -> None:
+    for index in range(2000):
+        Image.fromarray(noise(40, 40)).save(tmp_path / f"{index:04}.bmp")
+    # Where the tests themselves run in the background of a shell, they and what they start ignore the signal.
+    heeding = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = start("classify", tmp_path, "--model", tiny_model_file, preexec_fn=heeding)
+    assert process.stdout is not None
+    assert "0000.bmp" in process.stdout.readline()  # it is at work
+    process.send_signal(signal.SIGINT)
+    started = time.monotonic()
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert "stopped" in err
+    assert "1999.bmp" not in out
+    assert time.monotonic() - started < 30
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(os.name != "posix", reason="peak memory is reported by POSIX systems")
+def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
+    """Every image another size: without `CACHES`, 160 of them take a quarter more than the first 20."""
+    from sppnet.models.files import save_model
+    from sppnet.models.sppnet import Architecture, SPPNet
+
+    model, rng = tmp_path / "m.safetensors", np.random.default_rng(0)
+    settings = Architecture(("a", "b"), levels=(2, 1), hidden=(64,), short_side=192, long_side=384, proposer="grid")
+    save_model(SPPNet(settings), model, {})
+    for index in range(180):
+        folder = tmp_path / ("few" if index < 20 else "many")
+        folder.mkdir(exist_ok=True)
+        Image.fromarray(noise(*rng.integers(40, 200, 2))).save(folder / f"{index}.bmp")
+    code = (
+        "import resource, sys; from sppnet.cli import run\n"
+        "for folder in sys.argv[2:]:\n"
+        "    assert run(['detect', folder, '--model', sys.argv[1]]) == 0\n"
+        "    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code, model, tmp_path / "few", tmp_path / "many"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={name: value for name, value in os.environ.items() if name not in cli.CACHES},
+    )
+    few, many = map(int, ran.stderr.split())
+    assert many < 1.08 * few
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes that close are POSIX's")
+def test_a_reader_that_leaves_is_no_error(tiny_model_file: Path, tmp_path: Path) -> None:
+    for index in range(5):
+        Image.fromarray(noise(40, 40)).save(tmp_path / f"{index}.png")
+    process = start("classify", tmp_path, "--model", tiny_model_file)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait(timeout=60) == 0
+    process.stderr.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names of any bytes are Linux's")
+def test_a_file_name_that_is_not_text(tiny_model_file: Path, tmp_path: Path) -> None:
+    path = os.fsencode(tmp_path) + b"/caf\xe9.png"
+    Image.fromarray(noise(40, 40)).save(tmp_path / "x.png")
+    os.rename(tmp_path / "x.png", path)
+    process = start(
+        "classify",
+        tmp_path,
+        "--model",
+        tiny_model_file,
+        env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"},
+        errors="surrogateescape",
+    )
+    out, err = process.communicate(timeout=100)
+    assert (process.returncode, err) == (0, "")
+    assert os.fsencode(out).startswith(path + b": ")
