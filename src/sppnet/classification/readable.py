@@ -70,7 +70,7 @@ def readable_images(
         more = f"; and {len(broken) - NAMED} more" if len(broken) > NAMED else ""
         raise UserError(
             f"{len(broken)} of {len(images)} images cannot be read: {listed}{more}. Mend or remove them "
-            "('sppnet check' looks at every file), or let them be skipped"
+            "('sppnet check' looks at every file), or leave them out with --skip-bad"
         )
     return ReadableImages(
         images.subset(kept) if broken else images, np.array(sizes, np.int64).reshape(-1, 2), tuple(broken)
