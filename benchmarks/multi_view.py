@@ -165,7 +165,7 @@ def time_views(
 
 
 def accuracy_of_views(model: SPPNet, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Of each view set its accuracy (class folders) or mean average precision (VOC), and the seconds an image took."""
+    """Of each view set its accuracy (class folders) or mean average precision (VOC)."""
     folder = Path(arguments.data)
     devkit = next((place for place in (folder, folder / "VOC2007") if (place / "JPEGImages").is_dir()), None)
     measure = _voc_measure(devkit, arguments) if devkit else _folder_measure(model, folder, arguments)
@@ -256,15 +256,15 @@ def page(known: dict[str, Any]) -> str:
 
 def _accuracy_table(rows: dict[str, Any]) -> list[str]:
     if all("top1" in row for row in rows.values()):
-        lines = ["| views | top-1 (95 % interval) | top-5 | mean of classes | images | s an image |", "|---|---|---|---|---|---|"]  # fmt: skip
+        lines = ["| views | top-1 (95 % interval) | top-5 | mean of classes | images |", "|---|---|---|---|---|"]  # fmt: skip
         for name, row in rows.items():
             lower, upper = row["top1_interval"]
             top5 = "-" if row["top5"] is None else f"{row['top5']:.2%}"
             lines.append(f"| {name} | {row['top1']:.2%} ({lower:.1%} to {upper:.1%}) | {top5} | {row['mean_class']:.2%} | "
-                         f"{row['images']} | {row['seconds_per_image']:.3f} |")  # fmt: skip
+                         f"{row['images']} |")  # fmt: skip
         return lines
-    lines = ["| views | mAP (area) | mAP (11-point) | images | s an image |", "|---|---|---|---|---|"]
-    return lines + [f"| {name} | {row['map_area']:.4f} | {row['map_voc07']:.4f} | {row['images']} | {row['seconds_per_image']:.3f} |"
+    lines = ["| views | mAP (area) | mAP (11-point) | images |", "|---|---|---|---|"]
+    return lines + [f"| {name} | {row['map_area']:.4f} | {row['map_voc07']:.4f} | {row['images']} |"
                     for name, row in rows.items()]  # fmt: skip
 
 
