@@ -130,7 +130,8 @@ class Comparison:
             if result.fit != "native":
                 each = self.difference(result.fit, "native")
                 low, high = each.interval
-                line += f"  {100 * each.mean:+5.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+                gain = round(100 * each.mean, 1) + 0.0  # not "-0.0", where there is none
+                line += f"  {gain:+5.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
             lines.append(line)
         drawn = f", drawn at random from {self.images + self.left_out}" if self.left_out else ""
         lines.append(
@@ -197,8 +198,8 @@ def compare_fits(
         side: of the squares, in pixels, at least the model's smallest. Native images have as many pixels on average.
         folds: parts that the images are dealt into, at least 2; each is answered about by what was learned from the others.
         repeats: how often that is done, with other folds.
-        at_most: of more images, about so many are drawn at random, of each class its share, but two at least. Memory grows with its square: 4 bytes
-            for each pair of images.
+        at_most: of more images, about so many are drawn at random, of each class its share, but two at least. Memory grows
+            with its square: 4 bytes for each pair of images.
         seed: of the draw and of the folds, 0 or more.
         skip_bad: leave out files that cannot be read, and list them.
         cache: a folder that keeps the pooled maps, for another comparison or after an interruption.

@@ -3,10 +3,15 @@
 Readers (``voc`` and its siblings) convert to this on reading; nothing behind them knows any file format.
 """
 
-from dataclasses import dataclass
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+
+from sppnet.errors import UserError
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,3 +57,30 @@ class DetectionData:
     def __len__(self) -> int:
         """Count the images."""
         return len(self.images)
+
+    def check_names(self, names: Sequence[str]) -> None:
+        """Raise a UserError, which says what differs, unless a model's classes are those of the data, in any order."""
+        if set(names) != set(self.names):
+            raise UserError(
+                f"the model knows {len(names)} classes and the data has {len(self.names)}, and they differ: "
+                f"only in the model {sorted(set(names) - set(self.names))[:5]}, only in the data "
+                f"{sorted(set(self.names) - set(names))[:5]}"
+            )
+
+    def relabelled(self, names: Sequence[str]) -> DetectionData:
+        """The same images, with labels that count the classes in another order, such as a model's.
+
+        Args:
+            names: the same class names.
+
+        Raises:
+            UserError: other classes; the message says which.
+
+        Example:
+            >>> DetectionData(names=("cat", "dog"), images=(), split="train").relabelled(("dog", "cat")).names
+            ('dog', 'cat')
+        """
+        self.check_names(names)
+        label_of = np.array([0] + [names.index(name) + 1 for name in self.names])
+        images = tuple(replace(image, gt_labels=label_of[image.gt_labels]) for image in self.images)
+        return replace(self, names=tuple(names), images=images)

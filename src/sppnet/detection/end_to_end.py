@@ -14,10 +14,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from sppnet.data.annotations import AnnotatedImage, DetectionData
+from sppnet.data.annotations import DetectionData
 from sppnet.data.images import content_key
 from sppnet.detection.fast_rcnn import FastRcnnSettings, learn_end_to_end
 from sppnet.detection.image_batches import LearningImage
@@ -79,7 +78,7 @@ def train_end_to_end(
     choose_layers(model.backbone, settings.learn)  # a mistake in it is said before the work
     model.eval().to(device)
     model.backbone.to(memory_format=torch.channels_last)
-    annotated = _in_order_of(model.architecture.names, data)
+    annotated = data.relabelled(model.architecture.names).images
 
     started = time.perf_counter()
     files = proposals_of(data, model.architecture.proposer, work, partial(report, "proposals"))
@@ -126,18 +125,6 @@ def _model(start: Architecture | str | Path, weights: str | Path | None) -> tupl
             "were added to"
         )
     return model, training_record(find_model(start))
-
-
-def _in_order_of(names: Sequence[str], data: DetectionData) -> list[AnnotatedImage]:
-    """The images, with labels that count the classes as the model does."""
-    if set(names) != set(data.names):
-        raise UserError(
-            f"the model knows {len(names)} classes and the data has {len(data.names)}, and they differ: "
-            f"only in the model {sorted(set(names) - set(data.names))[:5]}, only in the data "
-            f"{sorted(set(data.names) - set(names))[:5]}"
-        )
-    label_of = np.array([0] + [names.index(name) + 1 for name in data.names])
-    return [dataclasses.replace(image, gt_labels=label_of[image.gt_labels]) for image in data.images]
 
 
 def _fingerprint(model: SPPNet, settings: FastRcnnSettings, devices: int, images: Sequence[LearningImage]) -> str:

@@ -81,12 +81,7 @@ def evaluate_detector(
     models = (model,) if isinstance(model, SPPNet) else tuple(model)
     check_combination(models)
     names = models[0].architecture.names
-    if set(names) != set(data.names):
-        raise UserError(
-            f"the model knows {len(names)} classes and the data has {len(data.names)}, and they differ: "
-            f"only in the model {sorted(set(names) - set(data.names))[:5]}, only in the data "
-            f"{sorted(set(data.names) - set(names))[:5]}"
-        )
+    data.check_names(names)
     if not data.images:
         raise UserError(f"split {data.split!r} holds no images: nothing to evaluate on")
     report = report or (lambda stage, done, total: None)

@@ -14,10 +14,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from sppnet.data.annotations import AnnotatedImage, DetectionData
+from sppnet.data.annotations import DetectionData
 from sppnet.data.images import image_size, read_image
 from sppnet.detection.finetune import FinetuneSettings, TrainingImage, finetune
 from sppnet.detection.linear_stages import LinearStages, train_linear_stages
@@ -148,7 +147,7 @@ def train_stages_of(
     net = load(model, device)
     if not net.architecture.detects:
         raise UserError(f"{model} classifies only: give a detector, as 'sppnet train detector' writes them")
-    images = _relabelled(data, net.architecture.names)
+    images = data.relabelled(net.architecture.names).images
     files, cache, maps = windows_of(net, data, work, report)
     last = train_linear_stages(net, cache, images, files, maps, stages, work / output.stem, report)
     before = training_record(find_model(model))
@@ -174,18 +173,6 @@ def check_training(data: DetectionData, output: Path) -> None:
         raise UserError(f"split {data.split!r} holds no object to learn from ({len(data)} images)")
     if output.suffix != ".safetensors":
         raise UserError(f"the model's file name must end in .safetensors: got {output}")
-
-
-def _relabelled(data: DetectionData, names: tuple[str, ...]) -> list[AnnotatedImage]:
-    """The images with labels that count the classes in the order of ``names``."""
-    if set(names) != set(data.names):
-        raise UserError(
-            f"the model knows {len(names)} classes and the data has {len(data.names)}, and they differ: "
-            f"only in the model {sorted(set(names) - set(data.names))[:5]}, only in the data "
-            f"{sorted(set(data.names) - set(names))[:5]}"
-        )
-    label_of = np.array([0] + [names.index(name) + 1 for name in data.names])
-    return [dataclasses.replace(image, gt_labels=label_of[image.gt_labels]) for image in data.images]
 
 
 def proposals_of(

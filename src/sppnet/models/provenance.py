@@ -20,9 +20,13 @@ def trained_by() -> dict[str, str | None]:
 
 
 def _commit() -> str | None:
+    """Of the repository that this file is tracked in: an installed copy may lie inside somebody else's."""
+    here = Path(__file__)
     with suppress(OSError, subprocess.CalledProcessError):
-        folder = Path(__file__).parent
-        return subprocess.run(
-            ["git", "rev-parse", "--short=12", "HEAD"], cwd=folder, capture_output=True, text=True, check=True
-        ).stdout.strip()
+        _git(here, "ls-files", "--error-unmatch", here.name)
+        return _git(here, "rev-parse", "--short=12", "HEAD")
     return None
+
+
+def _git(file: Path, *words: str) -> str:
+    return subprocess.run(["git", *words], cwd=file.parent, capture_output=True, text=True, check=True).stdout.strip()
