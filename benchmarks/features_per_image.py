@@ -38,8 +38,9 @@ from skimage import data as samples
 import sppnet
 from sppnet.data.image_files import find_images
 from sppnet.data.images import read_image
+from sppnet.detection.maps import compute_maps
 from sppnet.detection.rcnn import AT_ONCE, CONTEXT, SIDE, fastest_batch, rcnn_maps
-from sppnet.detection.scales import SHORT_SIDES, scaled_maps
+from sppnet.detection.scales import SHORT_SIDES
 from sppnet.models.backbones import build_backbone
 from sppnet.models.precision import autocast
 from sppnet.models.sppnet import WINDOWS_AT_ONCE, Architecture, SPPNet
@@ -169,16 +170,16 @@ def spp_features(
     """Seconds of one image, the way of `sppnet.detection.predict.score_windows`; ``distinct`` windows, too."""
     watch = Watch(model.device)
     with watch.stage("conv"):
-        maps = scaled_maps(model, photo, sides, bfloat16=bfloat16)
+        maps = compute_maps(model, photo, sides, bfloat16=bfloat16)
     with watch.stage("pooling"):
         windows, _ = maps.windows(model, torch.from_numpy(boxes))
         unique, which = windows.unique(dim=0, return_inverse=True)
         with torch.inference_mode():
-            pooled = model.pool(maps.features, unique.to(model.device))
+            pooled = maps.pool(model, unique)
     with watch.stage("fully connected"), torch.inference_mode(), autocast(model.device, enabled=bfloat16):
         described = torch.cat([model.describe(part) for part in pooled.split(WINDOWS_AT_ONCE)])
         described[which.to(model.device)]
-    every = model.pool(maps.features, windows.to(model.device))
+    every = maps.pool(model, windows)
     with watch.stage("every box"), torch.inference_mode(), autocast(model.device, enabled=bfloat16):
         torch.cat([model.describe(part) for part in every.split(WINDOWS_AT_ONCE)])
     return {**watch.seconds, "distinct": float(len(unique))}

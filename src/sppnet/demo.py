@@ -10,8 +10,8 @@ import numpy as np
 
 from sppnet.classification.predict import classify_map
 from sppnet.data.images import resize_image
-from sppnet.detection.maps import compute_map
-from sppnet.detection.predict import detect_in_map
+from sppnet.detection.maps import compute_maps
+from sppnet.detection.predict import detect_in_maps
 from sppnet.models.files import load
 from sppnet.proposals.compute import propose
 from sppnet.visualize import draw_detections, save_image
@@ -54,10 +54,10 @@ def run_demo(
     photos = sample_photos()
     rows, files, document = [], [], []
     for done, (name, photo) in enumerate(photos.items()):
-        features, scale = compute_map(model, photo)  # once, for both questions
+        maps = compute_maps(model, photo)  # once, for both questions
         proposals = propose(photo, model.architecture.proposer)
-        whole = classify_map(model, features)
-        found = detect_in_map(model, features, proposals, scale, photo.shape[:2], score_threshold=THRESHOLD)
+        whole = classify_map(model, maps.whole_map)
+        found = detect_in_maps(model, maps, proposals, score_threshold=THRESHOLD)
         files.append(output / f"{name}.jpg")
         save_image(draw_detections(photo, found), files[-1])
         size = f"{photo.shape[1]} x {photo.shape[0]}"

@@ -36,6 +36,9 @@ def test_proposals_train_evaluate(sppnet: Callable[..., Any], tiny_voc: Path, tm
     assert (ran.document["split"], ran.document["images"]) == ("val", 4)
     assert json.loads((tmp_path / "out" / "evaluation.json").read_text()) == ran.document
     assert (tmp_path / "out" / "precision-recall.png").is_file()
+    several = (*tiny, "--scales", 48, 64, 96, "--mapping", "release", "--steps", 2)
+    sppnet("train", "detector", tiny_voc, "--output", model, "--weights", weights, *several).fine()
+    assert (load(model).architecture.scales, load(model).architecture.mapping) == ((48, 64, 96), "release")
     ran = sppnet("evaluate", model, tiny_voc, "--limit", 2)
     assert "circle" in ran.out
     assert "2 images" in ran.out
@@ -48,6 +51,8 @@ def test_training_words_that_need_the_data(sppnet: Callable[..., Any], tiny_voc:
 
     trained("--levels", 0).refused("--levels")
     trained("--hidden", -1).refused("--hidden")
+    trained("--scales", 480, 0).refused("--scales")
+    trained("--mapping", "nearest").refused("--mapping", "roi_pool")
     trained("--backbone", "resnet1000", "--weights", "x.pth").refused("resnet1000")
     trained("--backbone", "resnet18", "--weights", "none.pth").refused("none.pth")
     trained(output="m.pth").refused("m.pth", ".safetensors")
@@ -64,7 +69,9 @@ def test_training_end_to_end(sppnet: Callable[..., Any], tiny_voc: Path, tiny_mo
     trained("--learn", "from:nowhere").refused("'from:nowhere': no such layer")
     trained("--classifier", "svm").refused("--end-to-end comes first")
     trained("--epochs", 0).refused("epochs must be at least 1: got 0")
-    trained("--devices", 0).refused("--devices must be at least 1: got 0")
+    trained("--devices", 0).refused("--devices must be at least 1", "got 0")
+    trained("--images-per-step", 0).refused("images_per_step must be at least 1: got 0")
+    trained("--backbone-rate", 0).refused("backbone_rate must be above 0")
     trained("--sides", 0).refused("short_sides must be at least 1")
     assert not output.exists()
     ran = trained("--learn", "from:-1", "--epochs", 1, "--sides", 64, 96)

@@ -20,7 +20,7 @@ from sppnet.detection.box_regression import BoxRegressionSettings
 from sppnet.detection.evaluate import evaluate_detector
 from sppnet.detection.finetune import FinetuneSettings
 from sppnet.detection.linear_stages import LinearStages
-from sppnet.detection.maps import compute_map
+from sppnet.detection.maps import compute_maps
 from sppnet.detection.predict import Stopwatch, detect, score_windows
 from sppnet.detection.svm import SVMSettings
 from sppnet.detection.train import train_detector
@@ -45,8 +45,7 @@ def only(data: DetectionData, name: str) -> DetectionData:
 
 def answer_of(net: SPPNet, image: np.ndarray) -> tuple[Any, ...]:
     """All that `score_windows` wants to know of an image."""
-    features, scale = compute_map(net, image)
-    return features, propose(image, "grid"), scale, image.shape[:2], Stopwatch()
+    return compute_maps(net, image), propose(image, "grid"), Stopwatch()
 
 
 @pytest.fixture(scope="module")

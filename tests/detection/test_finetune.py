@@ -23,7 +23,7 @@ from sppnet.detection.finetune import (
     detection_losses,
     finetune,
 )
-from sppnet.detection.maps import MapCache
+from sppnet.detection.map_cache import MapCache
 from sppnet.detection.targets import Candidates
 from sppnet.models.sppnet import SPPNet
 
@@ -51,7 +51,7 @@ def images(tiny_detector: SPPNet, cache: MapCache, tmp_path: Path) -> list[Train
         image_labels=torch.tensor([1.0, 0]),
     )
     files = cache.fill(tiny_detector, paths)
-    return [TrainingImage(candidates, files[path], (64, 128), (1.0, 1.0)) for path in paths]
+    return [TrainingImage(candidates, files[path], (64, 128)) for path in paths]
 
 
 def test_losses_worked_by_hand() -> None:
@@ -112,13 +112,13 @@ def test_every_image_once_before_any_twice(tiny_detector: SPPNet, cache: MapCach
 
 def test_mirror_images_have_mirrored_boxes(tiny_detector: SPPNet, cache: MapCache, images: list[TrainingImage]) -> None:
     # A pretended mirror image, which is the very same map: its left window must be pooled from the right half.
-    twice = [TrainingImage(image.candidates, (image.maps[0],) * 2, image.size, image.scale) for image in images]
+    twice = [TrainingImage(image.candidates, (image.maps[0],) * 2, image.size) for image in images]
     batches = WindowBatches(twice, tiny_detector, cache, SETTINGS)
     seen = set()
     for step in range(12):
         batch = batches[step]
         for row, index in enumerate(batches._images_of(step)):
-            features = cache.read(images[index].maps[0])
+            features = cache.read(images[index].maps[0]).whole_map
             left, right = (tiny_detector.pool(features, torch.tensor([[0, x, 0, x + 2, 2]]))[0] for x in (0, 2))
             window, delta = batch["pooled"][2 + 2 * row], batch["deltas"][2 * row].tolist()
             mirrored = delta == pytest.approx([-0.5, -0.25, 0.1, 0.2])
@@ -127,6 +127,38 @@ def test_mirror_images_have_mirrored_boxes(tiny_detector: SPPNet, cache: MapCach
             assert torch.equal(window, right if mirrored else left)
             seen.add(mirrored)
     assert seen == {True, False}
+
+
+def test_of_several_scales_every_window_gets_any_or_the_one_that_suits_it(
+    tiny_detector: SPPNet, images: list[TrainingImage], tmp_path: Path
+) -> None:
+    scales = (64, 128, 256)
+    model = SPPNet(dataclasses.replace(tiny_detector.architecture, scales=scales), tiny_detector.backbone).eval()
+    several = MapCache.of(model, tmp_path / "maps")
+    files = several.fill(model, [tmp_path / f"{index}.png" for index in range(5)], mirrored=False)
+    of_scales = [dataclasses.replace(image, maps=maps) for image, maps in zip(images, files.values(), strict=True)]
+    maps = several.read(of_scales[0].maps[0])
+    left, right = torch.tensor([LEFT]), torch.tensor([RIGHT])
+
+    def pooled_at(box: torch.Tensor, scale: int) -> torch.Tensor:
+        return maps.pool(model, maps.windows(model, box, torch.tensor([scale]))[0])[0]
+
+    seen = Counter[tuple[int, ...]]()
+    suited = dataclasses.replace(SETTINGS, images_per_step=1, steps=60, random_scale=False)
+    for settings in (suited, dataclasses.replace(suited, random_scale=True)):
+        batches = WindowBatches([of_scales[0]], model, several, settings)
+        for step in range(settings.steps):
+            whole, *windows = batches[step]["pooled"]
+            assert torch.equal(whole, maps.pool(model, maps.whole_window())[0])
+            found = [
+                [scale for scale in range(3) if torch.equal(window, pooled_at(box, scale))]
+                for window, box in zip(windows, (left, right), strict=True)
+            ]
+            if settings.random_scale:
+                seen[tuple(scale for (scale,) in found)] += 1
+            else:
+                assert found == [[2], [2]]  # 64 x 64 px are nearest to 224 x 224 at four times their size
+    assert len(seen) == 9, "each window draws by itself"
 
 
 def test_layers_with_wide_inputs_learn_slower(tiny_detector: SPPNet) -> None:

@@ -1,190 +1,127 @@
-"""The cache of maps: found again only for the same content, backbone and size; whole or not there; resumable."""
+"""The maps of one image at one scale or several, and that every window is pooled from the map of its scale."""
 
 from __future__ import annotations
 
 import dataclasses
-import errno
-import shutil
-from collections import namedtuple
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from torch.nn import functional as F
 
-from sppnet.data.images import image_size, read_image
-from sppnet.detection import maps
-from sppnet.detection.maps import MapCache, compute_map
-from sppnet.errors import UserError
+from sppnet.detection.maps import ImageMaps, compute_maps
+from sppnet.detection.scales import choose_scale
+from sppnet.models.geometry import window_residuals
 from sppnet.models.sppnet import SPPNet
+from sppnet.models.window_mappings import MAPPINGS, windows_by
+
+SIDES = (128, 64, 256)
+BOXES = torch.tensor([[0.0, 0, 150, 100], [20, 10, 60, 70], [100, 50, 110, 60], [0, 0, 149, 30]])
 
 
-@pytest.fixture
-def images(tmp_path: Path) -> list[Path]:
-    rng = np.random.default_rng(0)
-    paths = [tmp_path / f"{index}.png" for index in range(3)]
-    for index, path in enumerate(paths):
-        Image.fromarray(rng.integers(0, 255, (60 + 30 * index, 150, 3), dtype=np.uint8)).save(path)
-    return paths
+@pytest.fixture(scope="module")
+def image() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 255, (100, 150, 3), dtype=np.uint8)
 
 
-@pytest.fixture
-def cache(tiny_detector: SPPNet, tmp_path: Path) -> MapCache:
-    return MapCache.of(tiny_detector, tmp_path / "maps")
+@pytest.fixture(scope="module")
+def maps(tiny_detector: SPPNet, image: np.ndarray) -> ImageMaps:
+    return compute_maps(tiny_detector, image, SIDES)
 
 
-@pytest.fixture
-def computed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
-    """Shapes of the images whose maps were computed."""
-    shapes: list[tuple[int, ...]] = []
-
-    def counting(model: SPPNet, image: np.ndarray) -> Any:
-        shapes.append(image.shape)
-        return compute_map(model, image)
-
-    monkeypatch.setattr(maps, "compute_map", counting)
-    return shapes
+def cells_of(features: torch.Tensor) -> tuple[int, int]:
+    return features.shape[2], features.shape[3]
 
 
-def variant(model: SPPNet, **changes: Any) -> SPPNet:
+def variant(model: SPPNet, **changes: object) -> SPPNet:
     return SPPNet(dataclasses.replace(model.architecture, **changes), model.backbone).eval()
 
 
-def test_a_map_comes_back_as_it_was_computed(tiny_detector: SPPNet, cache: MapCache, images: list[Path]) -> None:
-    files = cache.fill(tiny_detector, images)
-    assert list(files) == images
-    for image in images:
-        stored = cache.read(files[image][0])
-        expected, _ = compute_map(tiny_detector, read_image(image))
-        assert stored.dtype == torch.float16
-        assert stored.is_contiguous(memory_format=torch.channels_last)
-        assert torch.equal(stored, expected)
-
-
-def test_the_mirrored_map_is_the_map_of_the_mirror_image(
-    tiny_detector: SPPNet, cache: MapCache, images: list[Path]
+def test_each_map_is_the_one_that_its_scale_gives_alone(
+    tiny_detector: SPPNet, image: np.ndarray, maps: ImageMaps
 ) -> None:
-    plain, mirrored = cache.fill(tiny_detector, images[:1])[images[0]]
-    expected, _ = compute_map(tiny_detector, np.ascontiguousarray(read_image(images[0])[:, ::-1]))
-    assert torch.equal(cache.read(mirrored), expected)
-    assert not torch.equal(cache.read(plain), expected)
+    assert [cells_of(features) for features in maps.features] == [(4, 6), (2, 3), (8, 12)]
+    assert maps.size == (100, 150)
+    for index, side in enumerate(SIDES):
+        alone = compute_maps(tiny_detector, image, (side,))
+        assert torch.equal(maps.features[index], alone.features[0])
+        assert maps.scales[index] == alone.scales[0]
+        assert maps.features[index].dtype == torch.float16
+        assert maps.features[index].is_contiguous(memory_format=torch.channels_last)
 
 
-def test_maps_are_keyed_by_content(cache: MapCache, images: list[Path]) -> None:
-    copy = images[0].with_name("copy.png")
-    shutil.copy(images[0], copy)
-    assert cache.path(copy) == cache.path(images[0])
-    assert cache.path(copy) != cache.path(images[1])
-    assert cache.path(copy) != cache.path(copy, mirrored=True)
-    shutil.copy(images[1], copy)  # the photo changes, its name does not
-    assert cache.path(copy) == cache.path(images[1])
+def test_a_model_says_at_which_scales(tiny_detector: SPPNet, image: np.ndarray, maps: ImageMaps) -> None:
+    alone = compute_maps(tiny_detector, image)
+    assert [cells_of(features) for features in alone.features] == [(2, 3)]  # 64, its short side
+    several = compute_maps(variant(tiny_detector, scales=SIDES), image)
+    for ours, theirs in zip(several.features, maps.features, strict=True):
+        assert torch.equal(ours, theirs)
 
 
-def test_maps_are_keyed_by_backbone_size_and_normalisation(tiny_detector: SPPNet, tmp_path: Path) -> None:
-    other_weights = SPPNet(tiny_detector.architecture)
-    rescaled = variant(tiny_detector)
-    rescaled.calibrate(4.0)
-    models = [
-        tiny_detector,
-        other_weights,
-        rescaled,
-        variant(tiny_detector, short_side=65),
-        variant(tiny_detector, long_side=129),
-        variant(tiny_detector, mean=(0.5, 0.5, 0.5)),
-    ]
-    assert len({MapCache.of(model, tmp_path).folder for model in models}) == len(models)
-    for same in (variant(tiny_detector), variant(tiny_detector, levels=(3,), hidden=(8,), names=("x",))):
-        assert MapCache.of(same, tmp_path) == MapCache.of(tiny_detector, tmp_path)
+def test_whole_images_are_asked_about_at_the_short_side(tiny_detector: SPPNet, maps: ImageMaps) -> None:
+    assert maps.whole == 1  # 64
+    assert torch.equal(maps.whole_map, maps.features[1])
+    assert maps.whole_window().tolist() == [[1, 0, 0, 3, 2]]
+    pooled = maps.pool(tiny_detector, maps.whole_window())
+    assert torch.equal(pooled, tiny_detector.pool(maps.features[1], torch.tensor([[0, 0, 0, 3, 2]])))
 
 
-def test_the_bytes_are_known_beforehand(tiny_detector: SPPNet, cache: MapCache, images: list[Path]) -> None:
-    files = cache.fill(tiny_detector, images, mirrored=False)
-    written = sum(np.load(path).nbytes for (path,) in files.values())
-    assert cache.bytes_needed(tiny_detector, [image_size(image) for image in images]) == written
-
-
-def test_only_what_is_missing_is_computed(
-    tiny_detector: SPPNet, cache: MapCache, images: list[Path], computed: list[tuple[int, ...]]
+@pytest.mark.parametrize("rule", ["area", "side"])
+@pytest.mark.parametrize("mapping", MAPPINGS)
+def test_every_window_is_pooled_from_the_map_of_its_scale(
+    tiny_detector: SPPNet, maps: ImageMaps, rule: str, mapping: str
 ) -> None:
-    calls: list[tuple[int, int]] = []
-    files = cache.fill(tiny_detector, images, progress=lambda done, total: calls.append((done, total)))
-    assert len(computed) == 6
-    assert calls == [(1, 3), (2, 3), (3, 3)]
-    computed.clear()
-    cache.fill(tiny_detector, images)
-    assert computed == []
-    files[images[1]][1].unlink()
-    cache.fill(tiny_detector, images, progress=lambda done, total: calls.append((done, total)))
-    assert computed == [(90, 150, 3)]
-    assert calls[3:] == [(3, 3)]
+    model = variant(tiny_detector, scale_rule=rule, mapping=mapping)
+    windows, residuals = maps.windows(model, BOXES)
+    which = choose_scale(BOXES, maps.scales, rule)
+    assert windows[:, 0].tolist() == which.tolist()
+    assert len(set(which.tolist())) > 1
+    pooled = maps.pool(model, windows)
+    for row, index in enumerate(which.tolist()):
+        features, scale = maps.features[index], maps.scales[index]
+        window = windows_by(mapping, BOXES[row : row + 1], model.geometry, cells_of(features), scale)
+        assert torch.equal(pooled[row], model.pool(features, F.pad(window, (1, 0)))[0])
+        assert torch.equal(residuals[row], window_residuals(BOXES[row : row + 1], window, model.geometry, scale)[0])
 
 
-def test_an_image_is_hashed_once_for_both_sides(
-    tiny_detector: SPPNet, cache: MapCache, images: list[Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    hashed: list[Path] = []
-    content_key = maps.content_key
-    monkeypatch.setattr(maps, "content_key", lambda image: hashed.append(image) or content_key(image))
-    files = cache.fill(tiny_detector, images)
-    assert hashed == images
-    for image in images:
-        assert files[image] == (cache.path(image), cache.path(image, mirrored=True))
+def test_the_scale_of_a_box_can_be_given(tiny_detector: SPPNet, maps: ImageMaps) -> None:
+    given = torch.tensor([2, 0, 1, 2])
+    windows, _ = maps.windows(tiny_detector, BOXES, given)
+    assert windows[:, 0].tolist() == given.tolist()
+    pooled = maps.pool(tiny_detector, windows)
+    for order in ([3, 2, 1, 0], [1, 2, 0, 3]):
+        assert torch.equal(maps.pool(tiny_detector, windows[order]), pooled[order])
 
 
-def test_an_interrupted_run_goes_on(
-    tiny_detector: SPPNet, cache: MapCache, images: list[Path], computed: list[tuple[int, ...]]
-) -> None:
-    def stop_at_two(done: int, total: int) -> None:
-        if done == 2:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        cache.fill(tiny_detector, images, mirrored=False, progress=stop_at_two)
-    computed.clear()
-    cache.fill(tiny_detector, images, mirrored=False)
-    assert computed == [(120, 150, 3)]
+def test_the_gradient_reaches_every_map_that_was_asked(tiny_detector: SPPNet, maps: ImageMaps) -> None:
+    features = tuple(part.float().requires_grad_() for part in maps.features)
+    learning = dataclasses.replace(maps, features=features)
+    windows, _ = learning.windows(tiny_detector, BOXES[:2], torch.tensor([2, 0]))
+    learning.pool(tiny_detector, windows).sum().backward()
+    assert [part.grad is not None and bool(part.grad.any()) for part in features] == [True, False, True]
 
 
-@pytest.mark.parametrize("trouble", [OSError(errno.ENOSPC, "disk full"), KeyboardInterrupt()], ids=str)
-def test_a_map_is_there_whole_or_not_at_all(
-    tiny_detector: SPPNet,
-    cache: MapCache,
-    images: list[Path],
-    monkeypatch: pytest.MonkeyPatch,
-    trouble: BaseException,
-) -> None:
-    def half(file: Any, array: np.ndarray) -> None:
-        file.write(b"half of it")
-        raise trouble
-
-    monkeypatch.setattr(np, "save", half)
-    with pytest.raises(UserError if isinstance(trouble, OSError) else KeyboardInterrupt):
-        cache.fill(tiny_detector, images)
-    assert list(cache.folder.iterdir()) == []
+def test_long_images_do_not_grow_without_end(tiny_detector: SPPNet) -> None:
+    maps = compute_maps(tiny_detector, np.zeros((100, 400, 3), np.uint8), (64, 128))
+    long = tiny_detector.architecture.sides(128)[1]
+    assert maps.scales[1] == pytest.approx((long / 400, long / 400), abs=0.01)
+    assert long == 2 * tiny_detector.architecture.long_side
 
 
-def test_too_little_room_is_said_before_the_first_map(
-    tiny_detector: SPPNet,
-    cache: MapCache,
-    images: list[Path],
-    computed: list[tuple[int, ...]],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    usage = namedtuple("usage", "total used free")
-    needed = 2 * cache.bytes_needed(tiny_detector, [image_size(image) for image in images])
-    monkeypatch.setattr(maps.shutil, "disk_usage", lambda folder: usage(10**9, 0, needed - 1))
-    with pytest.raises(UserError, match=r"the maps of 3 images need .* GB below .*make room"):
-        cache.fill(tiny_detector, images)
-    assert computed == []
-    monkeypatch.setattr(maps.shutil, "disk_usage", lambda folder: usage(10**9, 0, needed))
-    cache.fill(tiny_detector, images)
-    assert len(computed) == 6
+def test_no_boxes(tiny_detector: SPPNet, maps: ImageMaps) -> None:
+    windows, residuals = maps.windows(tiny_detector, torch.zeros(0, 4))
+    assert (windows.shape, residuals.shape) == ((0, 5), (0, 4))
+    assert maps.pool(tiny_detector, windows).shape[0] == 0
 
 
 def test_features_beyond_half_precision_are_cut_not_infinite(tiny_detector: SPPNet) -> None:
     loud = variant(tiny_detector)
     loud.feature_scale.fill_(1e9)
-    features, _ = compute_map(loud, np.full((40, 40, 3), 255, np.uint8))
-    assert features.isfinite().all()
+    assert compute_maps(loud, np.full((40, 40, 3), 255, np.uint8)).whole_map.isfinite().all()
+
+
+def test_pooling_is_the_same_within_autocast(tiny_detector: SPPNet, maps: ImageMaps) -> None:
+    windows, _ = maps.windows(tiny_detector, BOXES)
+    expected = maps.pool(tiny_detector, windows)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(maps.pool(tiny_detector, windows), expected)

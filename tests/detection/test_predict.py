@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from sppnet.detection.maps import compute_map
-from sppnet.detection.predict import Stopwatch, detect, detect_in_map, score_windows, select
+from sppnet.detection.maps import compute_maps
+from sppnet.detection.predict import Stopwatch, detect, detect_in_maps, score_windows, select
+from sppnet.detection.scales import choose_scale
 from sppnet.errors import UserError
 from sppnet.models.sppnet import SPPNet
 from sppnet.proposals.compute import propose
@@ -66,10 +67,10 @@ def test_slivers_are_dropped() -> None:
 
 def test_proposals_on_the_same_cells_get_the_same_scores(tiny_detector: SPPNet) -> None:
     image = np.random.default_rng(0).integers(0, 255, (64, 128, 3), dtype=np.uint8)
-    features, scale = compute_map(tiny_detector, image)
-    assert features.shape[2:] == (2, 4)  # 32 px a cell, centred at 0.5, 32.5, ...
+    maps = compute_maps(tiny_detector, image)
+    assert maps.whole_map.shape[2:] == (2, 4)  # 32 px a cell, centred at 0.5, 32.5, ...
     proposals = np.array([[0, 0, 40, 40], [0, 0, 44, 36], [40, 0, 128, 64], [0, 0, 40, 40]], np.float32)
-    scores, boxes = score_windows(tiny_detector, features, proposals, scale, (64, 128), Stopwatch())
+    scores, boxes = score_windows(tiny_detector, maps, proposals, Stopwatch())
     assert scores.shape == (4, 3)
     assert boxes.shape == (4, 2, 4)
     torch.testing.assert_close(scores.sum(1), torch.ones(4))
@@ -103,25 +104,44 @@ def test_images_of_any_size(tiny_detector: SPPNet, size: tuple[int, int]) -> Non
         assert len(found) == 20
 
 
+def test_at_several_scales_every_proposal_is_scored_on_the_map_of_its_own(tiny_detector: SPPNet) -> None:
+    scales = (64, 192, 384)
+    model = SPPNet(dataclasses.replace(tiny_detector.architecture, scales=scales), tiny_detector.backbone).eval()
+    model.load_state_dict(tiny_detector.state_dict())
+    image = np.random.default_rng(0).integers(0, 255, (90, 120, 3), dtype=np.uint8)
+    proposals = propose(image, "grid")
+    maps = compute_maps(model, image)
+    scores, boxes = score_windows(model, maps, proposals, Stopwatch())
+    which = choose_scale(torch.from_numpy(proposals), maps.scales)
+    assert len(which.unique()) > 1
+    for index, side in enumerate(scales):
+        here = which == index
+        alone = compute_maps(model, image, (side,))
+        expected, expected_boxes = score_windows(model, alone, proposals[here.numpy()], Stopwatch())
+        torch.testing.assert_close(scores[here], expected, atol=2e-2, rtol=0)  # bfloat16, and sums in another order
+        torch.testing.assert_close(boxes[here], expected_boxes, atol=1, rtol=0.05)
+    assert len(detect(image, model, score_threshold=0)) > 0
+
+
 def test_the_same_photo_gives_the_same_boxes(tiny_detector: SPPNet) -> None:
     image = np.random.default_rng(0).integers(0, 255, (90, 120, 3), dtype=np.uint8)
     first, second = (detect(image, tiny_detector).to_dict() for _ in range(2))
     assert first == second
 
 
-def test_detecting_in_a_map_is_detecting(tiny_detector: SPPNet) -> None:
+def test_detecting_in_maps_is_detecting(tiny_detector: SPPNet) -> None:
     image = np.random.default_rng(0).integers(0, 255, (90, 120, 3), dtype=np.uint8)
-    features, scale = compute_map(tiny_detector, image)
+    maps = compute_maps(tiny_detector, image)
     proposals = propose(image, tiny_detector.architecture.proposer)
-    found = detect_in_map(tiny_detector, features, proposals, scale, (90, 120), score_threshold=0.2, most=7)
+    found = detect_in_maps(tiny_detector, maps, proposals, score_threshold=0.2, most=7)
     assert len(found) == 7
     assert found.to_dict() == detect(image, tiny_detector, score_threshold=0.2, most=7).to_dict()
 
 
 def test_the_stopwatch_adds_up_every_stage(tiny_detector: SPPNet) -> None:
-    features, scale = compute_map(tiny_detector, np.zeros((64, 64, 3), np.uint8))
+    maps = compute_maps(tiny_detector, np.zeros((64, 64, 3), np.uint8))
     watch = Stopwatch()
-    score_windows(tiny_detector, features, np.array([[0, 0, 64, 64]], np.float32), scale, (64, 64), watch)
+    score_windows(tiny_detector, maps, np.array([[0, 0, 64, 64]], np.float32), watch)
     assert set(watch.seconds) == {"pooling", "fully connected", "nms"}
     once = watch.seconds["pooling"]
     with watch.stage("pooling"):

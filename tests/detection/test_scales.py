@@ -1,16 +1,13 @@
-"""Several scales: which one a box is pooled at, and that windows lie on the map of theirs."""
+"""Of several scales, which one a box is pooled at."""
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sppnet.detection.scales import ScaledMaps, choose_scale, scaled_maps
-from sppnet.models.geometry import boxes_to_windows, window_residuals
-from sppnet.models.sppnet import SPPNet
+from sppnet.detection.scales import choose_scale
 
 VOC = [(side / 375, side / 375) for side in (480, 576, 688, 864, 1200)]  # of a photo of 500 x 375 pixels
 
@@ -44,7 +41,7 @@ def test_worked_cases(side: float, by_area: int, by_side: int) -> None:
 def test_a_larger_box_never_gets_a_larger_scale(sides: list[float]) -> None:
     boxes = torch.cat([square(side) for side in sorted(sides)])
     for rule in ("area", "side"):
-        chosen = choose_scale(boxes, VOC, rule)  # type: ignore[arg-type]
+        chosen = choose_scale(boxes, VOC, rule)
         assert (chosen.diff() <= 0).all()
 
 
@@ -60,53 +57,4 @@ def test_what_is_refused() -> None:
     with pytest.raises(ValueError, match="expected at least one scale and one of the rules area, side: got 0 scales"):
         choose_scale(square(10), [])
     with pytest.raises(ValueError, match="and 'volume'"):
-        choose_scale(square(10), VOC, "volume")  # type: ignore[arg-type]
-
-
-@pytest.fixture(scope="module")
-def image() -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 255, (100, 150, 3), dtype=np.uint8)
-
-
-@pytest.fixture(scope="module")
-def maps(tiny_detector: SPPNet, image: np.ndarray) -> ScaledMaps:
-    return scaled_maps(tiny_detector, image, (64, 128, 256))
-
-
-def test_each_map_is_the_one_that_its_scale_gives_alone(
-    tiny_detector: SPPNet, image: np.ndarray, maps: ScaledMaps
-) -> None:
-    assert maps.sizes == ((2, 3), (4, 6), (8, 12))
-    assert maps.features.is_contiguous(memory_format=torch.channels_last)
-    for index, side in enumerate((64, 128, 256)):
-        alone = scaled_maps(tiny_detector, image, (side,))
-        height, width = maps.sizes[index]
-        assert alone.sizes == ((height, width),)
-        assert torch.equal(maps.features[index, :, :height, :width], alone.features[0])
-
-
-def test_all_windows_are_pooled_in_one_call_each_from_its_map(tiny_detector: SPPNet, maps: ScaledMaps) -> None:
-    boxes = torch.tensor([[0.0, 0, 150, 100], [20, 10, 60, 70], [100, 50, 110, 60], [0, 0, 149, 30]])
-    windows, residuals = maps.windows(tiny_detector, boxes)
-    which = choose_scale(boxes, maps.scales)
-    assert windows[:, 0].tolist() == which.tolist()
-    assert len(set(which.tolist())) > 1
-    pooled = tiny_detector.pool(maps.features, windows)
-    for row, index in enumerate(which.tolist()):
-        size, scale = maps.sizes[index], maps.scales[index]
-        window = boxes_to_windows(boxes[row : row + 1], tiny_detector.geometry, size, scale)
-        own = maps.features[index : index + 1, :, : size[0], : size[1]].contiguous()
-        alone = tiny_detector.pool(own, torch.nn.functional.pad(window, (1, 0)))
-        assert torch.equal(pooled[row], alone[0])
-        expected = window_residuals(boxes[row : row + 1], window, tiny_detector.geometry, scale)
-        assert torch.equal(residuals[row], expected[0])
-
-
-def test_long_images_do_not_grow_without_end(tiny_detector: SPPNet) -> None:
-    maps = scaled_maps(tiny_detector, np.zeros((40, 400, 3), np.uint8), (64, 128))
-    assert maps.scales[1] == pytest.approx((0.8, 0.8))  # 128 * 2.5 = 320 px, not 1280
-
-
-def test_no_boxes(tiny_detector: SPPNet, maps: ScaledMaps) -> None:
-    windows, residuals = maps.windows(tiny_detector, torch.zeros(0, 4))
-    assert (windows.shape, residuals.shape) == ((0, 5), (0, 4))
+        choose_scale(square(10), VOC, "volume")

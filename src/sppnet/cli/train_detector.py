@@ -36,6 +36,21 @@ def detector(
     ] = (1024, 1024),
     short_side: ShortSide = 600,
     long_side: Annotated[int, Parameter(help="unless their long side would become longer than this.")] = 1000,
+    scales: Annotated[
+        tuple[int, ...],
+        Parameter(
+            consume_multiple=True,
+            help="Several short sides instead, such as 480 576 688 864 1200: every window is pooled at the one where its object "
+            "looks the usual size. More maps, more time. --short-side then counts for whole images, and the long side's limit "
+            "grows in proportion.",
+        ),
+    ] = (),
+    mapping: Annotated[
+        Literal["centre", "paper", "release", "roi_pool"],
+        Parameter(
+            help="From a box to its window of cells: this project's way, the paper's, its authors' code's, or Fast R-CNN's."
+        ),
+    ] = "centre",
     steps: Annotated[int, Parameter(help="Of training; each sees 8 images, 64 windows of each.")] = 2500,
     learning_rate: Annotated[float, Parameter(help="Peak of the schedule.")] = 1e-3,
     proposer: Proposals = "selective-search",
@@ -45,7 +60,7 @@ def detector(
         Parameter(
             negative=(),
             help="Learn in one stage in which the convolutions learn too (Fast R-CNN): several times longer, and better. "
-            "Goes on from --model if that is given. For --steps and --mirrored there are the next four.",
+            "Goes on from --model if that is given. For --steps and --mirrored there are the next seven.",
         ),
     ] = False,
     learn: Annotated[
@@ -60,6 +75,16 @@ def detector(
             help="End to end: short sides, one of which is drawn whenever an image is seen; left out: as in use.",
         ),
     ] = (),
+    images_per_step: Annotated[
+        int,
+        Parameter(
+            help="End to end: images that a step learns from, 64 windows of each; on a CPU, 4 are faster than 2."
+        ),
+    ] = 2,
+    backbone_rate: Annotated[
+        float, Parameter(help="End to end: the convolutions' learning rate, as a share of the others'.")
+    ] = 0.03,
+    workers: Annotated[int, Parameter(help="End to end: processes that read images; 0: the training itself does.")] = 0,
     devices: Annotated[int, Parameter(help="End to end: processes, each on a device or a share of the CPU.")] = 1,
     classifier: Annotated[
         Literal["softmax", "svm"],
@@ -136,6 +161,8 @@ def detector(
         short_side=short_side,
         long_side=long_side,
         proposer=proposer,
+        scales=checked_positive("--scales", scales) if scales else (),
+        mapping=mapping,
     )
     learned = SHIPPED["voc"] if backbone == OWN and weights is None and model is None else weights
     work = work or work_folder(output)
@@ -143,14 +170,17 @@ def detector(
         from sppnet.detection.end_to_end import train_end_to_end
         from sppnet.detection.fast_rcnn import FastRcnnSettings
 
-        if devices < 1:
-            raise UserError(f"--devices must be at least 1: got {devices}")
-        whole = FastRcnnSettings(learn=learn, epochs=epochs, short_sides=sides, learning_rate=learning_rate, seed=seed)
+        if devices < 1 or workers < 0:
+            raise UserError(f"--devices must be at least 1, --workers at least 0: got {devices} and {workers}")
+        whole = FastRcnnSettings(
+            learn=learn, epochs=epochs, images_per_step=images_per_step, short_sides=sides, learning_rate=learning_rate,
+            backbone_rate=backbone_rate, seed=seed,
+        )  # fmt: skip
         start = architecture if model is None else model
         with progress() as report:
             record = train_end_to_end(
-                annotated, start, output, work, weights=learned, settings=whole, devices=devices, device=chosen_device(device),
-                report=report,
+                annotated, start, output, work, weights=learned, settings=whole, devices=devices, workers=workers,
+                device=chosen_device(device), report=report,
             )  # fmt: skip
         if os.environ.get("LOCAL_RANK", "0") != "0":  # one of several processes; another one writes
             return 0

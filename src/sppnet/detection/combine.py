@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sppnet.data.images import read_image
 from sppnet.detection import NMS_IOU
-from sppnet.detection.maps import compute_map
+from sppnet.detection.maps import compute_maps
 from sppnet.detection.predict import (
     SCORE_THRESHOLDS,
     Stopwatch,
@@ -73,9 +73,8 @@ def detect_with_several(
         proposer = model.architecture.proposer
         if given is None and proposer not in made:
             made[proposer] = propose(image, proposer)
-        features, scale = compute_map(model, image)
         boxes = made[proposer] if given is None else given
-        answers.append(score_windows(model, features, boxes, scale, (image.shape[0], image.shape[1]), Stopwatch()))
+        answers.append(score_windows(model, compute_maps(model, image), boxes, Stopwatch()))
     scores, moved = union(models, answers)
     kind = score_kind(models[0])
     threshold = SCORE_THRESHOLDS[kind] if score_threshold is None else score_threshold

@@ -15,7 +15,7 @@ from sppnet.data.annotations import DetectionData
 from sppnet.data.images import read_image
 from sppnet.detection import NMS_IOU
 from sppnet.detection.combine import check_combination, union
-from sppnet.detection.maps import compute_map
+from sppnet.detection.maps import compute_maps
 from sppnet.detection.predict import Stopwatch, score_kind, score_windows, select
 from sppnet.detection.train import Report, proposals_of
 from sppnet.errors import UserError
@@ -24,7 +24,6 @@ from sppnet.metrics.errors import DetectionErrors, detection_errors
 from sppnet.metrics.voc import VocResult, evaluate_voc, evaluate_voc_images
 from sppnet.models.precision import autocast
 from sppnet.models.sppnet import SPPNet
-from sppnet.ops.windows import whole_windows
 from sppnet.proposals.files import load_proposals
 from sppnet.results import ScoreKind
 
@@ -98,12 +97,12 @@ def evaluate_detector(
             with watch.stage("proposals"):
                 boxes, _ = load_proposals(files[net.architecture.proposer][done])
             with watch.stage("maps"):
-                features, scale = compute_map(net, pixels)
+                maps = compute_maps(net, pixels)
             with watch.stage("whole image"), torch.inference_mode(), autocast(net.device):
-                answer_of_whole = net.image_logits(net.describe(net.pool(features, whole_windows(features))))[0]
+                answer_of_whole = net.image_logits(net.describe(maps.pool(net, maps.whole_window())))[0]
                 in_data_order = [net.architecture.names.index(name) for name in data.names]
                 logits.append(answer_of_whole.float().cpu().numpy()[in_data_order])
-            answers.append(score_windows(net, features, boxes, scale, pixels.shape[:2], watch))
+            answers.append(score_windows(net, maps, boxes, watch))
         whole.append(np.mean(logits, axis=0))
         with watch.stage("nms"):
             scores, moved = union(models, answers)

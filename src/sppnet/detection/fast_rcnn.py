@@ -27,15 +27,13 @@ import torch
 from lightning.pytorch.callbacks import Callback, LambdaCallback
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from sppnet.detection.finetune import REFERENCE_WIDTH, detection_losses
 from sppnet.detection.image_batches import ImageBatches, LearningImage, Sample, Steps
 from sppnet.detection.learning_layers import choose_layers
-from sppnet.detection.maps import Progress
+from sppnet.detection.maps import ImageMaps, Progress
 from sppnet.errors import UserError
-from sppnet.models.geometry import boxes_to_windows, window_residuals
 from sppnet.models.precision import autocast
 from sppnet.models.quick_backward import quick_backward
 from sppnet.models.sppnet import SPPNet
@@ -73,7 +71,7 @@ class FastRcnnSettings:
     foreground_share: float = 0.25  # of the windows, at most (paper)
     foreground_iou: float = 0.5  # (paper)
     background_iou: float = 0.1  # (paper)
-    short_sides: tuple[int, ...] = ()  # pixels; one is drawn for each image; none: the architecture's own
+    short_sides: tuple[int, ...] = ()  # pixels; one is drawn for each image; none: of the architecture's own
     mirrored: bool = True
     learning_rate: float = 1e-3  # peak, of fully connected layers up to 1024 wide; 5 % warm-up, then along a cosine
     backbone_rate: float = 0.03  # the convolutions' learning rate, as a share
@@ -237,11 +235,10 @@ class FastRcnn(L.LightningModule):
         with autocast(device), quick_backward(model.backbone):
             for sample in batch:
                 features = model.features(model.normalise(sample.image))
-                map_size = (features.shape[2], features.shape[3])
-                cells = boxes_to_windows(sample.boxes, model.geometry, map_size, sample.scale)
-                residuals.append(window_residuals(sample.boxes, cells, model.geometry, sample.scale))
-                cells = torch.cat([torch.tensor([[0, 0, map_size[1], map_size[0]]]), cells])
-                vectors = model.pool(features, F.pad(cells, (1, 0)).to(device))
+                maps = ImageMaps((features,), (sample.scale,), sample.size)
+                windows, off = maps.windows(model, sample.boxes)
+                residuals.append(off)
+                vectors = maps.pool(model, torch.cat([maps.whole_window(), windows]))
                 whole.append(vectors[:1])
                 pooled.append(vectors[1:])
             described = model.describe(torch.cat(whole + pooled))

@@ -26,9 +26,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from sppnet.detection.maps import MapCache, Progress
+from sppnet.detection.map_cache import MapCache
+from sppnet.detection.maps import Progress
 from sppnet.detection.targets import Candidates, draw
-from sppnet.models.geometry import boxes_to_windows, window_residuals
 from sppnet.models.precision import autocast
 from sppnet.models.sppnet import SPPNet
 
@@ -48,6 +48,7 @@ class FinetuneSettings:
     learning_rate: float = 1e-3  # peak, of layers up to REFERENCE_WIDTH wide; 5 % warm-up, then along a cosine
     weight_decay: float = 1e-2
     image_weight: float = 0.5  # of the whole-image loss against the windows'
+    random_scale: bool = True  # of several scales, pool each window at any (release), and not at the one that suits it
     checkpoint_every: int = 100  # steps; a run that was stopped goes on from the last of these
     seed: int = 0
 
@@ -59,7 +60,6 @@ class TrainingImage:
     candidates: Candidates
     maps: tuple[Path, ...]  # the image's; then, if there is one, its mirror image's
     size: tuple[int, int]  # (height, width), pixels of the original
-    scale: tuple[float, float]  # from the original to what the backbone saw, (vertical, horizontal)
 
 
 class WindowBatches(Dataset[dict[str, Tensor]]):
@@ -85,12 +85,13 @@ class WindowBatches(Dataset[dict[str, Tensor]]):
             boxes, delta = image.candidates.boxes[chosen], image.candidates.deltas[chosen]
             if side:
                 boxes, delta = _mirror(boxes, image.size[1]), delta * delta.new_tensor([-1, 1, 1, 1])
-            features = self.cache.read(image.maps[side])
-            map_size = (features.shape[2], features.shape[3])
-            cells = boxes_to_windows(boxes, self.model.geometry, map_size, image.scale)
-            residuals.append(window_residuals(boxes, cells, self.model.geometry, image.scale))
-            cells = torch.cat([torch.tensor([[0, 0, map_size[1], map_size[0]]]), cells])
-            vectors = self.model.pool(features, F.pad(cells, (1, 0)))
+            maps = self.cache.read(image.maps[side])
+            which = None
+            if self.settings.random_scale and len(maps.scales) > 1:
+                which = torch.from_numpy(rng.integers(len(maps.scales), size=len(boxes)))
+            windows, off = maps.windows(self.model, boxes, which)
+            residuals.append(off)
+            vectors = maps.pool(self.model, torch.cat([maps.whole_window(), windows]))
             whole.append(vectors[:1])
             pooled.append(vectors[1:])
             labels.append(image.candidates.labels[chosen])

@@ -39,10 +39,15 @@ class Sample(NamedTuple):
 
     image: np.ndarray  # [h, w, 3] uint8
     boxes: Tensor  # [R, 4] pixels of the image before it was resized
-    scale: tuple[float, float]  # (vertical, horizontal), from there to ``image``
+    size: tuple[int, int]  # (height, width), then
     labels: Tensor  # [R], 0 = background
     deltas: Tensor  # [R, 4], over DELTA_SCALE
     image_labels: Tensor  # [K]
+
+    @property
+    def scale(self) -> tuple[float, float]:
+        """(vertical, horizontal) factor from the image before it was resized to ``image``."""
+        return self.image.shape[0] / self.size[0], self.image.shape[1] / self.size[1]
 
 
 class ImageBatches(Dataset[list[Sample]]):
@@ -55,7 +60,7 @@ class ImageBatches(Dataset[list[Sample]]):
         images_per_step, windows_per_image: of a batch; fewer windows where an image has fewer.
         foreground_share: at most this part of the windows is foreground.
         short_sides: pixels; each image gets one of these, drawn for it, in place of the architecture's; with the long side's
-            limit in proportion. None: the architecture's own.
+            limit in proportion. None: the architecture's own, one or several.
         mirrored: show half of the images mirrored.
         seed: of all that is drawn.
         rank, ranks: of this process; together they go through the images once.
@@ -79,7 +84,7 @@ class ImageBatches(Dataset[list[Sample]]):
         self.images, self.architecture, self.minimum = images, architecture, minimum
         self.images_per_step, self.windows_per_image = images_per_step, windows_per_image
         self.foreground_share, self.mirrored = foreground_share, mirrored
-        self.short_sides = tuple(short_sides) or (architecture.short_side,)
+        self.short_sides = tuple(short_sides) or architecture.short_sides
         self.seed, self.rank, self.ranks = seed, rank, ranks
 
     def __getitem__(self, step: int) -> list[Sample]:
@@ -105,17 +110,15 @@ class ImageBatches(Dataset[list[Sample]]):
                 deltas * deltas.new_tensor([-1, 1, 1, 1]),
             )
         shown = self._fitted(image, short_side)
-        vertical, horizontal = (new / old for new, old in zip(shown.shape[:2], image.shape[:2], strict=True))
+        size = (image.shape[0], image.shape[1])
         labels = one.candidates.labels[chosen]
-        return Sample(shown, boxes, (vertical, horizontal), labels, deltas, one.candidates.image_labels)
+        return Sample(shown, boxes, size, labels, deltas, one.candidates.image_labels)
 
     def _fitted(self, image: np.ndarray, short_side: int) -> np.ndarray:
         settings = self.architecture
-        long_side = round(settings.long_side * short_side / settings.short_side)
         red, green, blue = (round(255 * value) for value in settings.mean)
-        return fit_image(
-            image, settings.fit, short_side, long_side, minimum=self.minimum, fill=(red, green, blue)
-        )  # fmt: skip
+        sides = settings.sides(short_side)
+        return fit_image(image, settings.fit, *sides, minimum=self.minimum, fill=(red, green, blue))
 
 
 def mirror(boxes: Tensor, width: int) -> Tensor:

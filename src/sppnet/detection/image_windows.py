@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sppnet.boxes import box_iou
 from sppnet.data.annotations import AnnotatedImage
-from sppnet.models.geometry import boxes_to_windows
+from sppnet.detection.maps import ImageMaps
 from sppnet.models.precision import autocast
 from sppnet.models.sppnet import WINDOWS_AT_ONCE, SPPNet
 
@@ -99,34 +99,31 @@ class ImageWindows:
         return features
 
 
-def describe_boxes(
-    model: SPPNet, features: Tensor, boxes: Tensor, scale: tuple[float, float], *, pooled: bool = False
-) -> Tensor:
-    """Windows of one map as vectors, in half precision.
+def describe_boxes(model: SPPNet, maps: ImageMaps, boxes: Tensor, *, pooled: bool = False) -> Tensor:
+    """Windows of one image as vectors, in half precision.
 
     Boxes that fall on the same cells are described once.
 
     Args:
         model: gives the geometry, the pyramid and the fully connected layers.
-        features: [1, C, h, w], the map.
+        maps: of the image, on the model's device.
         boxes: [R, 4] in pixels of the original image.
-        scale: (vertical, horizontal) factor from the original image to the image that the backbone saw.
         pooled: the pooled window itself, D = M * C, and not what the fully connected layers make of it.
 
     Returns:
-        [R, D] float16 on the device of ``features``.
+        [R, D] float16 on the device of the maps.
     """
-    windows = boxes_to_windows(boxes, model.geometry, (features.shape[2], features.shape[3]), scale)
+    windows, _ = maps.windows(model, boxes)
     unique, which = windows.unique(dim=0, return_inverse=True)
-    unique = torch.nn.functional.pad(unique, (1, 0)).to(features.device)
     limit = torch.finfo(torch.float16).max
     parts = []
     with torch.inference_mode(), autocast(model.device):
         for part in unique.split(WINDOWS_AT_ONCE):
-            vectors = model.pool(features, part)
+            vectors = maps.pool(model, part)
             vectors = vectors.flatten(1) if pooled else model.describe(vectors)
             parts.append(vectors.float().clamp(-limit, limit).half())
-    return torch.cat(parts)[which.to(features.device)]
+    described = torch.cat(parts)
+    return described[which.to(described.device)]
 
 
 def feature_scale(images: Sequence[ImageWindows], norm: float, seed: int) -> float:

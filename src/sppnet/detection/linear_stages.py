@@ -28,8 +28,8 @@ from torch import Tensor
 
 from sppnet.data.annotations import AnnotatedImage
 from sppnet.detection.box_regression import BoxRegression, BoxRegressionSettings, train_box_regression
+from sppnet.detection.map_cache import MapCache
 from sppnet.detection.mapped_windows import MappedWindows
-from sppnet.detection.maps import MapCache
 from sppnet.detection.svm import LinearSVMs, SVMSettings, train_svms
 from sppnet.errors import UserError
 from sppnet.models.sppnet import CLASSIFIERS, REGRESSIONS, LinearOutputs, SPPNet

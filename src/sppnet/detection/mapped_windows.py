@@ -1,6 +1,6 @@
 """The windows of many images, described from their cached maps when they are asked for: what SVMs and box regressors learn from.
 
-Nothing but the map's file name is held of an image: its proposals, overlaps and features come and go with its turn.
+Nothing but the name of its maps' file is held of an image: its proposals, overlaps and features come and go with its turn.
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ import numpy as np
 from torch import Tensor
 
 from sppnet.data.annotations import AnnotatedImage
-from sppnet.data.images import image_size
 from sppnet.detection.image_windows import ImageWindows, describe_boxes
-from sppnet.detection.maps import MapCache
+from sppnet.detection.map_cache import MapCache
 from sppnet.models.sppnet import SPPNet
 from sppnet.proposals.files import load_proposals
 
@@ -29,7 +28,7 @@ class MappedWindows(Sequence[ImageWindows]):
         cache: reads the maps.
         images: the images and their objects.
         proposals: the proposals' file of each.
-        maps: the map's file of each.
+        maps: the maps' file of each.
         label: only this class, 1..K of the images' labels, which becomes 1; 0: all, as they are.
         classes: K; 1 where there is a ``label``.
         pooled: describe windows by what was pooled, and not by what the fully connected layers make of it.
@@ -70,20 +69,18 @@ class MappedWindows(Sequence[ImageWindows]):
         if isinstance(index, slice):
             return [self[place] for place in range(*index.indices(len(self)))]
         image, path = self._of_label(self.images[index]), self.maps[index]
-        size = image_size(image.path)  # the annotation's may be wrong; the map was made of what the file holds
-        scaled = self.model.input_size(size)
-        scale = scaled[0] / size[0], scaled[1] / size[1]
 
         def describe(boxes: Tensor) -> Tensor:
-            features = self.cache.read(path).to(self.model.device)
-            return describe_boxes(self.model, features, boxes, scale, pooled=self.pooled)
+            return describe_boxes(self.model, self.cache.read(path).to(self.model.device), boxes, pooled=self.pooled)
 
         return ImageWindows.of(image, load_proposals(self.proposals[index])[0], self.classes, describe)
 
     def fingerprint(self) -> str:
         """Names all that the windows come from: objects, proposals, maps, and the layers that describe them."""
         digest = hashlib.blake2b(digest_size=8)
-        digest.update(repr((self.classes, self.label, self.pooled, self.model.architecture.levels)).encode())
+        settings = self.model.architecture
+        digest.update(repr((self.classes, self.label, self.pooled, settings.levels)).encode())
+        digest.update(repr((settings.scale_rule, settings.mapping)).encode())
         for name, value in sorted(self.model.fully_connected.state_dict().items()):
             digest.update(name.encode() + value.detach().cpu().numpy().tobytes())
         for image, proposals, path in zip(self.images, self.proposals, self.maps, strict=True):

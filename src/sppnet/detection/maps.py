@@ -1,145 +1,144 @@
-"""Feature maps computed once and kept on disk: what makes training the fully connected layers cheap.
+"""The feature maps of one image, at one scale or several, and the windows of boxes on them.
 
-One .npy per image (and one more for its mirror image), [h, w, C] half precision, channels last, read through a memory map.
-A map is keyed by the image's content, the backbone's weights and the size it was computed at, so a stale one is never
-used. The maps are kept, not the windows pooled from them: those are what filled the paper's disks.
+image [H, W, 3] -> maps [1, C, h, w], one for each scale -> for every box the map that it is pooled from, and its window there
+-> windows [R, 5], whose first number says which map -> pooled [R, M, C]. The convolutions run once for each scale, whatever the
+number of boxes: arXiv:1406.4729, section 4.1.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
-import shutil
 from collections.abc import Callable, Sequence
-from copy import deepcopy
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from sppnet.data.images import content_key, image_size, read_image
-from sppnet.errors import UserError
+from sppnet.detection.scales import choose_scale
+from sppnet.models.geometry import window_residuals
 from sppnet.models.precision import autocast
 from sppnet.models.sppnet import SPPNet
+from sppnet.models.window_mappings import windows_by
 
 Progress = Callable[[int, int], None]  # done, total
 
 
-@dataclass(frozen=True)
-class MapCache:
-    """The maps of one backbone at one size, in one folder.
+@dataclass(frozen=True, eq=False)
+class ImageMaps:
+    """The maps of one image, by falling or rising scale as they were asked for."""
 
-    Args:
-        folder: created when the first map is written; holds nothing but maps.
-    """
+    features: tuple[Tensor, ...]  # of each scale, [1, C, h, w], channels last in memory
+    scales: tuple[tuple[float, float], ...]  # (vertical, horizontal) factor, from the image to what the backbone saw
+    size: tuple[int, int]  # (height, width) of the image, in pixels
+    whole: int = 0  # which map answers questions about the whole image
 
-    folder: Path
+    @property
+    def whole_map(self) -> Tensor:
+        """[1, C, h, w]."""
+        return self.features[self.whole]
 
-    @classmethod
-    def of(cls, model: SPPNet, folder: Path) -> MapCache:
-        """The cache below ``folder`` for the backbone of ``model`` and the image size it works at.
+    def to(self, device: torch.device) -> ImageMaps:
+        return replace(self, features=tuple(part.to(device) for part in self.features))
 
-        The backbone counts as what a model file holds of it, so that a model that was read shares the maps it was trained on.
-        """
-        settings = model.architecture
-        fingerprint = hashlib.blake2b(digest_size=8)
-        for name, value in sorted(model.backbone.state_dict().items()):
-            stored = value.half() if value.is_floating_point() else value
-            fingerprint.update(name.encode() + stored.detach().cpu().numpy().tobytes())
-        fingerprint.update(repr((settings.mean, settings.std, float(model.feature_scale))).encode())
-        size = f"{settings.short_side}-{settings.long_side}"
-        return cls(folder / f"{settings.backbone}-{fingerprint.hexdigest()}-{size}")
+    def whole_window(self) -> Tensor:
+        """The window [1, 5] of the whole image."""
+        height, width = self.whole_map.shape[2:]
+        return torch.tensor([[self.whole, 0, 0, width, height]])
 
-    def path(self, image: Path, *, mirrored: bool = False) -> Path:
-        """Where the map of an image file lies, or will lie."""
-        return self._path_of(content_key(image), mirrored)
-
-    def read(self, path: Path) -> Tensor:
-        """A map as features [1, C, h, w], half precision, channels last in memory, without loading it whole."""
-        stored = np.load(path, mmap_mode="c")  # copy on write: torch wants an array it could write to
-        return torch.from_numpy(stored).permute(2, 0, 1)[None]
-
-    def fill(
-        self, model: SPPNet, images: Sequence[Path], *, mirrored: bool = True, progress: Progress | None = None
-    ) -> dict[Path, tuple[Path, ...]]:
-        """Compute what is missing; interrupted, the next call goes on where this one stopped.
+    def windows(self, model: SPPNet, boxes: Tensor, which: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Where to pool boxes.
 
         Args:
-            model: gives the backbone, and prepares the images.
-            images: files.
-            mirrored: also the maps of the mirror images.
-            progress: called with images done, and all.
+            model: says by what rules, and gives the geometry.
+            boxes: [R, 4] in pixels of the image.
+            which: [R] int64, the map of each box; where it is not given, the one whose scale suits it
+                (`sppnet.detection.scales.choose_scale`).
 
         Returns:
-            For every image its map's file, and its mirror image's.
-
-        Raises:
-            UserError: the disk has less room than the missing maps need (known before the first is computed).
+            windows [R, 5] int64 (map, x0, y0, x1, y1), in cells, and residuals [R, 4] as
+            `sppnet.models.geometry.window_residuals` gives them; on the CPU.
         """
-        sides = (False, True) if mirrored else (False,)
-        wanted: dict[Path, tuple[Path, ...]] = {}
-        for image in images:
-            key = content_key(image)
-            wanted[image] = tuple(self._path_of(key, side) for side in sides)
-        missing = [image for image, paths in wanted.items() if not all(path.exists() for path in paths)]
-        self._check_room(model, missing, copies=len(sides))
-        for done, image in enumerate(missing):
-            pixels = read_image(image)
-            for side, path in zip(sides, wanted[image], strict=True):
-                if not path.exists():
-                    _write(path, compute_map(model, pixels[:, ::-1] if side else pixels)[0])
-            if progress:
-                progress(len(images) - len(missing) + done + 1, len(images))
-        return wanted
+        settings = model.architecture
+        if which is None:
+            which = choose_scale(boxes, self.scales, settings.scale_rule)
+        windows = torch.empty(len(boxes), 5, dtype=torch.int64)
+        windows[:, 0] = which
+        residuals = torch.empty(len(boxes), 4)
+        for index, (features, scale) in enumerate(zip(self.features, self.scales, strict=True)):
+            here = which == index
+            size = (features.shape[2], features.shape[3])
+            cells = windows_by(settings.mapping, boxes[here], model.geometry, size, scale)
+            windows[here, 1:] = cells
+            residuals[here] = window_residuals(boxes[here], cells, model.geometry, scale)
+        return windows, residuals
 
-    def bytes_needed(self, model: SPPNet, sizes: Sequence[tuple[int, int]]) -> int:
-        """Bytes that the maps of images of these sizes (height, width) take on disk."""
-        backbone = deepcopy(model.backbone).to("meta")
-        known: dict[tuple[int, int], int] = {}
-        total = 0
-        for size in sizes:
-            scaled = model.input_size(size)
-            if scaled not in known:
-                with torch.no_grad():
-                    known[scaled] = 2 * backbone(torch.empty(1, 3, *scaled, device="meta")).numel()
-            total += known[scaled]
-        return total
+    def pool(self, model: SPPNet, windows: Tensor) -> Tensor:
+        """Pool windows, each from its map.
 
-    def _path_of(self, key: str, mirrored: bool) -> Path:
-        return self.folder / f"{key}{'-mirrored' if mirrored else ''}.npy"
+        Args:
+            model: gives the pyramid.
+            windows: [R, 5] int64, as `windows` gives them, on any device.
 
-    def _check_room(self, model: SPPNet, missing: Sequence[Path], copies: int) -> None:
-        if not missing:
-            return
-        needed = copies * self.bytes_needed(model, [image_size(image) for image in missing])
-        self.folder.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(self.folder).free
-        if needed > free:
-            raise UserError(
-                f"the maps of {len(missing)} images need {needed / 1e9:.1f} GB below {self.folder}, where "
-                f"{free / 1e9:.1f} GB are free: make room, give another folder with --work, or a smaller --short-side"
-            )
-
-
-def compute_map(model: SPPNet, image: np.ndarray) -> tuple[Tensor, tuple[float, float]]:
-    """The map of one image [H, W, 3] uint8: features [1, C, h, w] half precision, channels last; and the resize factor."""
-    prepared, scale = model.prepare(image)
-    with torch.inference_mode(), autocast(model.device):
-        features = model.features(prepared.contiguous(memory_format=torch.channels_last))
-    limit = torch.finfo(torch.float16).max
-    features = features.float().clamp(-limit, limit).half()
-    return features.contiguous(memory_format=torch.channels_last), scale
+        Returns:
+            [R, M, C] in the maps' precision, on their device. Differentiable with respect to the maps.
+        """
+        device = self.features[0].device
+        if len(self.features) == 1:
+            pooled: Tensor = model.pool(self.features[0], windows.to(device))
+            return pooled
+        order = windows[:, 0].argsort(stable=True)
+        ordered = windows[order]
+        counts = windows[:, 0].bincount(minlength=len(self.features)).tolist()
+        parts = [
+            model.pool(features, F.pad(part[:, 1:], (1, 0)).to(device))
+            for features, part in zip(self.features, ordered.split(counts), strict=True)
+            if len(part)
+        ]
+        if not parts:  # no windows: [0, M, C]
+            parts.append(model.pool(self.features[0], windows.to(device)))
+        with torch.autocast(device.type, enabled=False):  # which on a CPU knows no half precision
+            pooled = torch.cat(parts)
+        if torch.equal(order, torch.arange(len(order), device=order.device)):
+            return pooled
+        back = torch.empty_like(order)
+        back[order] = torch.arange(len(order), device=order.device)
+        return pooled[back.to(device)]
 
 
-def _write(path: Path, features: Tensor) -> None:
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            np.save(file, features[0].permute(1, 2, 0).cpu().numpy())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)  # still there only where writing failed
+def compute_maps(
+    model: SPPNet, image: np.ndarray, short_sides: Sequence[int] | None = None, *, bfloat16: bool = True
+) -> ImageMaps:
+    """The maps of one image.
+
+    Args:
+        model: gives the backbone.
+        image: [H, W, 3] uint8.
+        short_sides: of the resized image, one for each map, in pixels; the model's own where not given. Long images are
+            smaller: see `Architecture.sides`.
+        bfloat16: convolve in it where the device is fast at that; else in float32.
+
+    Returns:
+        Half precision, channels last in memory.
+
+    Example:
+        >>> maps = compute_maps(sppnet.load("voc"), np.zeros((100, 150, 3), np.uint8), short_sides=(64, 128))
+        >>> [tuple(features.shape) for features in maps.features]
+        [(1, 384, 2, 3), (1, 384, 4, 6)]
+    """
+    sides = model.architecture.short_sides if short_sides is None else tuple(short_sides)
+    parts, scales = [], []
+    for side in sides:
+        prepared, scale = model.prepare(image, side)
+        with torch.inference_mode(), autocast(model.device, enabled=bfloat16):
+            features = model.features(prepared.contiguous(memory_format=torch.channels_last))
+        limit = torch.finfo(torch.float16).max
+        half = features.float().clamp(-limit, limit).half()
+        parts.append(half.contiguous(memory_format=torch.channels_last))
+        scales.append(scale)
+    size = (image.shape[0], image.shape[1])
+    return ImageMaps(tuple(parts), tuple(scales), size, _whole(sides, model.architecture.short_side))
+
+
+def _whole(sides: Sequence[int], wanted: int) -> int:
+    return min(range(len(sides)), key=lambda index: abs(sides[index] - wanted))

@@ -1,7 +1,7 @@
 """A photo in, labelled boxes out: propose, map, pool, score, suppress.
 
-image [H, W, 3] -> proposals [R, 4] -> features [1, C, h, w] -> windows [R, 5] -> scores [R, 1 + K] and boxes [R, K, 4]
--> `Detections`. The convolutions run once, whatever the number of proposals: arXiv:1406.4729, section 4.
+image [H, W, 3] -> proposals [R, 4] -> maps [1, C, h, w] of one scale or several -> windows [R, 5] -> scores [R, 1 + K] and boxes
+[R, K, 4] -> `Detections`. The convolutions run once for each scale, whatever the number of proposals: arXiv:1406.4729, section 4.
 
 A model with SVMs scores by margins, one with ridge regressors moves boxes by them; one without, by the network's own outputs
 (`sppnet.detection.linear_stages`).
@@ -25,10 +25,9 @@ from sppnet.boxes import clip_boxes, decode_boxes
 from sppnet.data.images import read_image
 from sppnet.detection import NMS_IOU
 from sppnet.detection.linear_stages import stored_regression, stored_svms
-from sppnet.detection.maps import compute_map
+from sppnet.detection.maps import ImageMaps, compute_maps
 from sppnet.detection.targets import DELTA_SCALE
 from sppnet.errors import UserError
-from sppnet.models.geometry import boxes_to_windows, window_residuals
 from sppnet.models.precision import autocast
 from sppnet.models.sppnet import WINDOWS_AT_ONCE, SPPNet
 from sppnet.proposals.compute import propose
@@ -90,41 +89,33 @@ def detect(
     check_detects(model)
     image = read_image(source)
     boxes = propose(image, model.architecture.proposer) if proposals is None else check_proposals(proposals)
-    features, scale = compute_map(model, image)
-    size = image.shape[:2]
-    return detect_in_map(
-        model, features, boxes, scale, size, score_threshold=score_threshold, nms_iou=nms_iou, most=most
-    )
+    maps = compute_maps(model, image)
+    return detect_in_maps(model, maps, boxes, score_threshold=score_threshold, nms_iou=nms_iou, most=most)
 
 
-def detect_in_map(
+def detect_in_maps(
     model: SPPNet,
-    features: Tensor,
+    maps: ImageMaps,
     proposals: np.ndarray,
-    scale: tuple[float, float],
-    size: tuple[int, int],
     *,
     score_threshold: float | None = None,
     nms_iou: float = NMS_IOU,
     most: int = 100,
 ) -> Detections:
-    """`detect` where the map is at hand, because something else needs it too.
+    """`detect` where the maps are at hand, because something else needs them too.
 
     Args:
         model: a detector.
-        features: [1, C, h, w], and ``scale``, as `compute_map` returns them.
+        maps: as `compute_maps` returns them.
         proposals: [R, 4] float32, pixels of the image.
-        scale: (vertical, horizontal) factor from the image to what the backbone saw.
-        size: (height, width) of the image, in pixels.
         score_threshold, nms_iou, most: as for `detect`.
 
     Example:
         >>> image, model = np.zeros((60, 80, 3), np.uint8), sppnet.load("voc")
-        >>> features, scale = compute_map(model, image)
-        >>> detect_in_map(model, features, propose(image), scale, image.shape[:2], score_threshold=0.9).names
+        >>> detect_in_maps(model, compute_maps(model, image), propose(image), score_threshold=0.9).names
         ()
     """
-    scores, moved = score_windows(model, features, proposals, scale, size, Stopwatch())
+    scores, moved = score_windows(model, maps, proposals, Stopwatch())
     kind = score_kind(model)
     threshold = SCORE_THRESHOLDS[kind] if score_threshold is None else score_threshold
     return select(scores, moved, model.architecture.names, threshold, nms_iou, most, kind)
@@ -143,14 +134,7 @@ def score_kind(model: SPPNet) -> ScoreKind:
     return "margin" if model.architecture.classifier == "svm" else "probability"
 
 
-def score_windows(
-    model: SPPNet,
-    features: Tensor,
-    proposals: np.ndarray,
-    scale: tuple[float, float],
-    size: tuple[int, int],
-    watch: Stopwatch,
-) -> tuple[Tensor, Tensor]:
+def score_windows(model: SPPNet, maps: ImageMaps, proposals: np.ndarray, watch: Stopwatch) -> tuple[Tensor, Tensor]:
     """What the network says of each proposal.
 
     Proposals that fall on the same cells share one pass through the fully connected layers.
@@ -161,23 +145,21 @@ def score_windows(
     """
     boxes = torch.from_numpy(proposals)
     with watch.stage("pooling"):
-        windows = boxes_to_windows(boxes, model.geometry, (features.shape[2], features.shape[3]), scale)
-        residuals = window_residuals(boxes, windows, model.geometry, scale).to(features.device)
+        windows, residuals = maps.windows(model, boxes)
         unique, which = windows.unique(dim=0, return_inverse=True)
-        unique = torch.nn.functional.pad(unique, (1, 0)).to(features.device)
     outputs = []
     for part in unique.split(WINDOWS_AT_ONCE):
         with torch.inference_mode():
             with watch.stage("pooling"):
-                pooled = model.pool(features, part)
+                pooled = maps.pool(model, part)
             with watch.stage("fully connected"), autocast(model.device):
                 outputs.append(tuple(part.cpu() for part in _answers(model, pooled)))
     with watch.stage("nms"), torch.inference_mode():
         scores, deltas = (torch.cat(column)[which] for column in zip(*outputs, strict=True))
         if model.architecture.regression == "network":
-            deltas = model.correct_deltas(deltas.to(residuals.device), residuals).cpu()
+            deltas = model.correct_deltas(deltas.to(model.device), residuals.to(model.device)).cpu()
             deltas = deltas * deltas.new_tensor(DELTA_SCALE)
-        return scores, clip_boxes(decode_boxes(boxes, deltas), (size[0], size[1]))
+        return scores, clip_boxes(decode_boxes(boxes, deltas), maps.size)
 
 
 def _answers(model: SPPNet, pooled: Tensor) -> tuple[Tensor, Tensor]:

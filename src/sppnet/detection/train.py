@@ -20,7 +20,8 @@ from sppnet.data.annotations import DetectionData
 from sppnet.data.images import image_size, read_image
 from sppnet.detection.finetune import FinetuneSettings, TrainingImage, finetune
 from sppnet.detection.linear_stages import LinearStages, train_linear_stages
-from sppnet.detection.maps import MapCache, compute_map
+from sppnet.detection.map_cache import MapCache
+from sppnet.detection.maps import compute_maps
 from sppnet.detection.targets import find_candidates
 from sppnet.errors import UserError
 from sppnet.models.backbones import build_backbone
@@ -97,7 +98,7 @@ def train_detector(
         )
         if len(candidates.labels):
             size = image_size(image.path)  # the annotation's may be wrong; the map was made of what the file holds
-            images.append(TrainingImage(candidates, maps[image.path], size, _scale(model, size)))
+            images.append(TrainingImage(candidates, maps[image.path], size))
     checkpoints = work / f"checkpoints-{output.stem}-{_fingerprint(architecture, settings, images)}"
     finetune(model, images, cache, settings, checkpoints, partial(report, "fine-tuning"))
     round_to_stored(model)  # what comes next learns from what the model file holds
@@ -159,7 +160,7 @@ def train_stages_of(
 def windows_of(
     model: SPPNet, data: DetectionData, work: Path, report: Report
 ) -> tuple[list[Path], MapCache, list[Path]]:
-    """The proposals' file of each image, the cache of maps, and the map's file of each image; missing ones are computed."""
+    """The proposals' file of each image, the cache of maps, and the maps' file of each image; missing ones are computed."""
     files = proposals_of(data, model.architecture.proposer, work, partial(report, "proposals"))
     cache = MapCache.of(model, work / "maps")
     paths = [image.path for image in data.images]
@@ -196,7 +197,7 @@ def calibrate(model: SPPNet, data: DetectionData) -> None:
     """Scale the features so that their mean square over the first images is 1."""
     model.feature_scale.fill_(1.0)
     squares = [
-        compute_map(model, read_image(image.path))[0].float().square().mean()
+        compute_maps(model, read_image(image.path)).whole_map.float().square().mean()
         for image in data.images[:CALIBRATION_IMAGES]
     ]
     model.calibrate(float(torch.stack(squares).mean()))
@@ -210,8 +211,3 @@ def _fingerprint(architecture: Architecture, settings: FinetuneSettings, images:
         for part in (image.candidates.boxes, image.candidates.labels, image.candidates.image_labels):
             digest.update(part.numpy().tobytes())
     return digest.hexdigest()
-
-
-def _scale(model: SPPNet, size: tuple[int, int]) -> tuple[float, float]:
-    scaled = model.input_size(size)
-    return scaled[0] / size[0], scaled[1] / size[1]

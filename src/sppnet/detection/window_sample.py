@@ -10,10 +10,8 @@ import torch
 from torch import Tensor
 
 from sppnet.data.images import read_image
-from sppnet.detection.maps import compute_map
-from sppnet.models.geometry import boxes_to_windows
+from sppnet.detection.maps import compute_maps
 from sppnet.models.sppnet import SPPNet
-from sppnet.ops.windows import whole_windows
 from sppnet.proposals.compute import propose
 
 WINDOWS = 6000  # in all; each [M, C] in half precision
@@ -47,16 +45,15 @@ def sample_windows(
     parts = []
     for done, photo in enumerate(photos):
         image = read_image(photo)
-        features, scale = compute_map(model, image)
+        maps = compute_maps(model, image)
         if model.architecture.detects:
             boxes = propose(image, model.architecture.proposer)
             chosen = torch.from_numpy(boxes[rng.permutation(len(boxes))[:each]])
-            cells = boxes_to_windows(chosen, model.geometry, (features.shape[2], features.shape[3]), scale)
-            windows = torch.nn.functional.pad(cells, (1, 0)).to(features.device)
+            windows, _ = maps.windows(model, chosen)
         else:
-            windows = whole_windows(features)
+            windows = maps.whole_window()
         with torch.inference_mode():
-            parts.append(model.pool(features, windows).half().cpu())
+            parts.append(maps.pool(model, windows).half().cpu())
         if progress:
             progress(done + 1, len(photos))
     return torch.cat(parts)

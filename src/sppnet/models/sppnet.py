@@ -21,6 +21,7 @@ from sppnet.layers import RegionPyramidPool
 from sppnet.models.backbones import OWN, build_backbone, map_shape, smallest_side
 from sppnet.models.geometry import backbone_geometry
 from sppnet.models.mixed_batch import mixed_features, own_windows
+from sppnet.models.window_mappings import MAPPINGS
 from sppnet.ops.pyramid_pool import pyramid_pool
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -28,6 +29,7 @@ RESIDUAL_SPREAD = 0.025  # sides of a box: makes residuals so large that small w
 WINDOWS_AT_ONCE = 4096  # bounds the memory of pooled windows: 4096 x 50 bins x 512 channels is 210 MB in half precision
 
 CLASSIFIERS = ("softmax", "svm")  # probabilities of the network's own output, or margins of one linear SVM a class
+SCALE_RULES = ("area", "side")
 REGRESSIONS = ("network", "ridge", "ridge-pooled")  # own output; ridge regression on [R, D]; on the pooled windows
 
 
@@ -49,10 +51,30 @@ class Architecture:
     std: tuple[float, float, float] = IMAGENET_STD
     backbone_stride: int = 0  # pixels per cell, where the backbone is cut to have it; 0: the backbone's own
     proposer: str = "selective-search"  # what proposed the boxes that the detector was trained on
+    scales: tuple[int, ...] = ()  # pixels: short sides of the maps that windows are pooled from; (): short_side alone
+    scale_rule: str = "area"  # which of them a window is pooled from: see `sppnet.detection.scales`
+    mapping: str = "centre"  # from a box to its window: see `sppnet.models.window_mappings`
     # What is decided after fine-tuning. Not in `repr`: fine-tuning is named by it, and serves all of these.
-    classifier: str = field(default="softmax", repr=False)  # what scores windows: see CLASSIFIERS
+    # What scores windows (see CLASSIFIERS); of a model that does not detect, whole images, and svm means probabilities, too.
+    classifier: str = field(default="softmax", repr=False)
     regression: str = field(default="network", repr=False)  # what moves boxes: see REGRESSIONS
     ranks: tuple[int, ...] = field(default=(), repr=False)  # of the fully connected layers; 0: whole; (): all are
+
+    @property
+    def short_sides(self) -> tuple[int, ...]:
+        """Short sides at which windows are looked at, in pixels."""
+        return self.scales or (self.short_side,)
+
+    def sides(self, short_side: int | None = None) -> tuple[int, int]:
+        """The short side, the architecture's own where none is given, and the longest long side, which is in proportion.
+
+        Example:
+            >>> Architecture((), short_side=600, long_side=1000).sides(1200)
+            (1200, 2000)
+        """
+        if short_side is None:
+            return self.short_side, self.long_side
+        return short_side, round(self.long_side * short_side / self.short_side)
 
 
 class LinearOutputs(nn.Module):
@@ -69,6 +91,14 @@ class LinearOutputs(nn.Module):
         self.scale = nn.Buffer(torch.ones(()))
 
 
+class UnitLength(nn.Module):
+    """Vectors [R, D] divided by their lengths; one of zeros stays as it is. Source: arXiv:1406.4729, section 3.2."""
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        exact = vectors.to(torch.promote_types(vectors.dtype, torch.float32))  # half precision holds no large squares
+        return nn.functional.normalize(exact, dim=1).to(vectors.dtype)
+
+
 def linear_layer(width: int, outputs: int, rank: int) -> nn.Module:
     """A linear layer, or, with a ``rank`` above 0, two thin ones whose product is of that rank (`sppnet.models.compress`)."""
     if not rank:
@@ -80,9 +110,15 @@ def _check_choices(architecture: Architecture) -> None:
     for what, given, known in (
         ("classifier", architecture.classifier, CLASSIFIERS),
         ("regression", architecture.regression, REGRESSIONS),
+        ("scale_rule", architecture.scale_rule, SCALE_RULES),
+        ("mapping", architecture.mapping, tuple(MAPPINGS)),
     ):
         if given not in known:
             raise ValueError(f"{what} must be one of {', '.join(known)}: got {given!r}")
+    if architecture.classifier == "svm" and not architecture.detects and architecture.hidden:
+        raise ValueError(
+            f"SVMs of whole images learn on the pooled pyramid: expected no fully connected layers, got {architecture.hidden}"
+        )
     if architecture.ranks and len(architecture.ranks) != len(architecture.hidden):
         raise ValueError(
             f"expected a rank for each of {len(architecture.hidden)} fully connected layers, got {architecture.ranks}"
@@ -134,6 +170,8 @@ class SPPNet(nn.Module):
         ):
             layers += [linear_layer(width, hidden, rank), nn.ReLU(), nn.Dropout(0.5)]
             width = hidden
+        if architecture.classifier == "svm" and not architecture.detects:
+            layers.append(UnitLength())  # what `sppnet.classification.svm_head` learns on
         self.fully_connected = nn.Sequential(*layers)
         classes = len(architecture.names)
         self.image_logits = nn.Linear(width, classes)
@@ -158,23 +196,27 @@ class SPPNet(nn.Module):
     def device(self) -> torch.device:
         return self.feature_scale.device
 
-    def prepare(self, image: np.ndarray) -> tuple[Tensor, tuple[float, float]]:
+    def prepare(self, image: np.ndarray, short_side: int | None = None) -> tuple[Tensor, tuple[float, float]]:
         """An image [H, W, 3] uint8 as the backbone takes it, and by how much it was resized.
+
+        Args:
+            image: not modified.
+            short_side: pixels; the architecture's own where not given.
 
         Returns:
             [1, 3, h, w] float32, channels last in memory, on the model's device; the (vertical, horizontal) factor.
         """
         settings = self.architecture
         red, green, blue = (round(255 * value) for value in settings.mean)
-        sides = settings.short_side, settings.long_side
+        sides = settings.sides(short_side)
         resized = fit_image(image, settings.fit, *sides, minimum=self.smallest_side, fill=(red, green, blue))
         vertical, horizontal = (new / old for new, old in zip(resized.shape[:2], image.shape[:2], strict=True))
         return self.normalise(resized), (vertical, horizontal)
 
-    def input_size(self, size: tuple[int, int]) -> tuple[int, int]:
+    def input_size(self, size: tuple[int, int], short_side: int | None = None) -> tuple[int, int]:
         """The (height, width) at which `prepare` gives an image of ``size``."""
         settings = self.architecture
-        return fitted_size(size, settings.fit, settings.short_side, settings.long_side, self.smallest_side)
+        return fitted_size(size, settings.fit, *settings.sides(short_side), self.smallest_side)
 
     def normalise(self, image: np.ndarray) -> Tensor:
         """An image [h, w, 3] uint8 of the right size as the backbone takes it: see `prepare`."""
