@@ -117,11 +117,11 @@ def evaluate_coco(
         gt_boxes, gt_labels, difficult = checked_ground_truth(objects)
         check_labels("labels", labels, len(names))
         check_labels("gt_labels", gt_labels, len(names))
-        found.append({"boxes": _float(boxes), "scores": _float(scores), "labels": torch.from_numpy(labels)})
+        found.append({"boxes": _float(boxes), "scores": _float(scores), "labels": torch.tensor(labels)})
         truth.append(
             {
                 "boxes": _float(gt_boxes),
-                "labels": torch.from_numpy(gt_labels),
+                "labels": torch.tensor(gt_labels),
                 "iscrowd": torch.from_numpy(difficult.astype(np.int64)),
             }
         )
