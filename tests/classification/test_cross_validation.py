@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sppnet.classification.cross_validation import fold_accuracies, mean_interval, stratified_folds
+from sppnet.classification.cross_validation import fold_accuracies, fold_margins, mean_interval, stratified_folds
 from sppnet.classification.svm import label_targets, train_image_svms
 
 
@@ -40,6 +40,32 @@ def test_folds_are_drawn_at_random_and_again_by_the_same_seed() -> None:
 def test_folds_that_cannot_be(images: int, folds: int) -> None:
     with pytest.raises(ValueError, match=f"got {folds} folds of {images} images"):
         stratified_folds(np.zeros(images, np.int64), folds, np.random.default_rng(0))
+
+
+def test_margins_are_those_of_svms_trained_on_the_other_folds() -> None:
+    rng = np.random.default_rng(1)
+    labels = np.repeat([0, 1, 2], 8)
+    rows = (np.eye(3)[labels] + rng.normal(0, 0.6, (24, 3))).astype(np.float32)
+    fold = stratified_folds(labels, 3, rng)
+    calls: list[None] = []
+    found = fold_margins(rows @ rows.T, labels, fold, 3, cost=3, progress=lambda: calls.append(None))
+    assert len(calls) == 3
+    for each in range(3):
+        svms = train_image_svms(rows[fold != each], label_targets(labels[fold != each], 3), cost=3)
+        np.testing.assert_allclose(found[fold == each], svms.margins(rows[fold == each]), atol=0.03)
+
+
+def test_margins_of_classes_that_other_folds_do_not_hold() -> None:
+    """Of class 2 there is one image; where it is asked about, nobody knows the class. Fold 1 has learned from class 0 alone."""
+    rows, labels = np.eye(4, dtype=np.float32), np.array([0, 0, 1, 2])
+    margins = fold_margins(rows @ rows.T, labels, [0, 1, 1, 0], 4)
+    assert np.isneginf(margins[[0, 3], 0]).sum() == 0
+    assert np.isneginf(margins[[0, 3], 2]).all()
+    assert np.isfinite(margins[1:3, [0, 2]]).all()
+    assert np.isneginf(margins[1:3, 1]).all()
+    assert np.isneginf(margins[:, 3]).all()
+    alone = fold_margins(rows[:3] @ rows[:3].T, labels[:3], [0, 0, 1], 3)
+    assert alone[2].tolist() == [1.0, -np.inf, -np.inf]
 
 
 def test_accuracies_are_those_of_svms_trained_on_the_other_folds() -> None:

@@ -60,6 +60,35 @@ def test_a_file_holds_the_image_and_its_mirror_image(photos: list[Path], tmp_pat
             assert torch.allclose(got.float(), expected, atol=0.02)  # half precision, and bfloat16 where that is fast
 
 
+def test_without_mirror_images_a_file_holds_half(photos: list[Path], tmp_path: Path) -> None:
+    model = tiny_model()
+    files = KeptFeatures.of(model, tmp_path / "kept").fill(model, photos, mirrored=False)
+    both = KeptFeatures.of(model, tmp_path / "both").fill(model, photos)
+    assert {np.load(file).shape for file in files} == {(1, 5, 32)}
+    own, pairs = Vectors(files, mirrored=False), Vectors(both)
+    for place in range(5):
+        assert torch.allclose(
+            own.read(place, mirrored=False).float(), pairs.read(place, mirrored=False).float(), atol=0.02
+        )
+
+
+def test_vectors_of_both_kinds_serve_those_who_want_no_mirror_images(photos: list[Path], tmp_path: Path) -> None:
+    model, folder = tiny_model(), tmp_path / "kept"
+    pairs = KeptFeatures.of(model, folder).fill(model, photos[:2])
+    told: list[tuple[str, int, int]] = []
+    files = KeptFeatures.of(model, folder).fill(model, photos, lambda *words: told.append(words), mirrored=False)
+    assert told == [("features", 5, 5)]
+    assert files[:2] == pairs
+    assert len(list(folder.rglob("*.npy"))) == 5  # none twice
+    vectors = Vectors(files, mirrored=False)
+    assert vectors.held is not None
+    assert vectors.held.shape == (5, 1, 5, 32)
+    KeptFeatures.of(model, folder).fill(model, photos, lambda *words: told.append(words), mirrored=False)
+    assert len(told) == 1
+    again = KeptFeatures.of(model, folder).fill(model, photos)  # and those who do get them
+    assert {np.load(file).shape for file in again} == {(2, 5, 32)}
+
+
 def test_only_what_is_missing_is_computed(photos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, folder = tiny_model(), tmp_path / "kept"
     first = KeptFeatures.of(model, folder).fill(model, photos[:2])

@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from sppnet.classification import kept
 from sppnet.classification.evaluate import evaluate_classifier
 from sppnet.classification.loop import BEST, LAST
 from sppnet.classification.module import ClassifierModule
@@ -40,7 +41,7 @@ KILLED_AFTER = (
     7,
     13,
 )  # steps, of 15 with a checkpoint every 3: before the first, in the midst, in the last epoch
-WAYS = ("head", "native", "single", "multi", "random", "random-batch")
+WAYS = ("svm", "head", "native", "single", "multi", "random", "random-batch")
 
 
 def write_photos(folder: Path) -> LabelledImages:
@@ -66,10 +67,11 @@ def tiny_model(*, norm: bool = True, hidden: tuple[int, ...] = (16,), **changes:
 
 
 def settings_of(way: str, **changes: Any) -> ClassifierSettings:
-    """A few steps of one of `WAYS`: "head", or one of the training sizes."""
-    sizes = TrainingSizes() if way == "head" else TrainingSizes(way, (32, 24))  # type: ignore[arg-type]
+    """A few steps of one of `WAYS`: "svm", "head", or one of the training sizes."""
+    head = way in ("svm", "head")
+    sizes = TrainingSizes() if head else TrainingSizes(way, (32, 24))  # type: ignore[arg-type]
     settings: dict[str, Any] = {
-        "learn": "head" if way == "head" else "all", "sizes": sizes, "epochs": EPOCHS, "batch_size": 4,
+        "learn": "head" if head else "all", "sizes": sizes, "epochs": EPOCHS, "batch_size": 4,
         "checkpoint_every": 3, "learning_rate": 3e-3, "backbone_rate": 1.0, "precision": "float32",
     }  # fmt: skip
     return ClassifierSettings(**(settings | changes))
@@ -79,9 +81,8 @@ def trained(
     photos: LabelledImages, folder: Path, way: str, report: Report | None = None, **changes: Any
 ) -> TrainedClassifier:
     train, held_out = split_off(photos, 0.25, seed=0)
-    return train_classifier(
-        tiny_model(), train, held_out, settings_of(way, **changes), checkpoints=folder, report=report
-    )
+    model = tiny_model(hidden=(), classifier="svm") if way == "svm" else tiny_model()
+    return train_classifier(model, train, held_out, settings_of(way, **changes), checkpoints=folder, report=report)
 
 
 def same(first: SPPNet, second: SPPNet) -> bool:
@@ -129,6 +130,28 @@ def test_a_tiny_run_learns(photos: LabelledImages, tmp_path: Path, way: str) -> 
     losses = [loss for loss in result.log["train_loss"] if not math.isnan(loss)]
     assert losses[-1] < losses[0]
     assert len([loss for loss in result.log["val_loss"] if not math.isnan(loss)]) == 8  # after every epoch
+
+
+def test_svms_learn(photos: LabelledImages, tmp_path: Path) -> None:
+    stages: dict[str, tuple[int, int]] = {}
+
+    def report(stage: str, done: int, total: int) -> None:
+        stages[stage] = (done, total)
+
+    result = trained(photos, tmp_path, "svm", report)
+    images = {"checking images": (18, 18), "checking held-out images": (6, 6)}
+    assert stages == {**images, "features": (24, 24), "training": (21, 21)}
+    assert not result.model.training
+    assert evaluate_classifier(result.model, photos).top1 > 0.9
+    figures = json.loads(json.dumps(result.figures))
+    assert figures["classifier"] == "svm"
+    assert figures["settings"] == {"learn": "head", "held_out_share": 0.15, "seed": 0, "devices": 1}
+    assert figures["svm"]["cost"] in (0.3, 1, 3, 10)
+    assert figures["svm"]["images"] == 18
+    assert (figures["held_out"]["accuracy"], figures["held_out"]["epoch"]) == (1.0, None)
+    assert figures["held_out"]["loss"] < 0.5
+    assert result.log == {}
+    assert not list(tmp_path.glob("run-*"))
 
 
 def test_the_backbone_stays_while_the_head_learns(photos: LabelledImages, tmp_path: Path) -> None:
@@ -236,6 +259,30 @@ def test_an_interrupted_run_ends_with_the_same_weights(
     assert unbroken.figures["held_out"] == resumed.figures["held_out"]
     assert unbroken.log["step"] == resumed.log["step"]
     assert np.array_equal(unbroken.log["val_loss"], resumed.log["val_loss"], equal_nan=True)
+
+
+def test_interrupted_svms_go_on_with_the_features_that_are_there(
+    photos: LabelledImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kept, "AT_ONCE", 4)
+    told: list[tuple[str, int]] = []
+
+    def stopping(at: tuple[str, int]) -> Report:
+        def report(stage: str, done: int, total: int) -> None:
+            told.append((stage, done))
+            if (stage, done) == at:
+                raise KeyboardInterrupt
+
+        return report
+
+    unbroken = trained(photos, tmp_path / "unbroken", "svm")
+    for at in (("features", 12), ("training", 7)):
+        with pytest.raises(KeyboardInterrupt):
+            trained(photos, tmp_path / "broken", "svm", stopping(at))
+    resumed = trained(photos, tmp_path / "broken", "svm", stopping(("never", 0)))
+    assert [done for stage, done in told if stage == "features"] == [4, 8, 12, 16, 20, 24]  # each once, in three runs
+    assert same(unbroken.model, resumed.model)
+    assert unbroken.figures["held_out"] == resumed.figures["held_out"]
 
 
 def test_a_finished_run_is_not_done_again(photos: LabelledImages, tmp_path: Path) -> None:
@@ -475,6 +522,9 @@ def test_what_does_not_go_together(photos: LabelledImages, tmp_path: Path) -> No
     refused("got none", tiny_model(), images=photos.subset([]))
     refused("devices must be at least 1: got 0", tiny_model(), devices=0)
     refused("the head alone learns on one device", tiny_model(), devices=2)
+    svms = tiny_model(hidden=(), classifier="svm")
+    refused("SVMs learn on a backbone that stays as it is: take learn='head'", svms, way="native")
+    refused("the head alone learns on one device", svms, devices=2)
     fixed = tiny_model(fit="crop", fixed_size=True)
     refused("this network takes images of 32 x 32 alone", fixed, way="multi")
     large = SPPNet(tiny_model().architecture, nn.Sequential(nn.Conv2d(3, 32, 30, 4), nn.ReLU()))

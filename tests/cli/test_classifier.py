@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-SMALL = ("--short-side", 32, "--levels", 2, 1, "--epochs", 3, "--batch-size", 4)
+SMALL = ("--short-side", 32, "--levels", 2, 1)
+SOFTMAX = ("--classifier", "softmax")
+EPOCHS = (*SOFTMAX, "--epochs", 3, "--batch-size", 4)
 
 
 def test_train_classifier_then_use_it(sppnet: Callable[..., Any], colours: Path, tmp_path: Path) -> None:
@@ -21,6 +23,37 @@ def test_train_classifier_then_use_it(sppnet: Callable[..., Any], colours: Path,
     assert wrote.startswith(f"wrote {model} (")
     assert right.startswith("100.0 % of 2 held-out images are answered right (95 % interval 34.2 to 100.0)")
     assert right.endswith(str(report))
+    assert sorted(path.name for path in report.iterdir()) == ["confusion.png", "evaluation.json"]  # and no mistakes.jpg
+
+    from sppnet.models.files import training_record
+
+    record = training_record(model)
+    assert record["data"] == {"train": 14, "held_out": 2, "held_out_were": "split off", "classes": 2, "skipped": 0}
+    assert (record["classifier"], record["settings"]["learn"]) == ("svm", "head")
+    assert record["svm"]["cross_validated"][f"{record['svm']['cost']:g}"] == 1.0
+    assert record["evaluation"]["top1"] == 1.0
+    assert record["held_out"]["epoch"] is None
+
+    ran = sppnet("evaluate", model, colours, "--json")
+    assert (ran.status, ran.err) == (0, "")
+    assert (ran.document["top1"], ran.document["images"]) == (1.0, 16)
+    ran = sppnet("classify", colours / "red" / "00.png", "--model", model)
+    assert ran.out.startswith(f"{colours / 'red' / '00.png'}: red 0.")
+    ran = sppnet("classify", colours / "red" / "00.png", "--model", model, "--pyramid", "--output", tmp_path, "--json")
+    (answer,) = ran.document["images"]
+    assert sum(answer["scores"].values()) == pytest.approx(1, abs=1e-3)
+    assert len(answer["pyramid"]["levels"]) == 2
+    again = tmp_path / "again.safetensors"
+    assert sppnet("compress", model, "--energy", 0.9, "--output", again).status == 0  # it has no layers to thin
+    assert sppnet("evaluate", again, colours, "--json").document["top1"] == 1.0
+
+
+def test_a_classifier_that_learns_in_epochs(sppnet: Callable[..., Any], colours: Path, tmp_path: Path) -> None:
+    model, report = tmp_path / "m.safetensors", tmp_path / "m.report"
+    ran = sppnet("train", "classifier", colours, "--output", model, *SMALL, *EPOCHS, "--json")
+    assert ran.status == 0, ran.err
+    assert (ran.document["classifier"], ran.document["steps"]) == ("softmax", 12)
+    assert ran.document["held_out"]["epoch"] <= 3
     assert sorted(path.name for path in report.iterdir()) == [
         "confusion.png",
         "curves.png",
@@ -28,20 +61,16 @@ def test_train_classifier_then_use_it(sppnet: Callable[..., Any], colours: Path,
         "log.csv",
     ]  # and no mistakes.jpg
     assert (report / "log.csv").read_text().startswith("step,")
+    assert sppnet("train", "classifier", colours, "--output", model, *SMALL).status == 0
+    assert not (report / "curves.png").exists()  # they were another model's
 
-    from sppnet.models.files import training_record
 
-    record = training_record(model)
-    assert record["data"] == {"train": 14, "held_out": 2, "held_out_were": "split off", "classes": 2, "skipped": 0}
-    assert record["settings"]["learn"] == "head"
-    assert record["evaluation"]["top1"] == 1.0
-    assert record["held_out"]["epoch"] <= 3
-
-    ran = sppnet("evaluate", model, colours, "--json")
-    assert (ran.status, ran.err) == (0, "")
-    assert (ran.document["top1"], ran.document["images"]) == (1.0, 16)
-    ran = sppnet("classify", colours / "red" / "00.png", "--model", model)
-    assert ran.out.startswith(f"{colours / 'red' / '00.png'}: red 0.")
+def test_hidden_layers_learn_in_epochs_unless_told_otherwise(
+    sppnet: Callable[..., Any], colours: Path, tmp_path: Path
+) -> None:
+    words = ("train", "classifier", colours, "--output", tmp_path / "m.safetensors", *SMALL, "--hidden", 8)
+    assert sppnet(*words, "--epochs", 1, "--json").document["classifier"] == "softmax"
+    sppnet(*words, "--classifier", "svm").refused("--hidden", "add --classifier softmax")
 
 
 @pytest.mark.parametrize(
@@ -129,9 +158,12 @@ def test_bad_photos_are_named(sppnet: Callable[..., Any], colours: Path, tmp_pat
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        (("--epochs", 0), ["epochs must be at least 1: got 0"]),
-        (("--batch-size", 0), ["batch_size must be at least 1: got 0"]),
-        (("--learning-rate", 0), ["learning_rate must be between 0 and 1: got 0"]),
+        ((*SOFTMAX, "--epochs", 0), ["epochs must be at least 1: got 0"]),
+        ((*SOFTMAX, "--batch-size", 0), ["batch_size must be at least 1: got 0"]),
+        ((*SOFTMAX, "--learning-rate", 0), ["learning_rate must be between 0 and 1: got 0"]),
+        (("--epochs", 3, "--precision", "float32"), ["--epochs, --precision: only for", "--classifier softmax"]),
+        (("--classifier", "svm", "--learn", "all"), ["leave out --learn all, or take softmax"]),
+        (("--classifier", "boost"), ["--classifier", "svm", "softmax"]),
         (("--held-out", 1), ["held_out_share must be between 0 and 1: got 1"]),
         (("--seed", -1), ["seed must be"]),
         (("--short-side", 0), ["--short-side must be at least 1: got 0"]),

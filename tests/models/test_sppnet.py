@@ -115,3 +115,19 @@ def test_a_backbone_that_is_to_learn_may_be_in_training_mode() -> None:
     net = SPPNet(Architecture(("cat", "dog"), levels=(2, 1), hidden=(), detects=False), backbone)
     assert (net.geometry.stride, net.smallest_side) == (4, 4)
     assert backbone.training
+
+
+def test_svms_of_whole_images_see_vectors_of_length_one() -> None:
+    """So that a brighter map says the same, and one of nothing gives the bias; in half precision, too."""
+    net = SPPNet(Architecture(("a", "b"), levels=(2, 1), hidden=(), detects=False, classifier="svm")).eval()
+    pooled = torch.rand(3, net.pool.bins, net.image_logits.in_features // net.pool.bins)
+    pooled[2] = 0
+    described = net.describe(pooled)
+    assert torch.allclose(described.norm(dim=1), torch.tensor([1.0, 1.0, 0.0]))
+    assert torch.allclose(net.describe(1000 * pooled), described, atol=1e-6)
+    large = net.fully_connected((60000 * pooled).half())
+    assert large.dtype == torch.float16
+    assert torch.allclose(large.float(), described, atol=1e-3)
+    with pytest.raises(ValueError, match=r"expected no fully connected layers, got \(8,\)"):
+        SPPNet(Architecture(("a", "b"), hidden=(8,), detects=False, classifier="svm"))
+    SPPNet(Architecture(("a", "b"), levels=(1,), hidden=(8,), classifier="svm"))  # a detector's are another matter

@@ -10,6 +10,7 @@ Source: Nadeau and Bengio, "Inference for the generalization error", Machine Lea
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import count
 
 import numpy as np
 import numpy.typing as npt
@@ -49,6 +50,50 @@ def stratified_folds(labels: npt.ArrayLike, folds: int, rng: np.random.Generator
     return fold
 
 
+def fold_margins(
+    gram: npt.NDArray[np.float32],
+    labels: npt.NDArray[np.int64],
+    fold: npt.ArrayLike,
+    classes: int,
+    *,
+    cost: float = COST,
+    progress: Callable[[], None] | None = None,
+) -> npt.NDArray[np.float32]:
+    """What SVMs say of the images of each fold that learned from all other folds.
+
+    Args:
+        gram: [N, N] the features' products, as `sppnet.classification.svm.solve_gram` takes them.
+        labels: [N] int64, 0..classes-1.
+        fold: [N], the fold of each image: `stratified_folds`.
+        classes: K.
+        cost: C of the SVMs.
+        progress: called after each fold.
+
+    Returns:
+        [N, K] float32. Of a class that the other folds hold no image of, -inf: it is never answered. One class that they hold
+        alone is always: 1.
+
+    Example:
+        >>> rows = np.repeat(np.eye(2, dtype=np.float32), 4, 0)
+        >>> fold_margins(rows @ rows.T, np.repeat([0, 1], 4), [0, 1] * 4, 2).argmax(1).tolist()
+        [0, 0, 0, 0, 1, 1, 1, 1]
+    """
+    folds = np.asarray(fold)
+    margins = np.full((len(labels), classes), -np.inf, np.float32)
+    for each in np.unique(folds):
+        inner, outer = np.flatnonzero(folds != each), np.flatnonzero(folds == each)
+        present = np.unique(labels[inner])
+        if len(present) > 1:
+            targets = label_targets(labels[inner], classes)[:, present]
+            coefficients, biases = solve_gram(gram[np.ix_(inner, inner)], targets, cost)
+            margins[np.ix_(outer, present)] = gram[np.ix_(outer, inner)] @ coefficients + biases
+        else:
+            margins[np.ix_(outer, present)] = 1
+        if progress:
+            progress()
+    return margins
+
+
 def fold_accuracies(
     gram: npt.NDArray[np.float32],
     labels: npt.NDArray[np.int64],
@@ -60,10 +105,8 @@ def fold_accuracies(
     """Of each fold, the share of images that SVMs answer right which learned from all other folds.
 
     Args:
-        gram: [N, N] the features' products, as `sppnet.classification.svm.solve_gram` takes them.
-        labels: [N] int64, 0..K-1.
+        gram, labels, cost: as of `fold_margins`.
         assignments: [repeats, N], the fold of each image in each repetition: `stratified_folds`.
-        cost: C of the SVMs.
         progress: called with folds done, and all.
 
     Returns:
@@ -74,17 +117,18 @@ def fold_accuracies(
         >>> fold_accuracies(rows @ rows.T, np.repeat([0, 1], 4), [[0, 1] * 4]).tolist()
         [1.0, 1.0]
     """
-    accuracies: list[float] = []
-    turns = [fold == each for fold in np.asarray(assignments) for each in np.unique(fold)]
-    for asked in turns:
-        inner, outer = np.flatnonzero(~asked), np.flatnonzero(asked)
-        present = np.unique(labels[inner])  # a class with nothing to learn from is never answered
-        targets = label_targets(labels[inner], int(labels.max()) + 1)[:, present]
-        coefficients, biases = solve_gram(gram[np.ix_(inner, inner)], targets, cost)
-        answers = present[(gram[np.ix_(outer, inner)] @ coefficients + biases).argmax(1)]
-        accuracies.append(float((answers == labels[outer]).mean()))
+    turns = [np.asarray(fold) for fold in np.asarray(assignments)]
+    done, total = count(1), sum(len(np.unique(fold)) for fold in turns)
+
+    def tell() -> None:
         if progress:
-            progress(len(accuracies), len(turns))
+            progress(next(done), total)
+
+    accuracies: list[float] = []
+    for fold in turns:
+        margins = fold_margins(gram, labels, fold, int(labels.max()) + 1, cost=cost, progress=tell)
+        right = margins.argmax(1) == labels
+        accuracies += [float(right[fold == each].mean()) for each in np.unique(fold)]
     return np.array(accuracies)
 
 

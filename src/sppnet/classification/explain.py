@@ -37,7 +37,7 @@ class BinContributions:
     logit: float  # of the class, all bins seen
     levels: tuple[int, ...]  # bins per side
     bins: npt.NDArray[np.float32]  # [M] logit minus that without the bin: above 0, the bin speaks for the class
-    together: npt.NDArray[np.float32]  # [L] the same for all bins of a level at once; not their sum, with hidden layers
+    together: npt.NDArray[np.float32]  # [L] the same for all bins of a level at once; their sum, if all is linear
     seen: npt.NDArray[np.uint8]  # [h, w, 3], the photo as the backbone saw it
     map_size: tuple[int, int]  # (height, width) in cells
     stride: int  # pixels of ``seen`` from one cell's centre to the next

@@ -21,7 +21,8 @@ class ClassifierSettings:
 
     ``learn="head"`` keeps the backbone as it is: every image and its mirror image go through it once, and the fully
     connected layers learn from what was pooled; the fields marked "all" mean nothing then. ``learn="all"`` trains the
-    whole network on images that are cut, resized and changed anew in every epoch.
+    whole network on images that are cut, resized and changed anew in every epoch. A model of SVMs
+    (`sppnet.classification.svm_head`) learns with ``learn="head"``, and of the rest uses the seed and the held-out share.
 
     Raises:
         UserError: a setting out of its range.

@@ -51,8 +51,8 @@ def train_to_file(
     Args:
         train, held_out, settings, devices, workers, skip_bad, report: as of `train_classifier`.
         architecture: its names must be those of the data; it neither detects nor gives an image several classes.
-        output: the model file, .safetensors. The folder ``<its stem>.report`` beside it gets curves.png and log.csv of the
-            training, and of the held-out images evaluation.json, confusion.png and, if there are any, mistakes.jpg.
+        output: the model file, .safetensors. The folder ``<its stem>.report`` beside it gets curves.png and log.csv of a
+            training in epochs, and of the held-out images evaluation.json, confusion.png and, if there are any, mistakes.jpg.
         work: checkpoints and features are kept here; a run that was stopped goes on from them.
         weights: as of `starting_backbone`.
         device: where to compute.
@@ -131,17 +131,18 @@ def report_folder(output: Path) -> Path:
 def write_report(
     folder: Path, trained: TrainedClassifier, evaluation: ClassifierEvaluation | None, record: dict[str, Any]
 ) -> None:
-    """Write curves.png and log.csv; of an evaluation evaluation.json, confusion.png and mistakes.jpg.
+    """Write curves.png and log.csv, if there is a log; of an evaluation evaluation.json, confusion.png and mistakes.jpg.
 
     Raises:
         UserError: a place that cannot be written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        for name in ("log.csv", "curves.png", "mistakes.jpg"):  # of an earlier model of this name
+            (folder / name).unlink(missing_ok=True)
         if trained.log:
             write_log(trained.log, folder / "log.csv")
             plot_training(trained.log, folder / "curves.png")
-        (folder / "mistakes.jpg").unlink(missing_ok=True)  # of an earlier model of this name
         if evaluation is None:
             return
         document = evaluation.to_dict() | {"training": record, "skipped": trained.figures["data"]["skipped"]}

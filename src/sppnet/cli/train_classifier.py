@@ -29,6 +29,13 @@ def classifier(
             help="The layers behind the backbone, in minutes; or the whole network, which wants a GPU or patience."
         ),
     ] = "head",
+    classifier: Annotated[
+        Literal["svm", "softmax"] | None,
+        Parameter(
+            help="With --learn head: linear SVMs on the pooled pyramid, as in the paper, their margins made probabilities; or "
+            "fully connected layers that learn in epochs. Left out: svm, but softmax with --hidden or --learn all."
+        ),
+    ] = None,
     backbone: Backbone = "compact",
     weights: Annotated[
         str | None,
@@ -63,21 +70,33 @@ def classifier(
         224,
         180,
     ),
-    epochs: Annotated[int, Parameter(help="How often every image is learned from.")] = 30,
-    batch_size: Annotated[int, Parameter(help="Images learned from at once, on each device.")] = 32,
+    epochs: Annotated[
+        int | None, Parameter(help="With softmax, how often every image is learned from; left out: 30.")
+    ] = None,
+    batch_size: Annotated[
+        int | None, Parameter(help="With softmax, images learned from at once, on each device; left out: 32.")
+    ] = None,
     learning_rate: Annotated[
         float | None,
-        Parameter(help="Peak; left out: 0.001, and 0.01 with sgd. A trained backbone learns at a tenth of it."),
+        Parameter(
+            help="With softmax, the peak; left out: 0.001, and 0.01 with sgd. A trained backbone learns at a tenth of it."
+        ),
     ] = None,
     optimiser: Annotated[
-        Literal["adamw", "sgd"], Parameter(help="adamw, along a cosine; sgd, in steps, as the paper.")
-    ] = "adamw",
+        Literal["adamw", "sgd"] | None,
+        Parameter(help="With softmax: adamw, along a cosine; sgd, in steps, as the paper. Left out: adamw."),
+    ] = None,
     held_out: Annotated[
-        float, Parameter(help="Share of each class that is held out to choose the epoch, where the folder holds none.")
+        float,
+        Parameter(
+            help="Share of each class that is held out, where the folder holds none: it chooses the best epoch of softmax, and "
+            "nothing of svm."
+        ),
     ] = 0.15,
     precision: Annotated[
-        Literal["auto", "bfloat16", "float32"], Parameter(help="auto: bfloat16 where the processor is fast at it.")
-    ] = "auto",
+        Literal["auto", "bfloat16", "float32"] | None,
+        Parameter(help="With softmax; auto, as if left out: bfloat16 where the processor is fast at it."),
+    ] = None,
     devices: Annotated[
         int, Parameter(help="Processes that share the work of --learn all, each with its own device.")
     ] = 1,
@@ -99,6 +118,14 @@ def classifier(
     checked_positive("--levels", levels)
     if hidden:
         checked_positive("--hidden", hidden)
+    in_epochs = {
+        "--hidden": hidden or None, "--epochs": epochs, "--batch-size": batch_size, "--learning-rate": learning_rate,
+        "--optimiser": optimiser, "--precision": precision,
+    }  # fmt: skip
+    if classifier is None:
+        classifier = "softmax" if hidden or learn == "all" else "svm"
+    if classifier == "svm":
+        _check_svm(learn, [name for name, value in in_epochs.items() if value is not None])
 
     from sppnet.classification.schedule import TrainingSizes
     from sppnet.classification.settings import RANDOM, ClassifierSettings
@@ -107,15 +134,15 @@ def classifier(
 
     settings = ClassifierSettings(
         learn=learn,
-        epochs=epochs,
-        batch_size=batch_size,
-        optimiser=optimiser,
-        learning_rate={"adamw": 1e-3, "sgd": 1e-2}[optimiser] if learning_rate is None else learning_rate,
+        epochs=30 if epochs is None else epochs,
+        batch_size=32 if batch_size is None else batch_size,
+        optimiser=optimiser or "adamw",
+        learning_rate={"adamw": 1e-3, "sgd": 1e-2}[optimiser or "adamw"] if learning_rate is None else learning_rate,
         backbone_rate=1.0 if weights == RANDOM else 0.1,
-        weight_decay={"adamw": 1e-2, "sgd": 5e-4}[optimiser],
+        weight_decay={"adamw": 1e-2, "sgd": 5e-4}[optimiser or "adamw"],
         sizes=TrainingSizes(sizes, sides),
         held_out_share=held_out,
-        precision=precision,
+        precision=precision or "auto",
         seed=seed,
     )
     images, given = split_folder(folder)
@@ -136,6 +163,7 @@ def classifier(
         long_side=long_side or 4 * short_side,
         fit=fit,
         backbone_stride=stride or 0,
+        classifier=classifier,
     )
     with progress() as report:
         record = train_to_file(
@@ -162,8 +190,22 @@ def classifier(
     print(f"wrote {output} ({output.stat().st_size / 1e6:.1f} MB, {record['seconds']} s)")
     if record["evaluation"] is not None:
         right, (low, high) = record["evaluation"]["top1"], record["evaluation"]["top1_interval"]
+        pictures = "confusions and mistakes" if classifier == "svm" else "curves, confusions and mistakes"
         print(
             f"{100 * right:.1f} % of {record['evaluation']['images']} held-out images are answered right "
-            f"(95 % interval {100 * low:.1f} to {100 * high:.1f}); curves, confusions and mistakes in {report_folder(output)}"
+            f"(95 % interval {100 * low:.1f} to {100 * high:.1f}); {pictures} in {report_folder(output)}"
         )
     return 0
+
+
+def _check_svm(learn: str, given: list[str]) -> None:
+    """Refuse what SVMs have no use for, rather than pass over it."""
+    if learn != "head":
+        raise UserError(
+            "--classifier svm learns on a backbone that stays as it is: leave out --learn all, or take softmax"
+        )
+    if given:
+        raise UserError(
+            f"{', '.join(given)}: only for layers that learn in epochs; add --classifier softmax, or leave it out: SVMs "
+            "are the default on a backbone that stays as it is"
+        )
