@@ -35,7 +35,7 @@ from sppnet.data.images import read_image
 from sppnet.data.voc import read_voc
 from sppnet.detection.maps import compute_maps
 from sppnet.detection.predict import Stopwatch, score_windows
-from sppnet.detection.rcnn import rcnn_features, rcnn_pooled
+from sppnet.detection.rcnn import RcnnSettings, rcnn_features, rcnn_pooled
 from sppnet.errors import UserError
 from sppnet.models.files import load
 from sppnet.models.sppnet import SPPNet
@@ -208,7 +208,7 @@ def test_crops_are_found_again_by_their_boxes(tiny_detector: SPPNet, tiny_voc: P
     plain, mirrored = tmp_path / "plain.safetensors", tmp_path / "mirrored.safetensors"
     pool_sample(tiny_detector, image.path, boxes, plain, at_once=2)
     pool_sample(tiny_detector, image.path, boxes, mirrored, at_once=2, mirrored=True)
-    expected = rcnn_pooled(pixels, boxes.numpy(), tiny_detector, at_once=3)
+    expected = rcnn_pooled(pixels, boxes.numpy(), tiny_detector, RcnnSettings(at_once=3))
     maps = rcnn.WarpedCache().read(plain)
     windows, residuals = maps.windows(tiny_detector, boxes[[2, 0]])
     assert torch.allclose(maps.pool(tiny_detector, windows).float(), expected[[2, 0]].float(), atol=0.05, rtol=0.05)
@@ -235,7 +235,7 @@ def test_svms_see_objects_then_proposals_as_crops(tiny_detector: SPPNet, tiny_vo
     describe_all(tiny_detector, image, tmp_path / "boxes.npz", described, at_once=2)
     windows = WarpedWindows([image], [tmp_path / "boxes.npz"], [described], 2)[0]
     assert windows.labels.tolist() == [*image.gt_labels.tolist(), 0, 0]
-    expected = rcnn_features(read_image(image.path), windows.boxes.numpy(), tiny_detector, at_once=2)
+    expected = rcnn_features(read_image(image.path), windows.boxes.numpy(), tiny_detector, RcnnSettings(at_once=2))
     rows = torch.tensor([3, 0])
     assert torch.allclose(windows.features(rows).float(), expected[rows].float(), atol=0.01, rtol=0.01)
     assert len(list(WarpedWindows([image] * 3, [tmp_path / "boxes.npz"] * 3, [described] * 3, 2))) == 3

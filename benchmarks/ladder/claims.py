@@ -35,6 +35,8 @@ CLAIMS = (
     Claim("Box regression, one scale", "spp1-svm-ridge", "spp1-svm", "54.5 -> 58.0", SPP.format(9)),
     Claim("Box regression, several scales", "spp5-svm-ridge", "spp5-svm", "55.2 -> 59.2", SPP.format(9)),
     Claim("Box regression in the network's own loss", "spp1-network", "spp1-softmax", "", ""),
+    Claim("Box voting, backbone frozen", "spp1-vote", "spp1-network", "", ""),
+    Claim("Box voting, end to end", "e2e-vote", "e2e-all", "", ""),
     Claim("More training of the fully connected layers alone", "e2e-fc", "spp1-network", "", ""),
     Claim("The later convolutions learn too", "e2e-from", "e2e-fc", "61.4 -> 66.9", FAST.format(5)),
     Claim("All layers learn", "e2e-all", "e2e-from", "66.9 -> 67.2", FAST.format(5)),

@@ -25,6 +25,7 @@ class Rung:
         make: the last step of its training.
         against: the rung that its gain is told against; "" for none.
         moves: whether boxes are moved, by the box regression that the model has; else they stay as proposed.
+        votes: whether boxes that were kept move by the votes of those around them.
         way: of testing: "maps"; "crops", R-CNN's; or "few": maps, on the windows that R-CNN looks at.
         seeds: how many models of different seeds answer together.
     """
@@ -34,6 +35,7 @@ class Rung:
     make: Make
     against: str = ""
     moves: bool = False
+    votes: bool = False
     way: str = "maps"
     seeds: int = 1
 
@@ -110,6 +112,7 @@ RUNGS: tuple[Rung, ...] = (
     Rung("spp1-svm-network", "SPP-net, 1 scale: SVMs and the network's box regression", _svm("spp1"), "spp1-svm-ridge", moves=True),
     Rung("spp1-svm-ridge-pooled", "SPP-net, 1 scale: SVMs and ridge box regression on pooled windows (paper)",
          _ridge("spp1", pooled=True), "spp1-svm-ridge", moves=True),
+    Rung("spp1-vote", "SPP-net, 1 scale: the network's box regression, and box voting", _finetuned("spp1"), "spp1-network", moves=True, votes=True),
     Rung("spp1-two", "SPP-net, 1 scale: two fine-tunings of one backbone together", _finetuned("spp1"), "spp1-network",
          moves=True, seeds=2),
     *_of_family("spp5", "several scales"),
@@ -119,6 +122,7 @@ RUNGS: tuple[Rung, ...] = (
     ),
     Rung("e2e-svm", "End to end: SVMs in place of softmax", end_to_end_svm_step, "e2e-all", moves=True),
     Rung("e2e-svd", "End to end: fully connected layers truncated", svd_step, "e2e-all", moves=True),
+    Rung("e2e-vote", "End to end: and box voting", _end_to_end("all"), "e2e-all", moves=True, votes=True),
     Rung("e2e-two", "End to end: two trainings together", _end_to_end("all"), "e2e-all", moves=True, seeds=2),
 )  # fmt: skip
 

@@ -26,7 +26,7 @@ from benchmarks.ladder.spp import start_file
 from benchmarks.ladder.steps import SAMPLE, cost_of, ensure
 from sppnet.boxes import clip_boxes, decode_boxes
 from sppnet.data.images import read_image
-from sppnet.detection import NMS_IOU
+from sppnet.detection import NMS_IOU, VOTE_IOU
 from sppnet.detection.evaluate import MOST_PER_CLASS, SCORE_THRESHOLDS, evaluate_detector
 from sppnet.detection.linear_stages import stored_regression, stored_svms
 from sppnet.detection.predict import Stopwatch, select
@@ -88,7 +88,7 @@ def measure_rung(ladder: Ladder, rung: Rung, seed: int, seeds: Sequence[int], ou
         if rung.way == "few":
             window_files(ladder, ladder.test, report)
         work = work_of_windows(ladder) if rung.way == "few" else ladder.work
-        found = evaluate_detector(models, ladder.test, work, report).to_dict()
+        found = evaluate_detector(models, ladder.test, work, report, vote_iou=VOTE_IOU if rung.votes else 0).to_dict()
     seconds = {**found.pop("seconds_per_image"), "proposals": proposal_seconds(ladder)}
     train_seconds, left = cost_of(ladder.folder, steps)
     result = {
@@ -148,7 +148,7 @@ def evaluate_rcnn(ladder: Ladder, model: SPPNet, rung: Rung, report: Callable[[s
         scores, boxes = score_crops(model, pixels, load_proposals(file)[0], at_once, watch, moves=rung.moves)
         with watch.stage("nms"):
             threshold, names = SCORE_THRESHOLDS["margin"], model.architecture.names
-            answer = select(scores, boxes, names, threshold, NMS_IOU, None, "margin", MOST_PER_CLASS)
+            answer = select(scores, boxes, names, threshold, NMS_IOU, None, "margin", MOST_PER_CLASS, vote_iou=0)
         found.append((answer.boxes, answer.scores, answer.labels.copy()))  # a result's own cannot be written to
         report("detection", done + 1, len(data.images))
     truth = [(image.gt_boxes, image.gt_labels, image.difficult) for image in data.images]

@@ -45,6 +45,22 @@ def test_proposals_train_evaluate(sppnet: Callable[..., Any], tiny_voc: Path, tm
     assert "by COCO's rules:\nAP  " in ran.out
 
 
+def test_where_boxes_come_from_and_how_they_move(
+    sppnet: Callable[..., Any], tiny_model_file: Path, tiny_voc: Path, photo: Path
+) -> None:
+    seen = ("detect", photo, "--model", tiny_model_file, "--json", "--score-threshold", 0.1)
+    voted, stays = (entry(sppnet(*seen, "--vote-iou", iou).fine()) for iou in (0.5, 0))
+    assert voted["boxes"] != stays["boxes"]
+    assert voted["scores"] == stays["scores"]
+    assert entry(sppnet(*seen, "--proposer", "selective-search").fine()) != voted
+    sppnet(*seen, "--proposer", "nobody").refused("nobody")
+    sppnet(*seen, "--vote-iou", 2).refused("--vote-iou")
+    sppnet(*seen, "--proposer", "grid", "--proposals", tiny_voc).refused("--proposer and --proposals")
+    scored = sppnet("evaluate", tiny_model_file, tiny_voc, "--json", "--proposer", "selective-search", "--vote-iou", 0)
+    assert (scored.document["proposer"], scored.document["vote_iou"]) == ("selective-search", 0)
+    sppnet("evaluate", tiny_model_file, tiny_voc, "--proposer", "nobody").refused("nobody")
+
+
 def test_training_words_that_need_the_data(sppnet: Callable[..., Any], tiny_voc: Path, tmp_path: Path) -> None:
     def trained(*words: object, output: str = "m.safetensors") -> Any:
         return sppnet("train", "detector", tiny_voc, "--output", tmp_path / output, *words)

@@ -36,7 +36,7 @@ def test_a_model_with_itself_finds_what_it_finds_alone(tiny_detector: SPPNet) ->
     twice = detect_with_several(IMAGE, [tiny_detector, tiny_detector], score_threshold=0.2)
     assert len(alone) > 0
     np.testing.assert_array_equal(twice.scores, alone.scores)
-    np.testing.assert_array_equal(twice.boxes, alone.boxes)
+    np.testing.assert_allclose(twice.boxes, alone.boxes, rtol=1e-6)  # votes are summed in another order
     assert twice.names == alone.names
 
 

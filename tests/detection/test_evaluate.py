@@ -33,7 +33,7 @@ def test_perfect_detections_score_one(
     data = read_voc(tiny_voc, "val")
     images = iter(data.images)
 
-    def perfect(*_: Any) -> Detections:
+    def perfect(*_: Any, **__: Any) -> Detections:
         """Every object of the next image, labelled as the model would."""
         image = next(images)
         found = [data.names[label - 1] for label in image.gt_labels]

@@ -24,7 +24,7 @@ BOXES = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 9], [50, 50, 60, 60]])  # the
 def chosen(scores: list[list[float]], boxes: Tensor = BOXES, **changes: float) -> Detections:
     settings = {"score_threshold": 0.3, "nms_iou": 0.3, "most": 100, **changes}
     per_class = boxes[:, None].repeat(1, len(NAMES), 1)
-    return select(torch.tensor(scores), per_class, NAMES, settings["score_threshold"], settings["nms_iou"], int(settings["most"]))  # fmt: skip
+    return select(torch.tensor(scores), per_class, NAMES, settings["score_threshold"], settings["nms_iou"], int(settings["most"]), vote_iou=0)  # fmt: skip
 
 
 def test_scores_below_the_threshold_are_left_out() -> None:
@@ -52,6 +52,13 @@ def test_one_box_may_be_two_classes() -> None:
 def test_at_most_so_many_the_best() -> None:
     found = chosen([[0.5, 0.5, 0], [1, 0, 0], [0.4, 0, 0.6]], most=1)
     assert found.names == ("dog",)
+
+
+def test_a_kept_box_goes_where_its_neighbours_vote_for() -> None:
+    scores, per_class = torch.tensor([[0.25, 0.75, 0], [0.75, 0.25, 0], [1, 0, 0]]), BOXES[:, None].repeat(1, 2, 1)
+    found = select(scores, per_class, NAMES, 0.3, 0.3, 100, vote_iou=0.5)  # also those below the threshold vote
+    assert found.boxes.tolist() == [[0, 0, 10, 9.75]]
+    assert found.scores.tolist() == [0.75]
 
 
 def test_nothing_found() -> None:

@@ -10,9 +10,10 @@ from cyclopts import Parameter
 
 from sppnet.cli.each_image import each_image
 from sppnet.cli.loading import load_model
-from sppnet.cli.parameters import AsJson, Device, Images
-from sppnet.cli.values import check_share
-from sppnet.detection import NMS_IOU
+from sppnet.cli.parameters import AsJson, Device, Images, OtherProposals, VoteIou
+from sppnet.cli.values import check_proposer, check_share
+from sppnet.detection import NMS_IOU, VOTE_IOU
+from sppnet.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,6 +37,8 @@ def detect(
     nms_iou: Annotated[
         float, Parameter(help="Of boxes of one class that overlap more than this, keep the best.")
     ] = NMS_IOU,
+    vote_iou: VoteIou = VOTE_IOU,
+    proposer: OtherProposals = None,
     proposals: Annotated[
         Path | None,
         Parameter(help="Boxes made elsewhere, by the images' names: .mat, .pkl, .npz or a folder of .npz."),
@@ -47,10 +50,16 @@ def detect(
     from sppnet.data.images import ImageError
     from sppnet.detection.combine import check_combination, detect_with_several
     from sppnet.detection.predict import detect as detect_one
+    from sppnet.proposals.compute import propose
     from sppnet.proposals.importers import read_boxes
     from sppnet.visualize import draw_detections
 
     check_share("--nms-iou", nms_iou)
+    check_share("--vote-iou", vote_iou)
+    if proposer is not None:
+        check_proposer(proposer)
+        if proposals is not None:
+            raise UserError("--proposer and --proposals both say which boxes to look at: give one of them")
     nets = [load_model(name, device) for name in model]
     check_combination(nets)
     if score_threshold is not None and nets[0].architecture.classifier != "svm":
@@ -61,10 +70,10 @@ def detect(
         boxes = None if given is None else given.get(file.stem, given.get(file.name))
         if given is not None and (boxes is None or not len(boxes)):
             raise ImageError(f"{file}: no boxes of {file.stem!r} in {proposals}")
-        if len(nets) == 1:
-            found = detect_one(image, nets[0], score_threshold=score_threshold, nms_iou=nms_iou, proposals=boxes)
-        else:
-            found = detect_with_several(image, nets, score_threshold=score_threshold, nms_iou=nms_iou, proposals=boxes)
+        if proposer is not None:
+            boxes = propose(image, proposer)
+        words: dict[str, Any] = {"score_threshold": score_threshold, "nms_iou": nms_iou, "vote_iou": vote_iou, "proposals": boxes}
+        found = detect_one(image, nets[0], **words) if len(nets) == 1 else detect_with_several(image, nets, **words)
         kind = "margin " if found.score_kind == "margin" else ""
         lines = [f"{d.name} {kind}{d.score:.2f} at {' '.join(f'{side:.0f}' for side in d.box)}" for d in found]
         return found.to_dict(), lines or ["nothing found"], lambda: draw_detections(image, found)

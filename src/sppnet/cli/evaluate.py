@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from sppnet.cli.loading import load_each
-from sppnet.cli.parameters import AsJson, Data, Device, Limit, ViewSet, Work
-from sppnet.cli.values import checked_limit
+from sppnet.cli.parameters import AsJson, Data, Device, Limit, OtherProposals, ViewSet, VoteIou, Work
+from sppnet.cli.values import check_proposer, check_share, checked_limit
 from sppnet.cli.work import work_or_temporary
+from sppnet.detection import VOTE_IOU
 from sppnet.errors import UserError
 from sppnet.terminal import progress, write_json
 
@@ -29,6 +30,8 @@ def evaluate(
     split: Annotated[str, Parameter(help="A split that the model was not trained on.")] = "val",
     limit: Limit = None,
     views: ViewSet = "single",
+    vote_iou: VoteIou = VOTE_IOU,
+    proposer: OtherProposals = None,
     output: Annotated[Path | None, Parameter(help="Folder for evaluation.json and plots.")] = None,
     work: Work = None,
     as_json: AsJson = False,
@@ -45,10 +48,14 @@ def evaluate(
         return _evaluate_classifier(net, str(model), data, split, limit, views, output, as_json)
     if views != "single":
         raise UserError("--views is for classifiers: a detector looks at each image once; leave it out")
+    check_share("--vote-iou", vote_iou)
+    if proposer is not None:
+        check_proposer(proposer)
     annotated = read_annotated(data, split, checked_limit(limit))
     with progress() as report, work_or_temporary(work) as folder:
-        evaluation = evaluate_detector(nets, annotated, folder, report)
-    document = {"model": str(model), "data": str(data), "split": split, **evaluation.to_dict()}
+        evaluation = evaluate_detector(nets, annotated, folder, report, vote_iou=vote_iou, proposer=proposer)
+    how = {"vote_iou": vote_iou, "proposer": proposer or net.architecture.proposer}
+    document = {"model": str(model), "data": str(data), "split": split, **how, **evaluation.to_dict()}
     if output is not None:
         write_json(output / "evaluation.json", document)
         plot_precision_recall(evaluation.result, output / "precision-recall.png")

@@ -25,6 +25,16 @@ Proposals = Annotated[
         "'sppnet proposals --import' brought in."
     ),
 ]
+OtherProposals = Annotated[
+    str | None, Parameter(help="Look at boxes of another proposer than the one that the model was trained with.")
+]
+VoteIou = Annotated[
+    float,
+    Parameter(
+        help="A box that is kept moves to the mean of the boxes of its class that overlap it by this much, weighted by their "
+        "scores; 0: it stays, as in the paper."
+    ),
+]
 Limit = Annotated[int | None, Parameter(help="Only the first so many images.")]
 SkipBad = Annotated[bool, Parameter(negative=(), help="Leave out files that cannot be read, and name them.")]
 Work = Annotated[Path | None, Parameter(help="Folder for proposals and maps, kept for the next time.")]

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from sppnet.data.images import read_image
-from sppnet.detection import NMS_IOU
+from sppnet.detection import NMS_IOU, VOTE_IOU
 from sppnet.detection.maps import compute_maps
 from sppnet.detection.predict import (
     SCORE_THRESHOLDS,
@@ -40,6 +40,7 @@ def detect_with_several(
     *,
     score_threshold: float | None = None,
     nms_iou: float = NMS_IOU,
+    vote_iou: float = VOTE_IOU,
     most: int = 100,
     proposals: np.ndarray | None = None,
 ) -> Detections:
@@ -48,7 +49,7 @@ def detect_with_several(
     Args:
         source: path, PIL image, or [H, W, 3] uint8 array.
         models: detectors of the same classes, in any order, whose scores are of one kind.
-        score_threshold, nms_iou, most, proposals: as for `sppnet.detect`; without ``proposals`` each model gets those of its own
+        score_threshold, nms_iou, vote_iou, most, proposals: as for `sppnet.detect`; without ``proposals`` each model gets those of its own
             proposer, made once where two share one.
 
     Returns:
@@ -78,7 +79,7 @@ def detect_with_several(
     scores, moved = union(models, answers)
     kind = score_kind(models[0])
     threshold = SCORE_THRESHOLDS[kind] if score_threshold is None else score_threshold
-    return select(scores, moved, models[0].architecture.names, threshold, nms_iou, most, kind)
+    return select(scores, moved, models[0].architecture.names, threshold, nms_iou, most, kind, vote_iou=vote_iou)
 
 
 def union(models: Sequence[SPPNet], answers: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

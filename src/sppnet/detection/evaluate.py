@@ -13,7 +13,7 @@ import torch
 
 from sppnet.data.annotations import DetectionData
 from sppnet.data.images import read_image
-from sppnet.detection import NMS_IOU
+from sppnet.detection import NMS_IOU, VOTE_IOU
 from sppnet.detection.combine import check_combination, union
 from sppnet.detection.maps import compute_maps
 from sppnet.detection.predict import Stopwatch, score_kind, score_windows, select
@@ -63,7 +63,13 @@ class DetectorEvaluation:
 
 
 def evaluate_detector(
-    model: SPPNet | Sequence[SPPNet], data: DetectionData, work: Path, report: Report | None = None
+    model: SPPNet | Sequence[SPPNet],
+    data: DetectionData,
+    work: Path,
+    report: Report | None = None,
+    *,
+    vote_iou: float = VOTE_IOU,
+    proposer: str | None = None,
 ) -> DetectorEvaluation:
     """Detect in every image of ``data`` and compare with its objects.
 
@@ -73,6 +79,8 @@ def evaluate_detector(
         data: a split that the model was not trained on.
         work: proposals are kept below this folder; missing ones are computed, several images at a time.
         report: told of each stage's progress: its name, done, total.
+        vote_iou: see `sppnet.detect`; 0: boxes stay, as in the paper.
+        proposer: another than the model's own, for all of them.
 
     Raises:
         UserError: the model and the data have different classes, or the data has no images.
@@ -87,15 +95,16 @@ def evaluate_detector(
     to_data_label = np.array([0] + [data.names.index(name) + 1 for name in names])
     watch, found, whole, kind = Stopwatch(), [], [], score_kind(models[0])
     with watch.stage("proposals"):
-        proposers = {net.architecture.proposer for net in models}
+        own = [proposer or net.architecture.proposer for net in models]
+        proposers = set(own)
         files = {name: proposals_of(data, name, work, partial(report, "proposals")) for name in sorted(proposers)}
     for done, image in enumerate(data.images):
         with watch.stage("decode"):
             pixels = read_image(image.path)
         answers, logits = [], []
-        for net in models:
+        for net, source in zip(models, own, strict=True):
             with watch.stage("proposals"):
-                boxes, _ = load_proposals(files[net.architecture.proposer][done])
+                boxes, _ = load_proposals(files[source][done])
             with watch.stage("maps"):
                 maps = compute_maps(net, pixels)
             with watch.stage("whole image"), torch.inference_mode(), autocast(net.device):
@@ -107,7 +116,9 @@ def evaluate_detector(
         with watch.stage("nms"):
             scores, moved = union(models, answers)
             most = (None, MOST_PER_CLASS) if kind == "margin" else (MOST, None)
-            answer = select(scores, moved, names, SCORE_THRESHOLDS[kind], NMS_IOU, most[0], kind, most[1])
+            answer = select(
+                scores, moved, names, SCORE_THRESHOLDS[kind], NMS_IOU, most[0], kind, most[1], vote_iou=vote_iou
+            )
         found.append((answer.boxes, answer.scores, to_data_label[answer.labels]))
         report("detection", done + 1, len(data.images))
     boxes_truth = [(image.gt_boxes, image.gt_labels, image.difficult) for image in data.images]

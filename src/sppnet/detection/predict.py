@@ -1,7 +1,7 @@
 """A photo in, labelled boxes out: propose, map, pool, score, suppress.
 
 image [H, W, 3] -> proposals [R, 4] -> maps [1, C, h, w] of one scale or several -> windows [R, 5] -> scores [R, 1 + K] and boxes
-[R, K, 4] -> `Detections`. The convolutions run once for each scale, whatever the number of proposals: arXiv:1406.4729, section 4.
+[R, K, 4] -> suppression and votes -> `Detections`. The convolutions run once for each scale, whatever the number of proposals: arXiv:1406.4729, section 4.
 
 A model with SVMs scores by margins, one with ridge regressors moves boxes by them; one without, by the network's own outputs
 (`sppnet.detection.linear_stages`).
@@ -23,10 +23,11 @@ from torchvision.ops import batched_nms
 
 from sppnet.boxes import clip_boxes, decode_boxes
 from sppnet.data.images import read_image
-from sppnet.detection import NMS_IOU
+from sppnet.detection import NMS_IOU, SMALLEST_SIDE, VOTE_IOU
 from sppnet.detection.linear_stages import stored_regression, stored_svms
 from sppnet.detection.maps import ImageMaps, compute_maps
 from sppnet.detection.targets import DELTA_SCALE
+from sppnet.detection.voting import vote
 from sppnet.errors import UserError
 from sppnet.models.precision import autocast
 from sppnet.models.sppnet import WINDOWS_AT_ONCE, SPPNet
@@ -36,7 +37,6 @@ from sppnet.results import Detections, ScoreKind
 # From which score on a box is shown, where nobody says another. Of margins, 0 is far on the safe side: measured on VOC, 85 %
 # of what is above it is right, but 11 % of the objects are; above -0.75, where the two balance best, 47 % and 23 %.
 SCORE_THRESHOLDS: dict[ScoreKind, float] = {"probability": 0.3, "margin": -0.75}
-SMALLEST_SIDE = 1.0  # pixels: a decoded box thinner than this is dropped
 
 
 @dataclass
@@ -58,6 +58,7 @@ def detect(
     *,
     score_threshold: float | None = None,
     nms_iou: float = NMS_IOU,
+    vote_iou: float = VOTE_IOU,
     most: int = 100,
     proposals: np.ndarray | None = None,
 ) -> Detections:
@@ -69,6 +70,8 @@ def detect(
         score_threshold: boxes that score less are left out. Probabilities: 0..1, .3 where not given; margins of a model with
             SVMs: any number, -.75 where not given; 0 for what is surely right, -1 for nearly all that might be something.
         nms_iou: 0..1; of two boxes of one class that overlap more, the lower-scoring goes.
+        vote_iou: 0..1; boxes that are kept move to the mean of those that overlap them by so much, weighted by score
+            (`sppnet.detection.voting`); 0: they stay, as in the paper.
         most: at most this many boxes, the best.
         proposals: [R, 4] float32, pixels of the upright image; made by the model's own proposer where not given.
 
@@ -90,7 +93,9 @@ def detect(
     image = read_image(source)
     boxes = propose(image, model.architecture.proposer) if proposals is None else check_proposals(proposals)
     maps = compute_maps(model, image)
-    return detect_in_maps(model, maps, boxes, score_threshold=score_threshold, nms_iou=nms_iou, most=most)
+    return detect_in_maps(
+        model, maps, boxes, score_threshold=score_threshold, nms_iou=nms_iou, vote_iou=vote_iou, most=most
+    )
 
 
 def detect_in_maps(
@@ -100,6 +105,7 @@ def detect_in_maps(
     *,
     score_threshold: float | None = None,
     nms_iou: float = NMS_IOU,
+    vote_iou: float = VOTE_IOU,
     most: int = 100,
 ) -> Detections:
     """`detect` where the maps are at hand, because something else needs them too.
@@ -108,7 +114,7 @@ def detect_in_maps(
         model: a detector.
         maps: as `compute_maps` returns them.
         proposals: [R, 4] float32, pixels of the image.
-        score_threshold, nms_iou, most: as for `detect`.
+        score_threshold, nms_iou, vote_iou, most: as for `detect`.
 
     Example:
         >>> image, model = np.zeros((60, 80, 3), np.uint8), sppnet.load("voc")
@@ -118,7 +124,7 @@ def detect_in_maps(
     scores, moved = score_windows(model, maps, proposals, Stopwatch())
     kind = score_kind(model)
     threshold = SCORE_THRESHOLDS[kind] if score_threshold is None else score_threshold
-    return select(scores, moved, model.architecture.names, threshold, nms_iou, most, kind)
+    return select(scores, moved, model.architecture.names, threshold, nms_iou, most, kind, vote_iou=vote_iou)
 
 
 def check_detects(model: SPPNet) -> None:
@@ -187,13 +193,15 @@ def select(
     most: int | None,
     kind: ScoreKind = "probability",
     most_per_class: int | None = None,
+    *,
+    vote_iou: float,
 ) -> Detections:
-    """Class by class: threshold, suppress what overlaps a better box, keep the best.
+    """Class by class: threshold, suppress what overlaps a better box, keep the best, move it where its neighbours vote for.
 
     Args:
         scores: [R, 1 + K], background first; larger is surer.
         boxes: [R, K, 4], one box per class.
-        score_threshold, nms_iou: as for `detect`.
+        score_threshold, nms_iou, vote_iou: as for `detect`.
         most: boxes in all, the best; None: any number.
         kind: of the scores.
         most_per_class: the same of each class by itself.
@@ -207,9 +215,11 @@ def select(
         place = torch.nn.functional.one_hot(column[kept]).cumsum(0)[torch.arange(len(kept)), column[kept]]
         kept = kept[place <= most_per_class]
     kept = kept[:most]
-    labels = column[kept] + 1
+    labels, found = column[kept] + 1, candidates[kept]
+    if vote_iou:
+        found = vote(found, labels, scores, boxes, vote_iou, kind)
     return Detections(
-        candidates[kept].numpy(),
+        found.numpy(),
         values[kept].numpy(),
         labels.numpy(),
         tuple(names[label - 1] for label in labels.tolist()),
