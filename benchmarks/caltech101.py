@@ -14,8 +14,6 @@ row that is there is not computed again, nor are maps that are in the cache: kil
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +23,7 @@ from typing import Any
 
 import numpy as np
 from environment import environment
+from results_file import read_results, write_results, write_text
 from torch import nn
 
 from sppnet.classification.features import Look, Pooling, fill_features, layer_names, pooled_features
@@ -193,10 +192,7 @@ def run_rows(
                 "setting": asdict(setting), "protocol": protocol, "dimensions": vectors.shape[1], **row,
                 "processor_seconds": seconds, "environment": environment(),
             }  # fmt: skip
-            arguments.json.parent.mkdir(parents=True, exist_ok=True)
-            whole = arguments.json.with_suffix(".tmp")
-            whole.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
-            os.replace(whole, arguments.json)
+            write_results(arguments.json, known)
             shown = {key: np.round(np.mean(value), 4) for key, value in row.items() if key not in ("scores", "classes")}
             _tell(f"{setting.label()}: {shown} in {seconds:.0f} s")
 
@@ -225,15 +221,9 @@ def _vectors(
         yield setting, unit_length(total) if len(setting.looks()) > 1 else total
 
 
-def read_results(path: Path) -> dict[str, Any]:
-    """What earlier calls wrote."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-
-
 def write_page(path: Path, text: str, known: dict[str, Any], key: str, axis: str) -> None:
     """The page, and beside it a plot of layers and levels with the name of the page."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    write_text(path, text)
     plot_layers(known, key, axis, path.with_suffix(".png"))
     _tell(f"wrote {path} and {path.with_suffix('.png')}")
 

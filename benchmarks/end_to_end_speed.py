@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import os
 import time
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 
 import torch
 from environment import environment
+from results_file import write_results, write_text
 
 import sppnet
 from sppnet.data.annotated import read_annotated
@@ -62,13 +62,9 @@ def main() -> None:
     text = page(Path(arguments.model).stem, rows, f"{found['text']}; load {busy} when it began.")
     print(text)
     if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(
-            json.dumps({"environment": found, "load before": busy, "rows": rows}, indent=1) + "\n"
-        )
+        write_results(arguments.json, {"environment": found, "load before": busy, "rows": rows})
     if arguments.markdown:
-        arguments.markdown.parent.mkdir(parents=True, exist_ok=True)
-        arguments.markdown.write_text(text)
+        write_text(arguments.markdown, text)
 
 
 def measure(name: str, images: list[LearningImage], learn: str, side: int, count: int, steps: int) -> dict[str, Any]:

@@ -20,7 +20,6 @@ compared. The JSON file keeps what it holds of other networks; the page is made 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import time
@@ -33,13 +32,12 @@ from typing import Any
 import numpy as np
 import torch
 from environment import environment
-from skimage import data as samples
+from photos import timed_photos
+from results_file import read_results, write_results, write_text
 
 import sppnet
-from sppnet.data.image_files import find_images
-from sppnet.data.images import read_image
 from sppnet.detection.maps import compute_maps
-from sppnet.detection.rcnn import AT_ONCE, CONTEXT, SIDE, fastest_batch, rcnn_maps
+from sppnet.detection.rcnn import AT_ONCE, CONTEXT, SIDE, RcnnSettings, fastest_batch, rcnn_maps
 from sppnet.detection.scales import SHORT_SIDES
 from sppnet.models.backbones import build_backbone
 from sppnet.models.precision import autocast
@@ -47,7 +45,6 @@ from sppnet.models.sppnet import WINDOWS_AT_ONCE, Architecture, SPPNet
 from sppnet.ops.pyramid_pool import pyramid_pool
 from sppnet.proposals.compute import propose
 
-SAMPLES = ("chelsea", "astronaut", "coffee", "rocket")  # photos that come with scikit-image
 STAGES = ("conv", "pooling", "fully connected")
 
 
@@ -76,7 +73,7 @@ def main() -> None:
     if arguments.markdown and not arguments.json:
         parser.error("--markdown needs --json")
     label, model = _network(arguments)
-    photos = [(photo, _boxes(photo, arguments.windows)) for photo in _photos(arguments.photos, arguments.count)]
+    photos = [(photo, _boxes(photo, arguments.windows)) for photo in timed_photos(arguments.photos, arguments.count)]
     settings = model.architecture
     result: dict[str, Any] = {
         "settings": {
@@ -90,16 +87,14 @@ def main() -> None:
     }  # fmt: skip
     for precision in arguments.precisions:
         result[precision] = time_ways(model, photos, arguments, bfloat16=precision == "bfloat16")
-    known = json.loads(arguments.json.read_text()) if arguments.json and arguments.json.exists() else {}
+    known = read_results(arguments.json)
     known[label] = result
     text = page(known)
     print(text)
     if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(known, indent=1) + "\n")
+        write_results(arguments.json, known)
     if arguments.markdown:
-        arguments.markdown.parent.mkdir(parents=True, exist_ok=True)
-        arguments.markdown.write_text(text)
+        write_text(arguments.markdown, text)
 
 
 class Watch:
@@ -128,10 +123,11 @@ def time_ways(
     photo, boxes = photos[0]
 
     def run(count: int) -> None:
-        rcnn_maps(photo, boxes[:count], model, side=arguments.side, bfloat16=bfloat16)
+        rcnn_maps(photo, boxes[:count], model, RcnnSettings(side=arguments.side, bfloat16=bfloat16))
 
     at_once, of_batches = fastest_batch(run, [size for size in arguments.batches if size <= len(boxes)])
     print("R-CNN, ms a crop by batch:", {size: round(1e3 * each, 2) for size, each in of_batches.items()}, flush=True)
+    settings = RcnnSettings(at_once, arguments.side, bfloat16=bfloat16)
     ways = {"SPP-net, 1 scale": [arguments.short_side], f"SPP-net, {len(arguments.scales)} scales": arguments.scales}
     turns: dict[str, list[list[dict[str, float]]]] = {way: [] for way in (*ways, "R-CNN")}
     for photo, boxes in photos:
@@ -143,7 +139,7 @@ def time_ways(
                 if turn:
                     turns[way][-1].append(seconds)
             chosen = np.random.default_rng(turn).permutation(len(boxes))[: arguments.sample if turn else at_once]
-            seconds = rcnn(model, photo, boxes[chosen], len(boxes), at_once, arguments.side, bfloat16=bfloat16)
+            seconds = rcnn(model, photo, boxes[chosen], len(boxes), settings)
             if turn:
                 turns["R-CNN"][-1].append(seconds)
         print(photo.shape, {way: round(_total(_median(times[-1])), 3) for way, times in turns.items()}, flush=True)
@@ -185,9 +181,7 @@ def spp_features(
     return {**watch.seconds, "distinct": float(len(unique))}
 
 
-def rcnn(
-    model: SPPNet, photo: np.ndarray, boxes: np.ndarray, count: int, at_once: int, side: int, *, bfloat16: bool
-) -> dict[str, float]:
+def rcnn(model: SPPNet, photo: np.ndarray, boxes: np.ndarray, count: int, settings: RcnnSettings) -> dict[str, float]:
     """Seconds of one image with ``count`` boxes, from those of ``boxes``, a sample of them; stage by stage.
 
     The fully connected layers are timed on as many rows as there will be, as more rows are faster for each.
@@ -195,14 +189,14 @@ def rcnn(
     watch = Watch(model.device)
     share = len(boxes) / count
     parts = []
-    for start in range(0, len(boxes), at_once):
+    for start in range(0, len(boxes), settings.at_once):
         with watch.stage("conv"):
-            maps = rcnn_maps(photo, boxes[start : start + at_once], model, side=side, bfloat16=bfloat16)
+            maps = rcnn_maps(photo, boxes[start : start + settings.at_once], model, settings)
         with watch.stage("pooling"):
             parts.append(pyramid_pool(maps, model.architecture.levels))
     pooled = torch.cat(parts)
     rows = pooled.repeat(-(-count // len(pooled)), 1, 1)[:count]
-    with watch.stage("fully connected"), torch.inference_mode(), autocast(model.device, enabled=bfloat16):
+    with watch.stage("fully connected"), torch.inference_mode(), autocast(model.device, enabled=settings.bfloat16):
         torch.cat([model.describe(part) for part in rows.split(WINDOWS_AT_ONCE)])
     conv, pooling = (watch.seconds[stage] / share for stage in ("conv", "pooling"))
     return {"conv": conv, "pooling": pooling, "fully connected": watch.seconds["fully connected"]}
@@ -269,13 +263,6 @@ def _boxes(photo: np.ndarray, count: int) -> np.ndarray:
             f"a photo of {photo.shape[1]} x {photo.shape[0]} has {len(boxes)} boxes: ask for fewer than {count}"
         )
     return boxes[np.random.default_rng(0).permutation(len(boxes))[:count]]
-
-
-def _photos(folder: str | None, count: int) -> list[np.ndarray]:
-    if folder is None:
-        return [read_image(getattr(samples, name)()) for name in SAMPLES[:count]]
-    files = find_images([folder])
-    return [read_image(files[place]) for place in np.random.default_rng(0).permutation(len(files))[:count]]
 
 
 def _median(rows: list[dict[str, float]]) -> dict[str, float]:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from environment import environment
+from results_file import write_text
 
 from sppnet.data.annotated import read_annotated
 from sppnet.data.images import image_size
@@ -61,7 +62,7 @@ def main() -> None:
         }
     text = page(arguments, rows, float(np.mean([len(part) for part in boxes])))
     print(text)
-    arguments.markdown.write_text(text)
+    write_text(arguments.markdown, text)
 
 
 def measure(

@@ -10,12 +10,13 @@ which reports no peak.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+from results_file import write_results
 
 from sppnet.cli import CACHES
 from sppnet.data.image_files import find_images
@@ -70,8 +71,7 @@ def main() -> None:
     print(found["text"])
     if arguments.json:
         result = {"environment": found, "model": arguments.model, "caches": "all" if arguments.keep_all else "bounded"}
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps({**result, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+        write_results(arguments.json, {**result, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ import numpy as np
 import skimage.data
 import torch
 from environment import environment
+from results_file import read_results, write_text
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -82,9 +83,8 @@ def main() -> None:
         torch.set_num_threads(arguments.threads)
     weights = dict(pair.split("=", 1) for pair in arguments.weights)
     images = timed_images(arguments.photos, arguments.count, torch.device(arguments.device))
-    figures: dict[str, Any] = {"parts": {}, "rows": {}}
-    if set(arguments.parts) < {"exactness", "speed"} and arguments.json and arguments.json.exists():
-        figures = json.loads(arguments.json.read_text(encoding="utf-8"))
+    kept = read_results(arguments.json) if set(arguments.parts) < {"exactness", "speed"} else {}
+    figures = kept or {"parts": {}, "rows": {}}
     for name in arguments.nets:
         net = network(name, weights.get(name)).to(arguments.device, memory_format=torch.channels_last)
         row = figures["rows"].setdefault(name, {})
@@ -108,16 +108,14 @@ def main() -> None:
             "rounds": arguments.rounds,
         }
     if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(figures) + "\n", encoding="utf-8")
+        write_text(arguments.json, json.dumps(figures) + "\n")
     if arguments.picture:
         arguments.picture.parent.mkdir(parents=True, exist_ok=True)
         draw(figures, network("squeezenet1_0", weights.get("squeezenet1_0")), arguments.picture)
     text = page(figures, arguments.picture)
     print(text)
     if arguments.markdown:
-        arguments.markdown.parent.mkdir(parents=True, exist_ok=True)
-        arguments.markdown.write_text(text, encoding="utf-8")
+        write_text(arguments.markdown, text)
 
 
 def network(name: str, weights: str | None) -> nn.Module:

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import time
 from pathlib import Path
@@ -31,6 +30,7 @@ import numpy as np
 import torch
 from environment import environment
 from PIL import Image
+from results_file import read_results, write_results, write_text
 
 from sppnet.classification.evaluate import evaluate_classifier
 from sppnet.classification.schedule import SHORT_SIDE_PER_CROP, TrainingSizes
@@ -91,30 +91,19 @@ def main() -> None:
                 else:
                     figures["runs"].append(done)
                 figures["environment"] = environment()
-                write(arguments.json, json.dumps(figures, indent=1))
+                write_results(arguments.json, figures)
     if arguments.markdown:
-        write(arguments.markdown, page(figures, arguments.picture))
+        write_text(arguments.markdown, page(figures, arguments.picture))
     if arguments.picture:
         draw(figures, arguments.picture)
 
 
 def load(arguments: argparse.Namespace) -> dict[str, Any]:
     setting = {"sides": arguments.sides, "epochs": arguments.epochs, "data": arguments.data.name}
-    if arguments.json.exists():
-        figures: dict[str, Any] = json.loads(arguments.json.read_text(encoding="utf-8"))
-        if figures["setting"] != setting:
-            raise SystemExit(
-                f"{arguments.json} holds runs of {figures['setting']}, not of {setting}: give another file"
-            )
-        return figures
-    return {"setting": setting, "runs": []}
-
-
-def write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)
+    figures = read_results(arguments.json) or {"setting": setting, "runs": []}
+    if figures["setting"] != setting:
+        raise SystemExit(f"{arguments.json} holds runs of {figures['setting']}, not of {setting}: give another file")
+    return figures
 
 
 def shrunken(images: LabelledImages, short: int, cache: Path) -> LabelledImages:

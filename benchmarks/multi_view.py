@@ -14,7 +14,6 @@ made from all of it. Run it on an idle machine: the page says how busy it was.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import time
@@ -28,19 +27,18 @@ from typing import Any
 import numpy as np
 import torch
 from environment import environment
-from skimage import data as samples
+from photos import timed_photos
+from results_file import read_results, write_results, write_text
 
 import sppnet
 from sppnet.classification.evaluate import evaluate_classifier
 from sppnet.classification.views import PAPER_WINDOW, Views, view_scores, view_set
 from sppnet.data.folder import LabelledImages, read_folder
-from sppnet.data.image_files import find_images
 from sppnet.data.images import read_image, scaled_size
 from sppnet.data.voc import read_voc
 from sppnet.metrics.voc import evaluate_voc_images
 from sppnet.models.sppnet import Architecture, SPPNet
 
-SAMPLES = ("chelsea", "astronaut", "coffee", "rocket")  # photos that come with scikit-image
 VIEW_SETS = ("single", "centre-crop", "full", "10-view", "multi-view", "multi-view+full")
 ALSO_AS_CROPS = ("10-view", "multi-view")
 
@@ -77,7 +75,10 @@ def main() -> None:
     if arguments.markdown and not arguments.json:
         parser.error("--markdown needs --json")
     label, model = _network(arguments)
-    photos, paper = _photos(arguments.photos, arguments.count), view_set("multi-view", arguments.size or PAPER_WINDOW)
+    photos, paper = (
+        timed_photos(arguments.photos, arguments.count),
+        view_set("multi-view", arguments.size or PAPER_WINDOW),
+    )
     timing = time_views(model, photos, paper, arguments.batches, arguments.repeats)
     settings = model.architecture
     result = {
@@ -91,16 +92,14 @@ def main() -> None:
         result["dense_timing"] = time_views(model, photos, dense, [timing["crops_at_once"]], arguments.repeats)
     if arguments.data and not arguments.backbone:
         result["accuracy"] = accuracy_of_views(model, arguments)
-    known = json.loads(arguments.json.read_text()) if arguments.json and arguments.json.exists() else {}
+    known = read_results(arguments.json)
     known[label] = {**known.get(label, {}), **result}
     text = page(known)
     print(text)
     if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(known, indent=1) + "\n")
+        write_results(arguments.json, known)
     if arguments.markdown:
-        arguments.markdown.parent.mkdir(parents=True, exist_ok=True)
-        arguments.markdown.write_text(text)
+        write_text(arguments.markdown, text)
 
 
 def _network(arguments: argparse.Namespace) -> tuple[str, SPPNet]:
@@ -266,13 +265,6 @@ def _accuracy_table(rows: dict[str, Any]) -> list[str]:
     lines = ["| views | mAP (area) | mAP (11-point) | images |", "|---|---|---|---|"]
     return lines + [f"| {name} | {row['map_area']:.4f} | {row['map_voc07']:.4f} | {row['images']} |"
                     for name, row in rows.items()]  # fmt: skip
-
-
-def _photos(folder: str | None, count: int) -> list[np.ndarray]:
-    if folder is None:
-        return [read_image(getattr(samples, name)()) for name in SAMPLES[:count]]
-    files = find_images([folder])
-    return [read_image(files[place]) for place in np.random.default_rng(0).permutation(len(files))[:count]]
 
 
 def _megapixels(photo: np.ndarray, views: Views) -> float:

@@ -10,7 +10,6 @@ timed. A union takes the time of its parts and of dropping near-duplicates. Imag
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import time
 from collections.abc import Callable
@@ -22,6 +21,7 @@ import cv2
 import numpy as np
 import torch
 from environment import environment
+from results_file import write_results, write_text
 
 from sppnet.data.annotated import read_annotated
 from sppnet.data.images import read_image
@@ -92,10 +92,10 @@ def main() -> None:
     result["proposers"] = rows
     text = page(result)
     print(text)
-    for path, content in ((arguments.json, json.dumps(result, indent=1) + "\n"), (arguments.markdown, text)):
-        if path:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(content, encoding="utf-8")
+    if arguments.json:
+        write_results(arguments.json, result)
+    if arguments.markdown:
+        write_text(arguments.markdown, text)
 
 
 def page(result: dict[str, Any]) -> str:

@@ -11,7 +11,6 @@ every window's crop; `write` fills memory of the output's size, newly allocated,
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import statistics
 import subprocess
@@ -23,6 +22,7 @@ from typing import Any
 
 import torch
 from environment import environment
+from results_file import write_results, write_text
 from torch import Tensor
 from torchvision.ops import roi_pool
 
@@ -253,9 +253,9 @@ def main() -> None:
     text = page(figures, arguments.plot)
     print(text)
     if arguments.markdown:
-        arguments.markdown.write_text(text, encoding="utf-8")
+        write_text(arguments.markdown, text)
     if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        write_results(arguments.json, figures)
 
 
 def page(figures: dict[str, Any], picture: Path | None) -> str:

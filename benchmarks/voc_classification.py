@@ -28,10 +28,10 @@ from caltech101 import (
     environments,
     grid,
     plain,
-    read_results,
     run_rows,
     write_page,
 )
+from results_file import read_results
 
 from sppnet.classification.svm import choose_cost, object_targets, solve_gram
 from sppnet.data.annotations import AnnotatedImage

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 from environment import environment
+from results_file import write_text
 
 from sppnet.models.geometry import Geometry
 from sppnet.models.window_mappings import MAPPINGS, windows_by
@@ -32,7 +33,7 @@ def main() -> None:
     draw(NETWORKS["ZF-5 as released"], picture)
     text = page(arguments.width, picture.name)
     print(text)
-    arguments.markdown.write_text(text)
+    write_text(arguments.markdown, text)
 
 
 def draw(geometry: Geometry, path: Path) -> None:

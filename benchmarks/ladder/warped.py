@@ -26,10 +26,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from sppnet.boxes import mirror_boxes
 from sppnet.data.annotations import AnnotatedImage
 from sppnet.data.images import read_image
 from sppnet.detection.image_windows import ImageWindows
-from sppnet.detection.rcnn import rcnn_features, rcnn_pooled
+from sppnet.detection.rcnn import RcnnSettings, rcnn_features, rcnn_pooled
 from sppnet.detection.targets import Candidates, draw
 from sppnet.models.sppnet import SPPNet
 from sppnet.proposals.files import load_proposals, save_proposals
@@ -91,10 +92,9 @@ def pool_sample(model: SPPNet, image: Path, boxes: Tensor, path: Path, *, at_onc
     pixels = read_image(image)
     if mirrored:
         pixels = np.ascontiguousarray(pixels[:, ::-1])
-        x0, y0, x1, y1 = boxes.unbind(1)
-        boxes = torch.stack([pixels.shape[1] - x1, y0, pixels.shape[1] - x0, y1], dim=1)
+        boxes = mirror_boxes(boxes, pixels.shape[1])
     whole = torch.tensor([[0.0, 0.0, pixels.shape[1], pixels.shape[0]]])
-    pooled = rcnn_pooled(pixels, torch.cat([whole, boxes]).numpy(), model, at_once=at_once)
+    pooled = rcnn_pooled(pixels, torch.cat([whole, boxes]).numpy(), model, RcnnSettings(at_once))
     write(path, {"boxes": boxes.contiguous(), "pooled": in_half(pooled)})
 
 
@@ -103,7 +103,7 @@ def describe_all(model: SPPNet, image: AnnotatedImage, proposals: Path, path: Pa
     if is_whole(path):
         return
     boxes = _all_boxes(image, load_proposals(proposals)[0])
-    described = rcnn_features(read_image(image.path), boxes, model, at_once=at_once)
+    described = rcnn_features(read_image(image.path), boxes, model, RcnnSettings(at_once))
     write(path, {"described": in_half(described)})
 
 

@@ -44,6 +44,27 @@ def clip_boxes(boxes: Tensor, size: tuple[int, int]) -> Tensor:
     return boxes.clamp(min=0).minimum(limits)
 
 
+def mirror_boxes(boxes: Tensor, width: int) -> Tensor:
+    """Boxes [R, 4] in the mirror image, left for right, of an image ``width`` pixels wide; a new tensor.
+
+    Example:
+        >>> mirror_boxes(torch.tensor([[0.0, 0, 10, 40]]), width=100)
+        tensor([[ 90.,   0., 100.,  40.]])
+    """
+    x0, y0, x1, y1 = boxes.unbind(1)
+    return torch.stack([width - x1, y0, width - x0, y1], dim=1)
+
+
+def mirror_deltas(deltas: Tensor) -> Tensor:
+    """Deltas [R, 4], as `encode_boxes` gives, of boxes and targets that are both mirrored; a new tensor.
+
+    Example:
+        >>> mirror_deltas(torch.tensor([[0.5, 0.25, 0.0, 0.0]]))
+        tensor([[-0.5000,  0.2500,  0.0000,  0.0000]])
+    """
+    return deltas * deltas.new_tensor([-1, 1, 1, 1])
+
+
 def encode_boxes(boxes: Tensor, targets: Tensor) -> Tensor:
     """What must be done to ``boxes`` to get ``targets``: shift by shares of the side, scale by logarithms.
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from sppnet.detection.rcnn import fastest_batch, normalised, rcnn_features, rcnn_maps, warp_boxes
+from sppnet.detection.rcnn import RcnnSettings, fastest_batch, normalised, rcnn_features, rcnn_maps, warp_boxes
 from sppnet.models.sppnet import SPPNet
 
 
@@ -61,8 +61,9 @@ def test_each_box_is_an_image_to_the_network(tiny_detector: SPPNet) -> None:
     rng = np.random.default_rng(0)
     image = rng.integers(0, 255, (90, 120, 3), dtype=np.uint8)
     boxes = np.array([[0, 0, 60, 40], [30, 20, 120, 90], [5, 50, 50, 85]], np.float32)
-    found = rcnn_features(image, boxes, tiny_detector, at_once=2, side=64, context=8, bfloat16=False)
-    maps = rcnn_maps(image, boxes, tiny_detector, side=64, context=8, bfloat16=False)
+    settings = RcnnSettings(at_once=2, side=64, context=8, bfloat16=False)
+    found = rcnn_features(image, boxes, tiny_detector, settings)
+    maps = rcnn_maps(image, boxes, tiny_detector, settings)
     fill = tuple(round(255 * value) for value in tiny_detector.architecture.mean)
     for row, crop in enumerate(warp_boxes(image, boxes, 64, 8, fill)):
         with torch.inference_mode():

@@ -6,8 +6,7 @@ backbone made of them -> batches (`sppnet.classification.loader`) -> Lightning's
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,6 +32,7 @@ from sppnet.classification.module import ClassifierModule, Loaders
 from sppnet.classification.readable import ReadableImages, Report
 from sppnet.classification.settings import ClassifierSettings
 from sppnet.data.size_buckets import SizeBuckets
+from sppnet.models.fingerprint import Part, fingerprint
 from sppnet.models.fold import fold_batch_norm
 from sppnet.models.sppnet import SPPNet
 
@@ -69,7 +69,8 @@ def learn_in_epochs(
     Raises:
         UserError, KeyboardInterrupt: as of `train_classifier`.
     """
-    folder = checkpoints / f"run-{_fingerprint(model, settings, devices, train, held_out)}"
+    name = fingerprint(_starts_from(model, settings, devices, train, held_out), size=8)
+    folder = checkpoints / f"run-{name}"
     buckets = partial(_buckets, model, train, settings, devices)
     steps = len(buckets(0))  # in an epoch, on each device
     datasets = (
@@ -186,15 +187,13 @@ def _one_thread(_: int) -> None:
     cv2.setNumThreads(1)  # each worker is a thread of its own already
 
 
-def _fingerprint(
+def _starts_from(
     model: SPPNet, settings: ClassifierSettings, devices: int, train: ReadableImages, held_out: ReadableImages
-) -> str:
-    """Names all that training starts from: only a stopped run of the very same kind may go on from its checkpoint."""
-    digest = hashlib.blake2b(repr((model.architecture, settings, devices)).encode(), digest_size=8)
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(name.encode() + value.detach().cpu().numpy().tobytes())
+) -> Iterator[Part]:
+    """All that training starts from: only a stopped run of the very same kind may go on from its checkpoint."""
+    yield repr((model.architecture, settings, devices))
+    yield model.state_dict()
     for part in (train, held_out):
-        for path in part.images.paths:
-            digest.update(str(path).encode("utf-8", "surrogatepass"))
-        digest.update(part.images.labels.tobytes() + part.sizes.tobytes())
-    return digest.hexdigest()
+        yield from map(str, part.images.paths)
+        yield part.images.labels
+        yield part.sizes

@@ -6,7 +6,6 @@ a stale one is never used, and a run that was killed goes on where it stopped.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Sequence
 from contextlib import suppress
@@ -14,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import nn
 
 from sppnet.errors import UserError
+from sppnet.models.fingerprint import fingerprint
 
 
 @dataclass(frozen=True)
@@ -96,9 +95,4 @@ def net_digest(net: nn.Module, settings: object, precision: str) -> str:
         >>> net_digest(net, (0.5,), "float32") == net_digest(net, (0.5,), "bfloat16")
         False
     """
-    digest = hashlib.blake2b(repr((str(net), settings)).encode(), digest_size=8)
-    for name, value in sorted(net.state_dict().items()):
-        raw = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)  # NumPy has no bfloat16
-        digest.update(name.encode() + raw.numpy().tobytes())
-    digest.update(precision.encode())
-    return digest.hexdigest()
+    return fingerprint([repr((str(net), settings)), net.state_dict(), precision], size=8)

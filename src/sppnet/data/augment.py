@@ -9,6 +9,8 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
+from sppnet.data.images import checked_size
+
 # Principal axes of RGB values (0 to 1) in photos, one a column, and the variance along each: measured on the 2500 train
 # images of Pascal VOC 2007, each averaged to 64 x 64 pixels. Nearly brightness, blue against red, green against both.
 _COLOUR_AXES = np.array([[0.5586, -0.7393, 0.3761], [0.5827, 0.0271, -0.8122], [0.5903, 0.6728, 0.4459]])
@@ -32,7 +34,7 @@ def random_mirror(image: np.ndarray, rng: np.random.Generator, share: float = 0.
         >>> random_mirror(image, np.random.default_rng(0), share=1).tolist()
         [[[3, 4, 5], [0, 1, 2]]]
     """
-    _check(image)
+    checked_size(image, "random_mirror")
     return np.ascontiguousarray(image[:, ::-1] if rng.random() < share else image)
 
 
@@ -59,7 +61,7 @@ def corner_crop(image: np.ndarray, rng: np.random.Generator, side: int = 224) ->
         >>> corner_crop(np.zeros((256, 300, 3), dtype=np.uint8), np.random.default_rng(0)).shape
         (224, 224, 3)
     """
-    height, width = _check(image)
+    height, width = checked_size(image, "corner_crop")
     if side < 1 or min(height, width) < side:
         raise ValueError(f"corner_crop: expected sides of at least {side}, and that at least 1, got {height} x {width}")
     free = (height - side, width - side)
@@ -89,7 +91,7 @@ def random_region(image: np.ndarray, rng: np.random.Generator, shares: tuple[flo
         >>> random_region(np.zeros((300, 400, 3), dtype=np.uint8), np.random.default_rng(0), (0.25, 0.25)).shape
         (150, 200, 3)
     """
-    height, width = _check(image)
+    height, width = checked_size(image, "random_region")
     if not 0 < shares[0] <= shares[1] <= 1:
         raise ValueError(f"random_region: expected 0 < least <= largest <= 1, got shares {shares}")
     scale = rng.uniform(*shares) ** 0.5
@@ -119,7 +121,7 @@ def vary_light(image: np.ndarray, rng: np.random.Generator, spread: float = 0.1)
         >>> vary_light(np.full((2, 2, 3), 128, dtype=np.uint8), np.random.default_rng(0), spread=0).max()
         np.uint8(128)
     """
-    _check(image)
+    checked_size(image, "vary_light")
     shift = 255 * _COLOUR_AXES @ (rng.normal(scale=spread, size=3) * _COLOUR_VARIANCES)
     return _linear(image, np.eye(3), shift)
 
@@ -153,7 +155,7 @@ def vary_colours(
         >>> vary_colours(grey, np.random.default_rng(0), brightness=0, contrast=1, saturation=1).max()  # stays grey
         np.uint8(100)
     """
-    _check(image)
+    checked_size(image, "vary_colours")
     spreads = np.array([brightness, contrast, saturation])
     if not ((spreads >= 0) & (spreads <= 1)).all():
         raise ValueError(f"vary_colours: expected brightness, contrast, saturation from 0 to 1, got {spreads.tolist()}")
@@ -166,9 +168,3 @@ def vary_colours(
 def _linear(image: np.ndarray, matrix: np.ndarray, shift: np.ndarray) -> np.ndarray:
     """Map every pixel to matrix @ pixel + shift, rounded and cut to 0..255."""
     return cv2.transform(np.ascontiguousarray(image), np.column_stack([matrix, shift]).astype(np.float32))
-
-
-def _check(image: np.ndarray) -> tuple[int, int]:
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
-        raise ValueError(f"expected an image [H, W, 3] uint8, got {list(image.shape)} {image.dtype}")
-    return image.shape[0], image.shape[1]

@@ -144,12 +144,9 @@ def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         >>> resize_image(np.zeros((20, 2000, 3), dtype=np.uint8), (32, 600)).shape
         (32, 600, 3)
     """
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0 or min(size) < 1:
-        raise ValueError(
-            "resize_image: expected [H, W, 3] uint8 and a size of at least (1, 1), "
-            f"got {image.shape} {image.dtype} and size {size}"
-        )
-    height, width = image.shape[:2]
+    height, width = checked_size(image, "resize_image")
+    if min(size) < 1:
+        raise ValueError(f"resize_image: expected a size of at least (1, 1), got {size}")
     shrunk = (min(height, size[0]), min(width, size[1]))
     image = np.ascontiguousarray(image)
     if shrunk != (height, width):
@@ -157,6 +154,28 @@ def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     if shrunk != tuple(size):
         image = cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
     return image
+
+
+def checked_size(image: np.ndarray, caller: str) -> tuple[int, int]:
+    """(height, width) of an image, if it is one.
+
+    Args:
+        image: what a function was given as [H, W, 3] uint8.
+        caller: its name, for the message.
+
+    Raises:
+        ValueError: another shape or type, or no pixels.
+
+    Example:
+        >>> checked_size(np.zeros((20, 30, 3), dtype=np.uint8), "resize_image")
+        (20, 30)
+        >>> checked_size(np.zeros((20, 30), dtype=np.uint8), "resize_image")
+        Traceback (most recent call last):
+        ValueError: resize_image: expected [H, W, 3] uint8 with pixels, got (20, 30) uint8
+    """
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
+        raise ValueError(f"{caller}: expected [H, W, 3] uint8 with pixels, got {image.shape} {image.dtype}")
+    return image.shape[0], image.shape[1]
 
 
 def content_key(source: str | os.PathLike[str] | np.ndarray) -> str:

@@ -7,9 +7,8 @@ learned on a frozen backbone, which saves most of what the fully connected layer
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from sppnet.detection.train import Report, calibrate, check_training, proposals_
 from sppnet.errors import UserError
 from sppnet.models.backbones import build_backbone
 from sppnet.models.files import find_model, load, save_model, training_record
+from sppnet.models.fingerprint import Part, fingerprint
 from sppnet.models.provenance import trained_by
 from sppnet.models.sppnet import Architecture, SPPNet
 from sppnet.proposals.files import load_proposals
@@ -94,7 +94,8 @@ def train_end_to_end(
         )
         if len(candidates.labels):
             images.append(LearningImage(image.path, candidates))
-    checkpoints = work / f"end-to-end-{output.stem}-{_fingerprint(model, settings, devices, images)}"
+    name = fingerprint(_starts_from(model, settings, devices, images), size=6)
+    checkpoints = work / f"end-to-end-{output.stem}-{name}"
     progress = partial(report, "end to end")
     rank = learn_end_to_end(model, images, settings, checkpoints, devices=devices, workers=workers, progress=progress)
     seconds["end to end"] = time.perf_counter() - started
@@ -127,13 +128,12 @@ def _model(start: Architecture | str | Path, weights: str | Path | None) -> tupl
     return model, training_record(find_model(start))
 
 
-def _fingerprint(model: SPPNet, settings: FastRcnnSettings, devices: int, images: Sequence[LearningImage]) -> str:
-    """Names all that training starts from: only a stopped run of the very same kind may go on from its checkpoint."""
-    digest = hashlib.blake2b(repr((model.architecture, settings, devices)).encode(), digest_size=6)
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(name.encode() + value.detach().cpu().numpy().tobytes())
+def _starts_from(
+    model: SPPNet, settings: FastRcnnSettings, devices: int, images: Sequence[LearningImage]
+) -> Iterator[Part]:
+    """All that training starts from: only a stopped run of the very same kind may go on from its checkpoint."""
+    yield repr((model.architecture, settings, devices))
+    yield model.state_dict()
     for image in images:
-        digest.update(content_key(image.path).encode())
-        for part in (image.candidates.boxes, image.candidates.labels, image.candidates.image_labels):
-            digest.update(part.numpy().tobytes())
-    return digest.hexdigest()
+        yield content_key(image.path)
+        yield from (image.candidates.boxes, image.candidates.labels, image.candidates.image_labels)

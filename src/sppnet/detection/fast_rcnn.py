@@ -30,9 +30,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from sppnet.detection.finetune import REFERENCE_WIDTH, detection_losses
-from sppnet.detection.image_batches import ImageBatches, LearningImage, Sample, Steps
+from sppnet.detection.image_batches import ImageBatches, LearningImage, Sample
 from sppnet.detection.learning_layers import choose_layers
 from sppnet.detection.maps import ImageMaps, Progress
+from sppnet.detection.steps import Steps
 from sppnet.errors import UserError
 from sppnet.models.precision import autocast
 from sppnet.models.quick_backward import quick_backward

@@ -12,7 +12,7 @@ import logging
 import math
 import signal
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,12 @@ from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
+from sppnet.boxes import mirror_boxes, mirror_deltas
 from sppnet.detection.map_cache import MapCache
 from sppnet.detection.maps import Progress
+from sppnet.detection.steps import Steps
 from sppnet.detection.targets import Candidates, draw
 from sppnet.models.precision import autocast
 from sppnet.models.sppnet import SPPNet
@@ -84,7 +86,7 @@ class WindowBatches(Dataset[dict[str, Tensor]]):
             side = int(rng.integers(len(image.maps)))
             boxes, delta = image.candidates.boxes[chosen], image.candidates.deltas[chosen]
             if side:
-                boxes, delta = _mirror(boxes, image.size[1]), delta * delta.new_tensor([-1, 1, 1, 1])
+                boxes, delta = mirror_boxes(boxes, image.size[1]), mirror_deltas(delta)
             maps = self.cache.read(image.maps[side])
             which = None
             if self.settings.random_scale and len(maps.scales) > 1:
@@ -116,32 +118,6 @@ class WindowBatches(Dataset[dict[str, Tensor]]):
                 orders[turn] = np.random.default_rng([self.settings.seed, 1, turn]).permutation(count)
             chosen.append(int(orders[turn][position % count]))
         return chosen
-
-
-def _mirror(boxes: Tensor, width: int) -> Tensor:
-    """Boxes in the mirror image of an image ``width`` pixels wide."""
-    x0, y0, x1, y1 = boxes.unbind(1)
-    return torch.stack([width - x1, y0, width - x0, y1], dim=1)
-
-
-class _Steps(Sampler[int]):
-    """The numbers of the steps from where training stands to its next checkpoint.
-
-    Asked of the module and not counted by epochs: where Lightning resumes, it sets a sampler's epoch one too low.
-    """
-
-    def __init__(self, total: int, stretch: int, module: L.LightningModule) -> None:
-        self.total, self.stretch, self.module = total, stretch, module
-
-    def __len__(self) -> int:
-        return len(self._next())
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._next())
-
-    def _next(self) -> range:
-        done = self.module.global_step
-        return range(done, min(self.total, (done // self.stretch + 1) * self.stretch))
 
 
 def detection_losses(
@@ -234,7 +210,7 @@ def finetune(
     module = _Finetune(model.train(), settings)
     model.backbone.eval()
     batches = WindowBatches(images, model, cache, settings)
-    sampler = _Steps(settings.steps, settings.checkpoint_every, module)
+    sampler = Steps(settings.steps, settings.checkpoint_every, module)
     loader = DataLoader(batches, batch_size=None, sampler=sampler, num_workers=0)
     stretches = math.ceil(settings.steps / settings.checkpoint_every)
     last = folder / "last.ckpt"

@@ -7,23 +7,21 @@ resumed run equal an unbroken one. Source: arXiv:1504.08083, section 2.3, "mini-
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
+from sppnet.boxes import mirror_boxes, mirror_deltas
 from sppnet.data.fit import fit_image
 from sppnet.data.images import read_image
 from sppnet.detection.targets import Candidates, draw
 from sppnet.models.sppnet import Architecture
-
-if TYPE_CHECKING:
-    import lightning as L
 
 
 @dataclass(frozen=True)
@@ -104,11 +102,7 @@ class ImageBatches(Dataset[list[Sample]]):
         short_side = int(rng.choice(self.short_sides))
         image = read_image(one.path)
         if self.mirrored and rng.random() < 0.5:
-            image, boxes, deltas = (
-                image[:, ::-1],
-                mirror(boxes, image.shape[1]),
-                deltas * deltas.new_tensor([-1, 1, 1, 1]),
-            )
+            image, boxes, deltas = image[:, ::-1], mirror_boxes(boxes, image.shape[1]), mirror_deltas(deltas)
         shown = self._fitted(image, short_side)
         size = (image.shape[0], image.shape[1])
         labels = one.candidates.labels[chosen]
@@ -119,30 +113,3 @@ class ImageBatches(Dataset[list[Sample]]):
         red, green, blue = (round(255 * value) for value in settings.mean)
         sides = settings.sides(short_side)
         return fit_image(image, settings.fit, *sides, minimum=self.minimum, fill=(red, green, blue))
-
-
-def mirror(boxes: Tensor, width: int) -> Tensor:
-    """Boxes [R, 4] in the mirror image of an image ``width`` pixels wide.
-
-    Example:
-        >>> mirror(torch.tensor([[0.0, 0, 10, 40]]), width=100)
-        tensor([[ 90.,   0., 100.,  40.]])
-    """
-    x0, y0, x1, y1 = boxes.unbind(1)
-    return torch.stack([width - x1, y0, width - x0, y1], dim=1)
-
-
-class Steps(Sampler[int]):
-    """The numbers of the steps from where training stands to its next checkpoint.
-
-    Where it stands is asked of the module and not counted here: where Lightning resumes, it counts epochs one too few. It
-    has no length, as the last stretch may be shorter.
-    """
-
-    def __init__(self, total: int, stretch: int, module: L.LightningModule) -> None:
-        super().__init__()
-        self.total, self.stretch, self.module = total, stretch, module
-
-    def __iter__(self) -> Iterator[int]:
-        done = self.module.global_step
-        return iter(range(done, min(self.total, (done // self.stretch + 1) * self.stretch)))

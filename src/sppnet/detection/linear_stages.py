@@ -15,7 +15,6 @@ Source: arXiv:1406.4729, sections 4.1 and 4.2.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -32,6 +31,7 @@ from sppnet.detection.map_cache import MapCache
 from sppnet.detection.mapped_windows import MappedWindows
 from sppnet.detection.svm import LinearSVMs, SVMSettings, train_svms
 from sppnet.errors import UserError
+from sppnet.models.fingerprint import fingerprint
 from sppnet.models.sppnet import CLASSIFIERS, REGRESSIONS, LinearOutputs, SPPNet
 
 Report = Callable[[str, int, int], None]  # stage, done, total
@@ -142,5 +142,5 @@ def _outputs(arrays: dict[str, Tensor], device: torch.device) -> LinearOutputs:
 def _file(state: Path, stage: str, windows: MappedWindows, settings: Any) -> Path:
     told = dataclasses.asdict(settings)
     del told["save_every"]  # decides nothing
-    settings_key = hashlib.blake2b(repr(sorted(told.items())).encode(), digest_size=3).hexdigest()
+    settings_key = fingerprint([repr(sorted(told.items()))], size=3)
     return state.with_name(f"{state.name}-{stage}-{windows.fingerprint()}-{settings_key}.safetensors")

@@ -8,7 +8,6 @@ pooled from them: those are what filled the paper's disks.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -27,6 +26,7 @@ from torch import Tensor
 from sppnet.data.images import content_key, image_size, read_image
 from sppnet.detection.maps import ImageMaps, Progress, compute_maps
 from sppnet.errors import UserError
+from sppnet.models.fingerprint import fingerprint
 from sppnet.models.sppnet import SPPNet
 
 ENTRY = "image_maps"  # of the files' metadata: what else `ImageMaps` holds, and the checksum
@@ -49,14 +49,14 @@ class MapCache:
         The backbone counts as what a model file holds of it, so that a model that was read shares the maps it was trained on.
         """
         settings = model.architecture
-        fingerprint = hashlib.blake2b(digest_size=8)
-        for name, value in sorted(model.backbone.state_dict().items()):
-            stored = value.half() if value.is_floating_point() else value
-            fingerprint.update(name.encode() + stored.detach().cpu().numpy().tobytes())
-        fingerprint.update(repr((settings.mean, settings.std, float(model.feature_scale))).encode())
+        stored = {
+            name: value.half() if value.is_floating_point() else value
+            for name, value in model.backbone.state_dict().items()
+        }
+        name = fingerprint([stored, repr((settings.mean, settings.std, float(model.feature_scale)))], size=8)
         sizes = [settings.sides(side) for side in settings.short_sides]
         size = "+".join(f"{short}-{long}" for short, long in sizes)
-        return cls(folder / f"{settings.backbone}-{fingerprint.hexdigest()}-{size}")
+        return cls(folder / f"{settings.backbone}-{name}-{size}")
 
     def path(self, image: Path, *, mirrored: bool = False) -> Path:
         """Where the maps of an image file lie, or will lie."""

@@ -5,7 +5,6 @@ Nothing but the name of its maps' file is held of an image: its proposals, overl
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import overload
@@ -16,6 +15,7 @@ from torch import Tensor
 from sppnet.data.annotations import AnnotatedImage
 from sppnet.detection.image_windows import ImageWindows, describe_boxes
 from sppnet.detection.map_cache import MapCache
+from sppnet.models.fingerprint import Part, fingerprint
 from sppnet.models.sppnet import SPPNet
 from sppnet.proposals.files import load_proposals
 
@@ -77,17 +77,16 @@ class MappedWindows(Sequence[ImageWindows]):
 
     def fingerprint(self) -> str:
         """Names all that the windows come from: objects, proposals, maps, and the layers that describe them."""
-        digest = hashlib.blake2b(digest_size=8)
+        return fingerprint(self._made_of(), size=8)
+
+    def _made_of(self) -> Iterator[Part]:
         settings = self.model.architecture
-        digest.update(repr((self.classes, self.label, self.pooled, settings.levels)).encode())
-        digest.update(repr((settings.scale_rule, settings.mapping)).encode())
-        for name, value in sorted(self.model.fully_connected.state_dict().items()):
-            digest.update(name.encode() + value.detach().cpu().numpy().tobytes())
+        yield repr((self.classes, self.label, self.pooled, settings.levels))
+        yield repr((settings.scale_rule, settings.mapping))
+        yield self.model.fully_connected.state_dict()
         for image, proposals, path in zip(self.images, self.proposals, self.maps, strict=True):
-            digest.update(f"{path.parent.name}/{path.name}".encode() + load_proposals(proposals)[0].tobytes())
-            for part in (image.gt_boxes, image.gt_labels, image.difficult):
-                digest.update(np.ascontiguousarray(part).tobytes())
-        return digest.hexdigest()
+            yield f"{path.parent.name}/{path.name}"
+            yield from (load_proposals(proposals)[0], image.gt_boxes, image.gt_labels, image.difficult)
 
     def _of_label(self, image: AnnotatedImage) -> AnnotatedImage:
         if not self.label:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from statistics import median
 
 import numpy as np
@@ -23,6 +24,26 @@ from sppnet.ops.pyramid_pool import pyramid_pool
 SIDE = 227  # pixels of the warped square,
 CONTEXT = 16  # of which this many on each side show what surrounds the box
 AT_ONCE = (1, 2, 4, 8, 16, 32, 64)  # sizes of batches to choose from
+
+
+@dataclass(frozen=True)
+class RcnnSettings:
+    """How boxes go through the network.
+
+    Example:
+        >>> RcnnSettings(at_once=0)
+        Traceback (most recent call last):
+        ValueError: at_once must be at least 1: got 0
+    """
+
+    at_once: int = 4  # crops in one batch of the convolutions: see `fastest_batch`
+    side: int = SIDE  # as of `warp_boxes`; at least the model's ``smallest_side``
+    context: int = CONTEXT  # as of `warp_boxes`
+    bfloat16: bool = True  # compute in it where the device is fast at that; else in float32
+
+    def __post_init__(self) -> None:
+        if self.at_once < 1:
+            raise ValueError(f"at_once must be at least 1: got {self.at_once}")
 
 
 def warp_boxes(
@@ -80,14 +101,7 @@ def warp_boxes(
 
 
 def rcnn_features(
-    image: np.ndarray,
-    boxes: np.ndarray,
-    model: SPPNet,
-    *,
-    at_once: int = 4,
-    side: int = SIDE,
-    context: int = CONTEXT,
-    bfloat16: bool = True,
+    image: np.ndarray, boxes: np.ndarray, model: SPPNet, settings: RcnnSettings = RcnnSettings()
 ) -> Tensor:
     """Describe boxes as R-CNN does: each through the whole network by itself.
 
@@ -97,9 +111,7 @@ def rcnn_features(
         image: [H, W, 3] uint8.
         boxes: [R, 4] in pixels of the image.
         model: gives the backbone, the pyramid and the fully connected layers.
-        at_once: crops in one batch of the convolutions: see `fastest_batch`.
-        side, context: see `warp_boxes`; ``side`` at least the model's ``smallest_side``.
-        bfloat16: compute in it where the device is fast at that; else in float32.
+        settings: how.
 
     Returns:
         [R, D] on the model's device, in the precision that it computes in: what ``model.describe`` gives.
@@ -112,43 +124,25 @@ def rcnn_features(
         >>> len(rcnn_features(np.zeros((60, 80, 3), np.uint8), boxes, model))
         2
     """
-    pooled = rcnn_pooled(image, boxes, model, at_once=at_once, side=side, context=context, bfloat16=bfloat16)
-    with torch.inference_mode(), autocast(model.device, enabled=bfloat16):
+    pooled = rcnn_pooled(image, boxes, model, settings)
+    with torch.inference_mode(), autocast(model.device, enabled=settings.bfloat16):
         return torch.cat([model.describe(part) for part in pooled.split(WINDOWS_AT_ONCE)])
 
 
-def rcnn_pooled(
-    image: np.ndarray,
-    boxes: np.ndarray,
-    model: SPPNet,
-    *,
-    at_once: int = 4,
-    side: int = SIDE,
-    context: int = CONTEXT,
-    bfloat16: bool = True,
-) -> Tensor:
+def rcnn_pooled(image: np.ndarray, boxes: np.ndarray, model: SPPNet, settings: RcnnSettings = RcnnSettings()) -> Tensor:
     """What the pyramid makes of each crop's map: [R, M, C], before the fully connected layers; see `rcnn_features`."""
-    maps = [
-        rcnn_maps(image, boxes[start : start + at_once], model, side=side, context=context, bfloat16=bfloat16)
-        for start in range(0, max(1, len(boxes)), at_once)
-    ]
+    starts = range(0, max(1, len(boxes)), settings.at_once)
+    maps = [rcnn_maps(image, boxes[start : start + settings.at_once], model, settings) for start in starts]
     with torch.inference_mode():
         return torch.cat([pyramid_pool(part, model.architecture.levels) for part in maps])
 
 
-def rcnn_maps(
-    image: np.ndarray,
-    boxes: np.ndarray,
-    model: SPPNet,
-    *,
-    side: int = SIDE,
-    context: int = CONTEXT,
-    bfloat16: bool = True,
-) -> Tensor:
-    """The maps of boxes, all in one batch: [R, C, h, w]; see `rcnn_features`."""
+def rcnn_maps(image: np.ndarray, boxes: np.ndarray, model: SPPNet, settings: RcnnSettings = RcnnSettings()) -> Tensor:
+    """The maps of boxes, all in one batch, however many ``settings`` asks for: [R, C, h, w]; see `rcnn_features`."""
     fill = tuple(round(255 * value) for value in model.architecture.mean)
-    crops = torch.from_numpy(warp_boxes(image, boxes, side, context, fill)).to(model.device).permute(0, 3, 1, 2)
-    with torch.inference_mode(), autocast(model.device, enabled=bfloat16):
+    crops = torch.from_numpy(warp_boxes(image, boxes, settings.side, settings.context, fill))
+    crops = crops.to(model.device).permute(0, 3, 1, 2)
+    with torch.inference_mode(), autocast(model.device, enabled=settings.bfloat16):
         return model.features(normalised(model, crops))
 
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from sppnet.errors import UserError
+from sppnet.models.fingerprint import Part, fingerprint
 
 
 def write_state(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -61,8 +60,7 @@ def read_state(path: Path) -> tuple[dict[str, str], dict[str, Tensor]] | None:
 
 
 def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
-    digest = hashlib.blake2b(repr(sorted(metadata.items())).encode(), digest_size=16)
+    parts: list[Part] = [repr(sorted(metadata.items()))]
     for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {list(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+        parts += [f"{name} {list(tensor.shape)} {tensor.dtype}", tensor]
+    return fingerprint(parts, size=16)

@@ -7,9 +7,8 @@ regressors are the paper's last stages; without them the network's own outputs s
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from sppnet.detection.targets import find_candidates
 from sppnet.errors import UserError
 from sppnet.models.backbones import build_backbone
 from sppnet.models.files import find_model, load, round_to_stored, save_model, training_record
+from sppnet.models.fingerprint import Part, fingerprint
 from sppnet.models.provenance import trained_by
 from sppnet.models.sppnet import Architecture, SPPNet
 from sppnet.proposals.compute import proposals_for
@@ -99,7 +99,8 @@ def train_detector(
         if len(candidates.labels):
             size = image_size(image.path)  # the annotation's may be wrong; the map was made of what the file holds
             images.append(TrainingImage(candidates, maps[image.path], size))
-    checkpoints = work / f"checkpoints-{output.stem}-{_fingerprint(architecture, settings, images)}"
+    name = fingerprint(_starts_from(architecture, settings, images), size=6)
+    checkpoints = work / f"checkpoints-{output.stem}-{name}"
     finetune(model, images, cache, settings, checkpoints, partial(report, "fine-tuning"))
     round_to_stored(model)  # what comes next learns from what the model file holds
     seconds["fine-tuning"] = time.perf_counter() - started
@@ -203,11 +204,9 @@ def calibrate(model: SPPNet, data: DetectionData) -> None:
     model.calibrate(float(torch.stack(squares).mean()))
 
 
-def _fingerprint(architecture: Architecture, settings: FinetuneSettings, images: list[TrainingImage]) -> str:
-    """Names all that fine-tuning starts from: only a stopped run of the very same kind may go on from its checkpoint."""
-    digest = hashlib.blake2b(repr((architecture, settings)).encode(), digest_size=6)  # of what follows `repr` is silent
+def _starts_from(architecture: Architecture, settings: FinetuneSettings, images: list[TrainingImage]) -> Iterator[Part]:
+    """All that fine-tuning starts from: only a stopped run of the very same kind may go on from its checkpoint."""
+    yield repr((architecture, settings))
     for image in images:
-        digest.update(repr([path.name for path in image.maps] + [image.maps[0].parent.name]).encode())
-        for part in (image.candidates.boxes, image.candidates.labels, image.candidates.image_labels):
-            digest.update(part.numpy().tobytes())
-    return digest.hexdigest()
+        yield repr([path.name for path in image.maps] + [image.maps[0].parent.name])
+        yield from (image.candidates.boxes, image.candidates.labels, image.candidates.image_labels)

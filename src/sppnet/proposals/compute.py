@@ -13,7 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from sppnet.data.images import ImageError, content_key, read_image
+from sppnet.data.images import ImageError, checked_size, content_key, read_image
 from sppnet.errors import UserError
 from sppnet.proposals.edge_boxes import EdgeBoxes, edge_boxes
 from sppnet.proposals.files import load_proposals, proposals_path, save_proposals
@@ -93,13 +93,12 @@ def propose(image: np.ndarray, proposer: Proposer | str = "selective-search") ->
     """
     if isinstance(proposer, str):
         proposer = Proposer(proposer)
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
-        raise ValueError(f"propose: expected [H, W, 3] uint8 with pixels, got {image.shape} {image.dtype}")
+    size = checked_size(image, "propose")
     if proposer.method == IMPORTED:
         raise UserError("imported proposals are made elsewhere, not computed; give the image's boxes as proposals")
     methods: dict[str, Callable[[], np.ndarray]] = {
         "selective-search": lambda: selective_search(image, proposer.selective_search),
-        "grid": lambda: grid_boxes((image.shape[0], image.shape[1]), proposer.grid),
+        "grid": lambda: grid_boxes(size, proposer.grid),
         "edge-boxes": lambda: edge_boxes(image, proposer.edge_boxes),
     }
     found = [methods[part]() for part in proposer.parts]

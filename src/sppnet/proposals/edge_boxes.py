@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from sppnet.proposals.long_images import search_views
+from sppnet.data.images import checked_size
+from sppnet.proposals.long_images import search_image
 
-_EMPTY = np.empty((0, 4), dtype=np.float32)
 _FULL_STRENGTH = 0.98  # share of pixels whose gradient is weaker than what counts as an edge of full strength
 _FAINT = 1e-3  # of a grey step from black to white: below, an image is taken to be of one colour
 
@@ -67,12 +67,8 @@ def edge_boxes(image: np.ndarray, settings: EdgeBoxes = EdgeBoxes()) -> np.ndarr
         >>> edge_boxes(np.zeros((40, 60, 3), dtype=np.uint8))
         array([[ 0.,  0., 60., 40.]], dtype=float32)
     """
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
-        raise ValueError(f"edge_boxes: expected [H, W, 3] uint8 with pixels, got {image.shape} {image.dtype}")
-    height, width = image.shape[:2]
-    found = [np.array([[0, 0, width, height]], dtype=np.float32)]
-    found += [_search_view(image, view, settings) for view in search_views((height, width))]
-    return np.concatenate(found)
+    checked_size(image, "edge_boxes")
+    return search_image(image, lambda view: _search(view, settings))
 
 
 def edge_map(image: np.ndarray, smoothing: float) -> tuple[np.ndarray, np.ndarray]:
@@ -112,14 +108,14 @@ def edge_map(image: np.ndarray, smoothing: float) -> tuple[np.ndarray, np.ndarra
     return np.where(ridge, strength, 0).astype(np.float32), direction
 
 
-def _search_view(image: np.ndarray, view: tuple[int, int, int, int], settings: EdgeBoxes) -> np.ndarray:
-    y0, x0, y1, x1 = view
-    part = np.ascontiguousarray(image[y0:y1, x0:x1])
-    scale = min(1.0, settings.working_size / max(part.shape[:2]))
-    height, width = (max(1, round(side * scale)) for side in part.shape[:2])
+def _search(view: np.ndarray, settings: EdgeBoxes) -> np.ndarray:
+    size = view.shape[:2]
+    scale = min(1.0, settings.working_size / max(size))
+    height, width = (max(1, round(side * scale)) for side in size)
     if height * width < settings.smallest_area:
-        return _EMPTY  # no box could be large enough
-    if (height, width) != part.shape[:2]:
+        return np.empty((0, 4))  # no box could be large enough
+    part = np.ascontiguousarray(view)
+    if (height, width) != size:
         part = cv2.resize(part, (width, height), interpolation=cv2.INTER_AREA)
     strength, direction = edge_map(part, settings.smoothing)
     search = cv2.ximgproc.createEdgeBoxes(
@@ -132,6 +128,4 @@ def _search_view(image: np.ndarray, view: tuple[int, int, int, int], settings: E
     found = np.asarray(search.getBoundingBoxes(strength, direction)[0], dtype=np.float64).reshape(-1, 4)
     # OpenCV counts the first edge pixel from 1 and gives the way to the last one: both edges run through pixels' centres
     boxes = np.concatenate([found[:, :2], found[:, :2] + found[:, 2:]], axis=1) - 0.5
-    boxes = boxes * np.array([(x1 - x0) / width, (y1 - y0) / height] * 2) + np.array([x0, y0, x0, y0])
-    boxes = np.clip(boxes, [x0, y0, x0, y0], [x1, y1, x1, y1]).astype(np.float32)
-    return boxes[(boxes[:, :2] < boxes[:, 2:]).all(axis=1)]
+    return boxes * np.array([size[1] / width, size[0] / height] * 2)

@@ -1,16 +1,42 @@
-"""Parts of a long image, so that a search for proposals does not lose what is small beside its length.
+"""A long image is searched in parts, so that a search for proposals does not lose what is small beside its length.
 
-image of (height, width) -> views (y0, x0, y1, x1), each to be searched by itself, as `sppnet.proposals.selective_search` and
-`sppnet.proposals.edge_boxes` do.
+image [H, W, 3] -> views (y0, x0, y1, x1), each searched by itself -> boxes [R, 4] float32, pixels of the image. The searches
+are those of `sppnet.proposals.selective_search` and `sppnet.proposals.edge_boxes`.
 """
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
 WIDEST_ASPECT = 2.2  # OpenCV's selective search turns the image by 45 degrees, and fails beyond 1 + sqrt(2)
 _TILE_ASPECT = 2.0
 _MOST_TILES = 8  # bounds the time that the longest image takes
+
+
+def search_image(image: np.ndarray, search: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """The box of the whole image, then what a search finds in each of the image's views.
+
+    Args:
+        image: [H, W, 3] with pixels. Not modified.
+        search: of a view [h, w, 3], a part of ``image`` that is not to be written to: boxes [R, 4] in pixels of the view.
+
+    Returns:
+        [R, 4] float32 xyxy in pixels of ``image``, half-open, each cut off at the edges of its view; those without area
+        are left out.
+
+    Example:
+        >>> search_image(np.zeros((40, 60, 3), np.uint8), lambda view: np.array([[-1.0, 2, 5, 9], [7, 7, 7, 9]]))
+        array([[ 0.,  0., 60., 40.],
+               [ 0.,  2.,  5.,  9.]], dtype=float32)
+    """
+    height, width = image.shape[:2]
+    found = [np.array([[0, 0, width, height]], dtype=np.float32)]
+    for y0, x0, y1, x1 in search_views((height, width)):
+        boxes = search(image[y0:y1, x0:x1]) + np.array([x0, y0, x0, y0])
+        boxes = np.clip(boxes, [x0, y0, x0, y0], [x1, y1, x1, y1]).astype(np.float32)
+        found.append(boxes[(boxes[:, :2] < boxes[:, 2:]).all(axis=1)])
+    return np.concatenate(found)
 
 
 def search_views(size: tuple[int, int]) -> list[tuple[int, int, int, int]]:

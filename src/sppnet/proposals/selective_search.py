@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torchvision.ops import nms
 
-from sppnet.proposals.long_images import WIDEST_ASPECT, search_views
+from sppnet.data.images import checked_size
+from sppnet.proposals.long_images import WIDEST_ASPECT, search_image
 
 
 @dataclass(frozen=True)
@@ -62,12 +63,9 @@ def selective_search(image: np.ndarray, settings: SelectiveSearch = SelectiveSea
         >>> selective_search(np.zeros((40, 60, 3), dtype=np.uint8))
         array([[ 0.,  0., 60., 40.]], dtype=float32)
     """
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
-        raise ValueError(f"selective_search: expected [H, W, 3] uint8 with pixels, got {image.shape} {image.dtype}")
-    height, width = image.shape[:2]
-    found = [np.array([[0, 0, width, height]], dtype=np.float32)]
-    found += [_search_view(image, view, settings) for view in search_views((height, width))]
-    return drop_near_duplicates(_by_falling_area(np.concatenate(found)), settings.near_duplicate_iou)
+    checked_size(image, "selective_search")
+    found = search_image(image, lambda view: _search(view, settings))
+    return drop_near_duplicates(_by_falling_area(found), settings.near_duplicate_iou)
 
 
 def drop_near_duplicates(boxes: np.ndarray, iou: float) -> np.ndarray:
@@ -97,13 +95,12 @@ def _working_size(size: tuple[int, int], working_size: int) -> tuple[int, int]:
     return height, width
 
 
-def _search_view(image: np.ndarray, view: tuple[int, int, int, int], settings: SelectiveSearch) -> np.ndarray:
-    y0, x0, y1, x1 = view
-    size = (y1 - y0, x1 - x0)
+def _search(view: np.ndarray, settings: SelectiveSearch) -> np.ndarray:
+    size = (view.shape[0], view.shape[1])
     height, width = _working_size(size, settings.working_size)
     if min(height, width) < settings.smallest_side:
-        return np.empty((0, 4), dtype=np.float32)  # no box could be large enough
-    part = np.ascontiguousarray(image[y0:y1, x0:x1, ::-1])  # OpenCV wants BGR
+        return np.empty((0, 4))  # no box could be large enough
+    part = np.ascontiguousarray(view[..., ::-1])  # OpenCV wants BGR
     if (height, width) != size:
         part = cv2.resize(part, (width, height), interpolation=cv2.INTER_AREA)
 
@@ -114,9 +111,7 @@ def _search_view(image: np.ndarray, view: tuple[int, int, int, int], settings: S
 
     found = found[found[:, 2:].min(axis=1) >= settings.smallest_side]
     boxes = np.concatenate([found[:, :2], found[:, :2] + found[:, 2:]], axis=1)
-    boxes *= np.array([size[1] / width, size[0] / height] * 2)
-    boxes += np.array([x0, y0, x0, y0])
-    return np.minimum(boxes, [x1, y1, x1, y1]).astype(np.float32)
+    return boxes * np.array([size[1] / width, size[0] / height] * 2)
 
 
 def _by_falling_area(boxes: np.ndarray) -> np.ndarray:
