@@ -72,7 +72,12 @@ def detect(
             raise ImageError(f"{file}: no boxes of {file.stem!r} in {proposals}")
         if proposer is not None:
             boxes = propose(image, proposer)
-        words: dict[str, Any] = {"score_threshold": score_threshold, "nms_iou": nms_iou, "vote_iou": vote_iou, "proposals": boxes}
+        words: dict[str, Any] = {
+            "score_threshold": score_threshold,
+            "nms_iou": nms_iou,
+            "vote_iou": vote_iou,
+            "proposals": boxes,
+        }
         found = detect_one(image, nets[0], **words) if len(nets) == 1 else detect_with_several(image, nets, **words)
         kind = "margin " if found.score_kind == "margin" else ""
         lines = [f"{d.name} {kind}{d.score:.2f} at {' '.join(f'{side:.0f}' for side in d.box)}" for d in found]
