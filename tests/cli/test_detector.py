@@ -90,9 +90,10 @@ def test_training_end_to_end(sppnet: Callable[..., Any], tiny_voc: Path, tiny_mo
     trained("--backbone-rate", 0).refused("backbone_rate must be above 0")
     trained("--sides", 0).refused("short_sides must be at least 1")
     assert not output.exists()
-    ran = trained("--learn", "from:-1", "--epochs", 1, "--sides", 64, 96)
+    ran = trained("--learn", "from:-1", "--epochs", 1, "--sides", 64, 96, "--proposer", "edge-boxes")
     assert (ran.status, ran.err) == (0, "")
     assert ran.out.startswith(f"wrote {output} (")
+    assert load(output).architecture.proposer == "edge-boxes"
     assert sppnet("evaluate", output, tiny_voc, "--json").document["images"] == 4
 
 
@@ -129,6 +130,7 @@ def test_training_words_that_do_not_go_together(
     sppnet(*train, "--model", tiny_model_file, "--add-class", "square").refused("--classifier svm --output NEW")
     sppnet(*train, "--model", tiny_model_file).refused("--model needs one of: --add-class")
     sppnet(*train, "--model", tiny_model_file, "--backbone", "alexnet").refused("leave them out")
+    sppnet(*train, "--model", tiny_model_file, "--classifier", "svm", "--proposer", "grid").refused("--proposer")
     sppnet(*train, "--classifier", "forest").refused("--classifier", "forest", "softmax")
     assert not (tmp_path / "n.safetensors").exists()
 

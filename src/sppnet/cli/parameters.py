@@ -21,8 +21,8 @@ ViewSet = Annotated[
 Proposals = Annotated[
     str,
     Parameter(
-        help="What proposes boxes: selective-search, edge-boxes, grid, or several joined by +; or 'imported', which "
-        "'sppnet proposals --import' brought in."
+        help="What proposes boxes: selective-search (the default), edge-boxes, grid, or several joined by +; or 'imported', "
+        "which 'sppnet proposals --import' brought in."
     ),
 ]
 OtherProposals = Annotated[

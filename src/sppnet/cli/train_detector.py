@@ -53,7 +53,7 @@ def detector(
     ] = "centre",
     steps: Annotated[int, Parameter(help="Of training; each sees 8 images, 64 windows of each.")] = 2500,
     learning_rate: Annotated[float, Parameter(help="Peak of the schedule.")] = 1e-3,
-    proposer: Proposals = "selective-search",
+    proposer: Proposals | None = None,
     mirrored: Annotated[bool, Parameter(help="Learn from mirror images too: better, but twice the maps.")] = True,
     end_to_end: Annotated[
         bool,
@@ -142,7 +142,8 @@ def detector(
         raise UserError(f"--learning-rate must be between 0 and 1: got {learning_rate}")
     if not 0 <= seed < 2**32:
         raise UserError(f"--seed must be a whole number from 0 to {2**32 - 1}: got {seed}")
-    check_proposer(proposer)
+    if proposer is not None:
+        check_proposer(proposer)
     stages = LinearStages(classifier, regression)
     if (model is not None or add_class is not None) and (backbone != OWN or weights is not None):
         raise UserError("--backbone and --weights are for a new detector: --model brings its own; leave them out")
@@ -151,6 +152,10 @@ def detector(
             "--end-to-end comes first: give its model to --classifier, --regression or --add-class afterwards"
         )
     if not end_to_end and (model is not None or add_class is not None):
+        if proposer is not None:
+            raise UserError(
+                "--proposer is for a new detector or --end-to-end: --model looks at boxes of its own; leave it out"
+            )
         return _train_further(model, add_class, stages, data, split, limit, output, work, old_negatives, device)
     annotated = read_annotated(data, split, checked_limit(limit))
     architecture = Architecture(
@@ -160,7 +165,7 @@ def detector(
         checked_positive("--hidden", hidden),
         short_side=short_side,
         long_side=long_side,
-        proposer=proposer,
+        proposer=proposer or Architecture(()).proposer,
         scales=checked_positive("--scales", scales) if scales else (),
         mapping=mapping,
     )
@@ -179,7 +184,7 @@ def detector(
         start = architecture if model is None else model
         with progress() as report:
             record = train_end_to_end(
-                annotated, start, output, work, weights=learned, settings=whole, devices=devices, workers=workers,
+                annotated, start, output, work, weights=learned, proposer=proposer, settings=whole, devices=devices, workers=workers,
                 device=chosen_device(device), report=report,
             )  # fmt: skip
         if os.environ.get("LOCAL_RANK", "0") != "0":  # one of several processes; another one writes

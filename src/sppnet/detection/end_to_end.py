@@ -38,6 +38,7 @@ def train_end_to_end(
     work: Path,
     *,
     weights: str | Path | None = None,
+    proposer: str | None = None,
     settings: FastRcnnSettings | None = None,
     devices: int = 1,
     workers: int = 0,
@@ -54,6 +55,7 @@ def train_end_to_end(
         work: proposals and checkpoints are kept here; another training may share it.
         weights: of the backbone of an architecture, see `sppnet.models.backbones.build_backbone`. It should have learned: its
             BatchNorm is folded, and keeps the statistics that it has.
+        proposer: of the boxes to learn from, and to look at in use; where not given, the starting point's own.
         settings: how.
         devices: processes; see `sppnet.detection.fast_rcnn.learn_end_to_end`.
         workers: processes that read images; 0: the training itself does.
@@ -75,6 +77,8 @@ def train_end_to_end(
     seconds: dict[str, float] = {}
     torch.manual_seed(settings.seed)
     model, before = _model(start, weights)
+    if proposer is not None:
+        model.architecture = dataclasses.replace(model.architecture, proposer=proposer)
     choose_layers(model.backbone, settings.learn)  # a mistake in it is said before the work
     model.eval().to(device)
     model.backbone.to(memory_format=torch.channels_last)
