@@ -62,7 +62,7 @@ def test_every_field_of_the_architecture_comes_back(tmp_path: Path) -> None:
         ("Käfer", "dog"), "alexnet", (3,), (8, 4), detects=False, multi_label=False, short_side=77, long_side=99,
         backbone_stride=8, fit="crop", fixed_size=True,
         mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), proposer="grid",
-        classifier="svm", regression="ridge-pooled", ranks=(2, 0),
+        scales=(64, 96), scale_rule="side", mapping="roi_pool", classifier="svm", regression="ridge-pooled", ranks=(2, 0),
     )  # fmt: skip
     changed = [field.name for field in dataclasses.fields(Architecture) if field.name != "names"]
     assert all(getattr(architecture, name) != getattr(Architecture(("x",)), name) for name in changed)
