@@ -112,7 +112,9 @@ class Detectors:
 
     def test(self, model: Path, data: DetectionData, part: str) -> dict[str, Any]:
         """Average precision of each class, and the mean of those that are not the new one."""
-        found = evaluate_detector(load(model), data, self.work, partial(self.tell, f"{part}, tested"), vote_iou=0).result.to_dict()
+        found = evaluate_detector(
+            load(model), data, self.work, partial(self.tell, f"{part}, tested"), vote_iou=0
+        ).result.to_dict()
         others = [each["area"] for name, each in found["classes"].items() if name != self.settings.name]
         measured = [area for area in others if area is not None]
         return {"others": sum(measured) / len(measured) if measured else None, "classes": found["classes"]}
