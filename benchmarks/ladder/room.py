@@ -53,6 +53,8 @@ def bytes_needed(ladder: Ladder, rungs: Sequence[Rung], seeds: Sequence[int]) ->
         family = "spp5" if name.startswith("spp5") else "spp1"
         if "maps" in name or name.startswith("e2e-svm"):
             needed["maps"] += maps(family)
+        if name.startswith((f"{family}-maps", "e2e-from", "e2e-all")):  # the maps of the images to test on
+            needed["maps"] += maps(family) * len(ladder.test) // len(images)
         if step.makes is not None and step.makes.suffix == ".safetensors":
             needed["models"] += 2 * every
         if "finetuned" in name:

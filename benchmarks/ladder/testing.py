@@ -29,6 +29,8 @@ from sppnet.data.images import read_image
 from sppnet.detection import NMS_IOU, VOTE_IOU
 from sppnet.detection.evaluate import MOST_PER_CLASS, SCORE_THRESHOLDS, evaluate_detector
 from sppnet.detection.linear_stages import stored_regression, stored_svms
+from sppnet.detection.map_cache import MapCache
+from sppnet.detection.maps import compute_maps
 from sppnet.detection.predict import Stopwatch, select
 from sppnet.detection.rcnn import rcnn_maps
 from sppnet.errors import UserError
@@ -88,7 +90,10 @@ def measure_rung(ladder: Ladder, rung: Rung, seed: int, seeds: Sequence[int], ou
         if rung.way == "few":
             window_files(ladder, ladder.test, report)
         work = work_of_windows(ladder) if rung.way == "few" else ladder.work
-        found = evaluate_detector(models, ladder.test, work, report, vote_iou=VOTE_IOU if rung.votes else 0).to_dict()
+        votes = VOTE_IOU if rung.votes else 0
+        answer = evaluate_detector(models, ladder.test, work, report, vote_iou=votes, maps_folder=ladder.work / "maps")
+        found = answer.to_dict()
+        found["seconds_per_image"]["maps"] = sum(map_seconds(ladder, model) for model in models)
     seconds = {**found.pop("seconds_per_image"), "proposals": proposal_seconds(ladder)}
     train_seconds, left = cost_of(ladder.folder, steps)
     result = {
@@ -121,17 +126,28 @@ def standing(model: SPPNet) -> SPPNet:
 
 
 def proposal_seconds(ladder: Ladder) -> float:
-    """Seconds that the proposals of a test image take, one image after another; measured once, on a sample."""
-    file = ladder.folder / f"proposal-seconds-{ladder.settings.test_split}.json"
+    """Seconds that the proposals of a test image take."""
+    return sampled_seconds(ladder, "proposal-seconds", lambda photo: propose(photo, ladder.settings.proposer))
+
+
+def map_seconds(ladder: Ladder, model: SPPNet) -> float:
+    """Seconds that the maps of a test image take: tests of one backbone share maps, and only the first computes them."""
+    name = MapCache.of(model, ladder.work).folder.name
+    return sampled_seconds(ladder, f"map-seconds-{name}", lambda photo: compute_maps(model, photo))
+
+
+def sampled_seconds(ladder: Ladder, name: str, work: Callable[[np.ndarray], object]) -> float:
+    """Mean seconds of ``work`` on a sample of the test images, one after another; measured once under each name."""
+    file = ladder.folder / f"{name}-{ladder.settings.test_split}.json"
     if file.is_file():
         known: float = json.loads(file.read_text(encoding="utf-8"))["seconds"]
         return known
     images = ladder.test.images
     photos = [read_image(image.path) for image in images[:: max(1, len(images) // SAMPLE)][:SAMPLE]]
-    propose(photos[0], ladder.settings.proposer)  # what a first call costs does not count
+    work(photos[0])  # what a first call costs does not count
     started = time.perf_counter()
     for photo in photos:
-        propose(photo, ladder.settings.proposer)
+        work(photo)
     seconds = round((time.perf_counter() - started) / len(photos), 5)
     write_json(file, {"seconds": seconds, "images": len(photos)})
     return seconds

@@ -73,6 +73,21 @@ def test_the_order_of_the_models_classes_does_not_matter(tiny_detector: SPPNet, 
     assert first.whole_images.map_area == pytest.approx(second.whole_images.map_area)
 
 
+def test_kept_maps_are_read_and_answer_the_same(
+    tiny_detector: SPPNet, tiny_voc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, folder = read_voc(tiny_voc, "val"), tmp_path / "maps"
+    anew = evaluate_detector(tiny_detector, data, tmp_path)
+    kept = evaluate_detector(tiny_detector, data, tmp_path, maps_folder=folder)
+    files = sorted(folder.rglob("*.safetensors"))
+    assert len(files) == len(data)
+    files[0].write_bytes(files[0].read_bytes()[:-8])  # a damaged one is made anew
+    monkeypatch.setattr(evaluate, "compute_maps", None)
+    read = evaluate_detector(tiny_detector, data, tmp_path, maps_folder=folder)
+    assert anew.result.to_dict() == kept.result.to_dict() == read.result.to_dict()
+    assert anew.whole_images.to_dict() == read.whole_images.to_dict()
+
+
 def test_a_document_of_figures_and_times(tiny_detector: SPPNet, tiny_voc: Path, tmp_path: Path) -> None:
     answer = evaluate_detector(tiny_detector, read_voc(tiny_voc, "val"), tmp_path).to_dict()
     assert set(answer) == {

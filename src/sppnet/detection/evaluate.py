@@ -15,6 +15,7 @@ from sppnet.data.annotations import DetectionData
 from sppnet.data.images import read_image
 from sppnet.detection import NMS_IOU, VOTE_IOU
 from sppnet.detection.combine import check_combination, union
+from sppnet.detection.map_cache import MapCache
 from sppnet.detection.maps import compute_maps
 from sppnet.detection.predict import Stopwatch, score_kind, score_windows, select
 from sppnet.detection.train import Report, proposals_of
@@ -70,6 +71,7 @@ def evaluate_detector(
     *,
     vote_iou: float = VOTE_IOU,
     proposer: str | None = None,
+    maps_folder: Path | None = None,
 ) -> DetectorEvaluation:
     """Detect in every image of ``data`` and compare with its objects.
 
@@ -81,6 +83,8 @@ def evaluate_detector(
         report: told of each stage's progress: its name, done, total.
         vote_iou: see `sppnet.detect`; 0: boxes stay, as in the paper.
         proposer: another than the model's own, for all of them.
+        maps_folder: read maps that are kept below it (`sppnet.detection.map_cache`), and keep those that are missing: several models
+            of one frozen backbone are scored sooner. Then the seconds of "maps" are of reading.
 
     Raises:
         UserError: the model and the data have different classes, or the data has no images.
@@ -98,15 +102,16 @@ def evaluate_detector(
         own = [proposer or net.architecture.proposer for net in models]
         proposers = set(own)
         files = {name: proposals_of(data, name, work, partial(report, "proposals")) for name in sorted(proposers)}
+    caches = [None if maps_folder is None else MapCache.of(net, maps_folder) for net in models]
     for done, image in enumerate(data.images):
         with watch.stage("decode"):
             pixels = read_image(image.path)
         answers, logits = [], []
-        for net, source in zip(models, own, strict=True):
+        for net, source, cache in zip(models, own, caches, strict=True):
             with watch.stage("proposals"):
                 boxes, _ = load_proposals(files[source][done])
             with watch.stage("maps"):
-                maps = compute_maps(net, pixels)
+                maps = compute_maps(net, pixels) if cache is None else cache.get(net, image.path, pixels)
             with watch.stage("whole image"), torch.inference_mode(), autocast(net.device):
                 answer_of_whole = net.image_logits(net.describe(maps.pool(net, maps.whole_window())))[0]
                 in_data_order = [net.architecture.names.index(name) for name in data.names]

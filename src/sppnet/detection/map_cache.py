@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -71,6 +72,13 @@ class MapCache:
             (entry["size"][0], entry["size"][1]),
             entry["whole"],
         )
+
+    def get(self, model: SPPNet, image: Path, pixels: np.ndarray) -> ImageMaps:
+        """The maps of an image file, read where they are whole, else computed from its ``pixels`` [H, W, 3] uint8 and kept."""
+        path = self.path(image)
+        if not is_whole(path):
+            write_maps(path, compute_maps(model, pixels))
+        return self.read(path)
 
     def fill(
         self, model: SPPNet, images: Sequence[Path], *, mirrored: bool = True, progress: Progress | None = None
