@@ -61,6 +61,16 @@ def test_where_boxes_come_from_and_how_they_move(
     sppnet("evaluate", tiny_model_file, tiny_voc, "--proposer", "nobody").refused("nobody")
 
 
+def test_other_scales_than_in_training(
+    sppnet: Callable[..., Any], tiny_model_file: Path, tiny_voc: Path, photo: Path
+) -> None:
+    seen = ("detect", photo, "--model", tiny_model_file, "--json", "--score-threshold", 0.1)
+    assert entry(sppnet(*seen, "--scales", 64, 128).fine()) != entry(sppnet(*seen).fine())
+    sppnet(*seen, "--scales", 64, 0).refused("--scales")
+    scored = sppnet("evaluate", tiny_model_file, tiny_voc, "--json", "--scales", 64, 128)
+    assert scored.document["scales"] == [64, 128]
+
+
 def test_training_words_that_need_the_data(sppnet: Callable[..., Any], tiny_voc: Path, tmp_path: Path) -> None:
     def trained(*words: object, output: str = "m.safetensors") -> Any:
         return sppnet("train", "detector", tiny_voc, "--output", tmp_path / output, *words)

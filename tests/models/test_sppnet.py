@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from sppnet.detection.maps import compute_maps
 from sppnet.errors import UserError
 from sppnet.models.compact import compact_resnet
 from sppnet.models.sppnet import Architecture, SPPNet
@@ -131,3 +132,16 @@ def test_svms_of_whole_images_see_vectors_of_length_one() -> None:
     with pytest.raises(ValueError, match=r"expected no fully connected layers, got \(8,\)"):
         SPPNet(Architecture(("a", "b"), hidden=(8,), detects=False, classifier="svm"))
     SPPNet(Architecture(("a", "b"), levels=(1,), hidden=(8,), classifier="svm"))  # a detector's are another matter
+
+
+def test_other_scales_are_another_look_of_the_same_weights(net: SPPNet) -> None:
+    image = np.zeros((64, 96, 3), np.uint8)
+    several = net.at_scales([64, 128, 256])
+    assert (several.architecture.short_sides, net.architecture.short_sides) == ((64, 128, 256), (128,))
+    assert several.image_logits.weight is net.image_logits.weight
+    assert [part.shape[2] for part in compute_maps(several, image).features] == [
+        compute_maps(net.at_scales([side]), image).features[0].shape[2] for side in (64, 128, 256)
+    ]
+    assert several.at_scales(()).architecture == net.architecture
+    with pytest.raises(ValueError, match=r"at least 1 pixel: got \(64, 0\)"):
+        net.at_scales((64, 0))

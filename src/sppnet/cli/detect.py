@@ -10,8 +10,8 @@ from cyclopts import Parameter
 
 from sppnet.cli.each_image import each_image
 from sppnet.cli.loading import load_model
-from sppnet.cli.parameters import AsJson, Device, Images, OtherProposals, VoteIou
-from sppnet.cli.values import check_proposer, check_share
+from sppnet.cli.parameters import AsJson, Device, Images, OtherProposals, OtherScales, VoteIou
+from sppnet.cli.values import check_proposer, check_share, checked_positive
 from sppnet.detection import NMS_IOU, VOTE_IOU
 from sppnet.errors import UserError
 
@@ -39,6 +39,7 @@ def detect(
     ] = NMS_IOU,
     vote_iou: VoteIou = VOTE_IOU,
     proposer: OtherProposals = None,
+    scales: OtherScales = (),
     proposals: Annotated[
         Path | None,
         Parameter(help="Boxes made elsewhere, by the images' names: .mat, .pkl, .npz or a folder of .npz."),
@@ -62,6 +63,8 @@ def detect(
             raise UserError("--proposer and --proposals both say which boxes to look at: give one of them")
     nets = [load_model(name, device) for name in model]
     check_combination(nets)
+    if scales:
+        nets = [net.at_scales(checked_positive("--scales", scales)) for net in nets]
     if score_threshold is not None and nets[0].architecture.classifier != "svm":
         check_share("--score-threshold", score_threshold)
     given = None if proposals is None else read_boxes(proposals)

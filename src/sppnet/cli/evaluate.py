@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from sppnet.cli.loading import load_each
-from sppnet.cli.parameters import AsJson, Data, Device, Limit, OtherProposals, ViewSet, VoteIou, Work
-from sppnet.cli.values import check_proposer, check_share, checked_limit
+from sppnet.cli.parameters import AsJson, Data, Device, Limit, OtherProposals, OtherScales, ViewSet, VoteIou, Work
+from sppnet.cli.values import check_proposer, check_share, checked_limit, checked_positive
 from sppnet.cli.work import work_or_temporary
 from sppnet.detection import VOTE_IOU
 from sppnet.errors import UserError
@@ -32,6 +32,7 @@ def evaluate(
     views: ViewSet = "single",
     vote_iou: VoteIou = VOTE_IOU,
     proposer: OtherProposals = None,
+    scales: OtherScales = (),
     output: Annotated[Path | None, Parameter(help="Folder for evaluation.json and plots.")] = None,
     work: Work = None,
     as_json: AsJson = False,
@@ -45,16 +46,24 @@ def evaluate(
     nets = load_each(model, device)
     net = nets[0]
     if len(nets) == 1 and not net.architecture.detects and annotated_layout(data) is None:
+        if scales:
+            raise UserError("--scales is for detectors: leave it out, or give --views multi-view")
         return _evaluate_classifier(net, str(model), data, split, limit, views, output, as_json)
     if views != "single":
         raise UserError("--views is for classifiers: a detector looks at each image once; leave it out")
     check_share("--vote-iou", vote_iou)
     if proposer is not None:
         check_proposer(proposer)
+    if scales:
+        nets = [net.at_scales(checked_positive("--scales", scales)) for net in nets]
     annotated = read_annotated(data, split, checked_limit(limit))
     with progress() as report, work_or_temporary(work) as folder:
         evaluation = evaluate_detector(nets, annotated, folder, report, vote_iou=vote_iou, proposer=proposer)
-    how = {"vote_iou": vote_iou, "proposer": proposer or net.architecture.proposer}
+    how = {
+        "vote_iou": vote_iou,
+        "proposer": proposer or net.architecture.proposer,
+        "scales": nets[0].architecture.short_sides,
+    }
     document = {"model": str(model), "data": str(data), "split": split, **how, **evaluation.to_dict()}
     if output is not None:
         write_json(output / "evaluation.json", document)

@@ -28,6 +28,14 @@ Proposals = Annotated[
 OtherProposals = Annotated[
     str | None, Parameter(help="Look at boxes of another proposer than the one that the model was trained with.")
 ]
+OtherScales = Annotated[
+    tuple[int, ...],
+    Parameter(
+        consume_multiple=True,
+        help="Look at the image at these short sides, such as 480 688 1000, and at each window where its object looks the usual "
+        "size; left out: as the model was trained. Several find more, and take longer.",
+    ),
+]
 VoteIou = Annotated[
     float,
     Parameter(

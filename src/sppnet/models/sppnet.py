@@ -8,8 +8,9 @@ pooling and the same fully connected layers, and differ only in the last linear 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -195,6 +196,32 @@ class SPPNet(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.feature_scale.device
+
+    def at_scales(self, scales: Sequence[int]) -> SPPNet:
+        """This network, looking for objects at other scales; the weights are the same, in memory as well.
+
+        Args:
+            scales: short sides of the image, in pixels, one for each map; of each window the one where it looks the usual size
+                counts (`sppnet.detection.scales`). None: `Architecture.short_side` alone.
+
+        Returns:
+            A model that shares its parameters with this one.
+
+        Raises:
+            ValueError: a scale below 1.
+
+        Source: arXiv:1406.4729, section 4.1; that scales may come after training is this project's (docs/ladder.md).
+
+        Example:
+            >>> net = SPPNet(Architecture(names=("cat", "dog"), hidden=(32,)))
+            >>> net.at_scales((480, 688, 1000)).architecture.short_sides, net.architecture.short_sides
+            ((480, 688, 1000), (600,))
+        """
+        if scales and min(scales) < 1:
+            raise ValueError(f"expected short sides of at least 1 pixel: got {tuple(scales)}")
+        other = copy.copy(self)
+        other.architecture = replace(self.architecture, scales=tuple(scales))
+        return other
 
     def prepare(self, image: np.ndarray, short_side: int | None = None) -> tuple[Tensor, tuple[float, float]]:
         """An image [H, W, 3] uint8 as the backbone takes it, and by how much it was resized.
