@@ -128,7 +128,7 @@ def page(result: dict[str, Any]) -> str:
         "",
         "A name with numbers is a working size: the longest side, in pixels, of the image that is searched. In the package",
         'they are `Proposer("selective-search")`, `"grid"`, `"edge-boxes"` (350 each where it applies) and unions such as',
-        '`"edge-boxes+grid"`; a detector should be trained on the proposals it is tested on.',
+        '`"edge-boxes+grid"`; a detector looks at those it was trained on, unless `--proposer` says others.',
         "",
         f"{result['environment']['text']}.",
         "",

@@ -70,7 +70,7 @@ def run(words: Sequence[str]) -> int:
     except UserError as error:
         return complain(str(error))
     except CycloptsError as error:
-        return complain(f"{error}; see 'sppnet --help'")
+        return complain(f"{str(error).rstrip('.')}; see 'sppnet --help'")
     except KeyboardInterrupt:
         print("\nstopped; what was finished is kept", file=sys.stderr)
         return 130
