@@ -41,6 +41,7 @@ from sppnet.data.folder import LabelledImages, read_folder, split_off
 from sppnet.data.images import read_image, resize_image, scaled_size
 from sppnet.models.compact import compact_resnet
 from sppnet.models.sppnet import Architecture, SPPNet
+from sppnet.whole_file import whole_file
 
 WIDTHS, BLOCKS = (32, 64, 128), (1, 2)  # of the backbone: 128 channels, a cell every 8 pixels
 HIDDEN = (512, 512)
@@ -114,11 +115,9 @@ def shrunken(images: LabelledImages, short: int, cache: Path) -> LabelledImages:
         paths.append(copy)
         if not copy.exists():
             pixels = read_image(path)
-            copy.parent.mkdir(parents=True, exist_ok=True)
             size = scaled_size((pixels.shape[0], pixels.shape[1]), short, 4 * short, minimum=short)
-            unfinished = copy.with_suffix(".tmp")
-            Image.fromarray(resize_image(pixels, size)).save(unfinished, "PNG", compress_level=1)
-            unfinished.replace(copy)
+            with whole_file(copy) as unfinished:
+                Image.fromarray(resize_image(pixels, size)).save(unfinished, "PNG", compress_level=1)
         if place % 500 == 0:
             print(f"copies {place} of {len(images)}", flush=True)
     return LabelledImages(tuple(paths), images.labels, images.names)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
+
+from sppnet.whole_file import whole_file
 
 
 def read_results(file: Path | None) -> dict[str, Any]:
@@ -20,7 +21,5 @@ def write_results(file: Path, results: dict[str, Any]) -> None:
 
 def write_text(file: Path, text: str) -> None:
     """Write a file at once or not at all; missing folders are made."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(file)
+    with whole_file(file) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")

@@ -13,11 +13,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import queue
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -30,6 +28,7 @@ from torch.nn import functional as F
 
 from sppnet.models.backbones import fold_batch_norm
 from sppnet.models.compact import WIDTHS, compact_resnet
+from sppnet.whole_file import whole_file
 
 CROP_SIZES = (128, 160, 192, 224, 256, 320)
 PIXELS_PER_BATCH = 64 * 160 * 160
@@ -90,13 +89,6 @@ def batches(images: list[np.ndarray], seed: int, seen: int) -> queue.Queue[Tenso
 def learning_rate(seen: int, total: int, peak: float) -> float:
     """Warm-up over the first 1 %, constant, then linear to 0 over the last fifth."""
     return peak * min(1.0, (seen + 1) / (0.01 * total), max(0.0, (total - seen) / (0.2 * total)))
-
-
-def write(path: Path, save_to: Callable[[Path], object]) -> None:
-    """Write to a temporary name, then rename: an interrupted run leaves no broken file."""
-    temporary = path.with_name(path.name + ".tmp")
-    save_to(temporary)
-    os.replace(temporary, path)
 
 
 def main() -> None:
@@ -167,7 +159,8 @@ def main() -> None:
                 "projection": projection.state_dict(),
                 "optimizer": optimizer.state_dict(),
             }
-            write(checkpoint, lambda path, state=state: torch.save(state, path))
+            with whole_file(checkpoint) as unfinished:
+                torch.save(state, unfinished)
             saved = now
 
     student.eval()
@@ -182,7 +175,8 @@ def main() -> None:
     }
     tensors = {name: value.half().contiguous() for name, value in student.state_dict().items()}
     # `save_file` would leave it readable by the owner alone
-    write(arguments.output, lambda path: path.write_bytes(save(tensors, {"sppnet_backbone": json.dumps(metadata)})))
+    with whole_file(arguments.output) as unfinished:
+        unfinished.write_bytes(save(tensors, {"sppnet_backbone": json.dumps(metadata)}))
     print(f"wrote {arguments.output}: {metadata}", flush=True)
 
 

@@ -8,7 +8,6 @@ checkpoint, which is written before every test, as if it never stopped.
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from torch import nn
 from benchmarks.add_class.faster_rcnn import choose_precision, compute_in, example
 from sppnet.data.annotations import AnnotatedImage
 from sppnet.errors import UserError
+from sppnet.whole_file import whole_file
 
 WARM_UP = 60  # steps in which the rate grows; about one epoch of a hundred images, as in torchvision's tutorial
 MOMENTUM, DECAY = 0.9, 5e-4  # torchvision's tutorial
@@ -140,16 +140,12 @@ class Racer:
 
     def save(self, file: Path) -> None:
         """Write a checkpoint, whole or not at all."""
-        file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_suffix(".tmp")
-        torch.save(
-            {
-                "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "step": self.step,
-                "seconds": self.seconds, "bfloat16": self.bfloat16,
-            },
-            temporary,
-        )  # fmt: skip
-        os.replace(temporary, file)
+        state = {
+            "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "step": self.step,
+            "seconds": self.seconds, "bfloat16": self.bfloat16,
+        }  # fmt: skip
+        with whole_file(file) as unfinished:
+            torch.save(state, unfinished)
 
     def resume(self, file: Path) -> None:
         """Go on from a checkpoint, if there is one."""

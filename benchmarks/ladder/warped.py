@@ -13,7 +13,6 @@ Source: arXiv:1311.2524, sections 2.3 and appendix A.
 
 from __future__ import annotations
 
-import os
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -34,6 +33,7 @@ from sppnet.detection.rcnn import RcnnSettings, rcnn_features, rcnn_pooled
 from sppnet.detection.targets import Candidates, draw
 from sppnet.models.sppnet import SPPNet
 from sppnet.proposals.files import load_proposals, save_proposals
+from sppnet.whole_file import whole_file
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,10 +168,8 @@ def is_whole(path: Path) -> bool:
 
 def write(path: Path, tensors: dict[str, Tensor]) -> None:
     """A .safetensors file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    save_file(tensors, temporary)
-    os.replace(temporary, path)
+    with whole_file(path) as unfinished:
+        save_file(tensors, unfinished)
 
 
 def _all_boxes(image: AnnotatedImage, proposals: np.ndarray) -> np.ndarray:

@@ -15,6 +15,7 @@ from sppnet.detection.predict import detect_in_maps
 from sppnet.models.files import load
 from sppnet.proposals.compute import propose
 from sppnet.visualize import draw_detections, save_image
+from sppnet.whole_file import whole_file
 
 THRESHOLD = 0.3  # score from which a box is drawn
 
@@ -76,7 +77,6 @@ def run_demo(
         )
         report("photos", done + 1, len(photos))
     files.append(output / "demo.json")
-    temporary = files[-1].with_suffix(".tmp")
-    temporary.write_text(json.dumps(document, indent=1), encoding="utf-8")
-    temporary.replace(files[-1])
+    with whole_file(files[-1]) as unfinished:
+        unfinished.write_text(json.dumps(document, indent=1), encoding="utf-8")
     return rows, files

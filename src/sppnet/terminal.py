@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sppnet.errors import UserError
+from sppnet.whole_file import whole_file
 
 
 def complain(message: str) -> int:
@@ -20,13 +20,8 @@ def complain(message: str) -> int:
 
 def write_json(path: Path, document: dict[str, Any]) -> None:
     """Write a file at once or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(document, indent=1), encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    with whole_file(path) as unfinished:
+        unfinished.write_text(json.dumps(document, indent=1), encoding="utf-8")
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -273,7 +274,7 @@ def test_a_cache_that_cannot_be_written_is_named(backbone: nn.Module, files: lis
     fill(files[:1], backbone, folder)
     blocked = next(folder.rglob("*-max-2.1"))
     key = module.content_key(files[1])
-    (blocked / f"{key}.{os.getpid()}.tmp").mkdir()  # where the file would be written first
+    (blocked / f".{key}.npy.{os.getpid()}-{threading.get_ident()}.tmp").mkdir()  # where the file would be written first
     with pytest.raises(UserError, match=r"cannot be written"):
         fill(files, backbone, folder)
 

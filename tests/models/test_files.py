@@ -184,9 +184,9 @@ def test_places_that_cannot_be_written_to(tiny_detector: SPPNet, tiny_model_file
     with pytest.raises(UserError, match=r"ends in \.safetensors: got .*model\.pt"):
         save_model(tiny_detector, tmp_path / "model.pt", {})
     blocking = shutil.copy(tiny_model_file, tmp_path / "file")
-    with pytest.raises(UserError, match="cannot write"):
+    with pytest.raises(UserError, match="cannot be written"):
         save_model(tiny_detector, blocking / "m.safetensors", {})
     (tmp_path / "m.safetensors").mkdir()
-    with pytest.raises(UserError, match="cannot write"):
+    with pytest.raises(UserError, match="cannot be written"):
         save_model(tiny_detector, tmp_path / "m.safetensors", {})
     assert not list(tmp_path.glob("*.tmp"))

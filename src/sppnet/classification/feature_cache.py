@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from torch import nn
 
-from sppnet.errors import UserError
 from sppnet.models.fingerprint import fingerprint
+from sppnet.whole_file import whole_file
 
 
 @dataclass(frozen=True)
@@ -58,20 +57,8 @@ class FeatureCache:
         Raises:
             UserError: the file cannot be written.
         """
-        path = self.path(part, key)
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with open(temporary, "wb") as file:
-                np.save(file, values)
-            os.replace(temporary, path)
-        except OSError as error:
-            raise UserError(
-                f"{path}: cannot be written: {error.strerror or error}; make room, or choose another place"
-            ) from error
-        finally:
-            with suppress(OSError):  # still there only where writing failed
-                temporary.unlink(missing_ok=True)
+        with whole_file(self.path(part, key)) as unfinished, open(unfinished, "wb") as file:
+            np.save(file, values)
 
     def read(self, part: str, keys: Sequence[str]) -> np.ndarray:
         """One part of N images that are there, [N, ...]."""

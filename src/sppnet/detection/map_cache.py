@@ -9,7 +9,6 @@ pooled from them: those are what filled the paper's disks.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import zlib
 from collections.abc import Sequence
@@ -29,6 +28,7 @@ from sppnet.detection.maps import ImageMaps, Progress, compute_maps
 from sppnet.errors import UserError
 from sppnet.models.fingerprint import fingerprint
 from sppnet.models.sppnet import SPPNet
+from sppnet.whole_file import whole_file
 
 ENTRY = "image_maps"  # of the files' metadata: what else `ImageMaps` holds, and the checksum
 
@@ -162,17 +162,9 @@ def write_maps(path: Path, maps: ImageMaps) -> None:
     """
     features = [part[0].permute(1, 2, 0).contiguous().cpu() for part in maps.features]
     entry = {"scales": maps.scales, "size": maps.size, "whole": maps.whole, "crc32": _checksum(features)}
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        parts = {str(index): part for index, part in enumerate(features)}
-        save_file(parts, temporary, metadata={ENTRY: json.dumps(entry)})
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or error
-        raise UserError(f"{path}: cannot be written: {reason}") from error
-    finally:
-        temporary.unlink(missing_ok=True)  # still there only where writing failed
+    parts = {str(index): part for index, part in enumerate(features)}
+    with whole_file(path) as unfinished:
+        save_file(parts, unfinished, metadata={ENTRY: json.dumps(entry)})
 
 
 def _read(path: Path) -> tuple[list[Tensor], dict[str, Any]]:

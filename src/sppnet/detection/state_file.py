@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sppnet.errors import UserError
 from sppnet.models.fingerprint import Part, fingerprint
+from sppnet.whole_file import whole_file
 
 
 def write_state(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -27,16 +25,8 @@ def write_state(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str
         UserError: it cannot be written.
     """
     whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(whole, temporary, {**metadata, "checksum": _checksum(whole, metadata)})
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: cannot be written: {error}") from error
-    finally:
-        with suppress(OSError):  # still there only where writing failed
-            temporary.unlink(missing_ok=True)
+    with whole_file(path) as unfinished:
+        save_file(whole, unfinished, {**metadata, "checksum": _checksum(whole, metadata)})
 
 
 def read_state(path: Path) -> tuple[dict[str, str], dict[str, Tensor]] | None:

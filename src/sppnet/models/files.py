@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ from torch import nn
 
 from sppnet.errors import UserError
 from sppnet.models.sppnet import Architecture, SPPNet
+from sppnet.whole_file import whole_file
 
 SHIPPED = {"voc": Path(__file__).with_name("voc.safetensors")}
 FORMAT = "sppnet/1"
@@ -49,16 +48,8 @@ def save_model(model: SPPNet, path: str | Path, training: dict[str, Any]) -> Non
         "architecture": json.dumps(dataclasses.asdict(model.architecture)),
         "training": json.dumps(training),
     }
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(save(tensors, metadata))  # `save_file` would leave it readable by the owner alone
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        with suppress(OSError):  # still there only where writing failed
-            temporary.unlink(missing_ok=True)
+    with whole_file(path) as unfinished:
+        unfinished.write_bytes(save(tensors, metadata))  # `save_file` would leave it readable by the owner alone
 
 
 def load(model: str | Path, device: str | torch.device = "cpu") -> SPPNet:

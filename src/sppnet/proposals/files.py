@@ -5,7 +5,6 @@
 
 import json
 import os
-import threading
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from sppnet.errors import UserError
+from sppnet.whole_file import whole_file
 
 
 def proposals_path(folder: str | os.PathLike[str], image_id: str) -> Path:
@@ -59,18 +59,8 @@ def save_proposals(path: str | os.PathLike[str], boxes: np.ndarray, made_by: Map
         raise ValueError(f"save_proposals: expected finite boxes [R, 4], got shape {boxes.shape}")
     text = json.dumps(dict(made_by), sort_keys=True)
     path = Path(path)
-    # a name of its own, so that two writers of one file do not write into each other's
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(temporary, "wb") as file:
-                np.savez(file, boxes=boxes, made_by=np.array(text))
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
+    with whole_file(path) as unfinished, open(unfinished, "wb") as file:
+        np.savez(file, boxes=boxes, made_by=np.array(text))
 
 
 def load_proposals(path: str | os.PathLike[str]) -> tuple[np.ndarray, dict[str, Any]]:

@@ -9,9 +9,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import math
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -22,6 +19,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from sppnet.errors import UserError
+from sppnet.whole_file import whole_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -200,7 +198,7 @@ def save_image(image: npt.NDArray[np.uint8], path: str | Path) -> None:
         )
     # Level 3: a photo barely gets smaller at Pillow's usual 6, and takes twice as long.
     settings = {"PNG": {"compress_level": 3}, "JPEG": {"quality": 92}}.get(form, {})
-    with replacing(path) as unfinished:
+    with whole_file(path) as unfinished:
         Image.fromarray(np.ascontiguousarray(image)).save(unfinished, form, **settings)
 
 
@@ -223,7 +221,7 @@ def save_figure(figure: Figure, path: str | Path) -> None:
     """
     path = Path(path)
     form = plot_format(path)
-    with replacing(path) as unfinished:
+    with whole_file(path) as unfinished:
         figure.savefig(unfinished, format=form, dpi=130)
 
 
@@ -243,21 +241,6 @@ def plot_format(path: str | Path) -> str:
             f"{path}: expected a file name that ends in .png, .jpg, .pdf or .svg, got {form or 'no ending'}"
         )
     return form
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A name to write to; what was written there becomes ``path`` at the end, and vanishes if an error ends it."""
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield unfinished
-        os.replace(unfinished, path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error}); choose another place") from error
-    finally:
-        with suppress(OSError):  # the place cannot be reached: nothing was written either
-            unfinished.unlink(missing_ok=True)
 
 
 def _folded(photo: Image.Image, long: int, short: int) -> Page:
