@@ -46,9 +46,24 @@ of_each_kind = pytest.mark.parametrize("reduce", ["max", "mean"])
 
 
 @pytest.mark.skipif(INTERPRETED, reason="this is the process that it starts")
-@pytest.mark.timeout(600)  # of one processor, among others' work; alone it takes some ten seconds
-def test_under_the_interpreter() -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(Path(__file__))]
+@pytest.mark.timeout(600)  # of one processor, among others' work; alone it takes seconds
+@pytest.mark.parametrize(
+    "chosen", ["every_dtype or wins or zero or ties or rounded", pytest.param("test", marks=pytest.mark.slow)]
+)
+def test_under_the_interpreter(chosen: str) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-n",
+        "0",
+        "-p",
+        "no:cacheprovider",
+        "-k",
+        chosen,
+        str(Path(__file__)),
+    ]
     run = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
 
