@@ -17,7 +17,6 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import overload
 
 import numpy as np
 import torch
@@ -28,7 +27,7 @@ from torch import Tensor
 from sppnet.boxes import mirror_boxes
 from sppnet.data.annotations import AnnotatedImage
 from sppnet.data.images import read_image
-from sppnet.detection.image_windows import ImageWindows
+from sppnet.detection.image_windows import ImageWindows, WindowsOfImages
 from sppnet.detection.rcnn import RcnnSettings, rcnn_features, rcnn_pooled
 from sppnet.detection.targets import Candidates, draw
 from sppnet.models.sppnet import SPPNet
@@ -107,7 +106,7 @@ def describe_all(model: SPPNet, image: AnnotatedImage, proposals: Path, path: Pa
     write(path, {"described": in_half(described)})
 
 
-class WarpedWindows(Sequence[ImageWindows]):
+class WarpedWindows(WindowsOfImages):
     """Images as the SVMs and box regressors take them, from the files that `describe_all` wrote.
 
     Args:
@@ -120,21 +119,10 @@ class WarpedWindows(Sequence[ImageWindows]):
     def __init__(
         self, images: Sequence[AnnotatedImage], proposals: Sequence[Path], files: Sequence[Path], classes: int
     ) -> None:
-        self.images, self.proposals, self.files, self.classes = images, proposals, files, classes
+        super().__init__(images)
+        self.proposals, self.files, self.classes = proposals, files, classes
 
-    def __len__(self) -> int:
-        return len(self.images)
-
-    @overload
-    def __getitem__(self, index: int) -> ImageWindows: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[ImageWindows]: ...
-
-    def __getitem__(self, index: int | slice) -> ImageWindows | Sequence[ImageWindows]:
-        if isinstance(index, slice):
-            return [self[place] for place in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(index)
+    def windows_of(self, index: int) -> ImageWindows:
         boxes = load_proposals(self.proposals[index])[0]
         windows = ImageWindows.of(self.images[index], boxes, self.classes, lambda asked: asked)
         file = self.files[index]

@@ -9,8 +9,10 @@ boxes [R, 4], labels [R], overlaps [R, K]; rows of them [n] -> features [n, D].
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import overload
 
 import numpy as np
 import torch
@@ -97,6 +99,33 @@ class ImageWindows:
         if not features.isfinite().all():
             raise ValueError("features hold infinities or NaN: describe the windows in float32, or mend the map")
         return features
+
+
+class WindowsOfImages(Sequence[ImageWindows]):
+    """The windows of many images, made when they are asked for: what SVMs and box regressors learn from.
+
+    Args:
+        images: the images and their objects.
+    """
+
+    def __init__(self, images: Sequence[AnnotatedImage]) -> None:
+        self.images = images
+
+    @abstractmethod
+    def windows_of(self, index: int) -> ImageWindows:
+        """The windows of one image, 0 to N - 1."""
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @overload
+    def __getitem__(self, index: int) -> ImageWindows: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[ImageWindows]: ...
+
+    def __getitem__(self, index: int | slice) -> ImageWindows | Sequence[ImageWindows]:
+        places = range(len(self))[index]
+        return self.windows_of(places) if isinstance(places, int) else [self.windows_of(place) for place in places]
 
 
 def describe_boxes(model: SPPNet, maps: ImageMaps, boxes: Tensor, *, pooled: bool = False) -> Tensor:

@@ -7,20 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import overload
 
 import numpy as np
 from torch import Tensor
 
 from sppnet.data.annotations import AnnotatedImage
-from sppnet.detection.image_windows import ImageWindows, describe_boxes
+from sppnet.detection.image_windows import ImageWindows, WindowsOfImages, describe_boxes
 from sppnet.detection.map_cache import MapCache
 from sppnet.models.fingerprint import Part, fingerprint
 from sppnet.models.sppnet import SPPNet
 from sppnet.proposals.files import load_proposals
 
 
-class MappedWindows(Sequence[ImageWindows]):
+class MappedWindows(WindowsOfImages):
     """Images as `sppnet.detection.svm` and `sppnet.detection.box_regression` take them.
 
     Args:
@@ -50,24 +49,12 @@ class MappedWindows(Sequence[ImageWindows]):
             raise ValueError(
                 f"expected proposals and a map of each image, got {len(images)}, {len(proposals)}, {len(maps)}"
             )
+        super().__init__(images)
         self.model, self.cache, self.pooled = model, cache, pooled
-        self.images, self.proposals, self.maps = images, proposals, maps
+        self.proposals, self.maps = proposals, maps
         self.classes, self.label = classes, label
 
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __iter__(self) -> Iterator[ImageWindows]:
-        return (self[index] for index in range(len(self)))
-
-    @overload
-    def __getitem__(self, index: int) -> ImageWindows: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[ImageWindows]: ...
-
-    def __getitem__(self, index: int | slice) -> ImageWindows | Sequence[ImageWindows]:
-        if isinstance(index, slice):
-            return [self[place] for place in range(*index.indices(len(self)))]
+    def windows_of(self, index: int) -> ImageWindows:
         image, path = self._of_label(self.images[index]), self.maps[index]
 
         def describe(boxes: Tensor) -> Tensor:
