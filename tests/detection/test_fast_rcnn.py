@@ -114,7 +114,7 @@ def read(file: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(text))
 
 
-@pytest.mark.parametrize(("interrupted_at", "taken_up_at"), [(5, 3), (1, 0)])
+@pytest.mark.parametrize(("interrupted_at", "taken_up_at"), [(5, 3), pytest.param(1, 0, marks=pytest.mark.slow)])
 def test_an_interrupted_run_ends_with_the_same_weights(
     tiny_detector: SPPNet,
     images: list[LearningImage],

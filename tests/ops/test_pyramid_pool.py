@@ -418,7 +418,7 @@ def test_in_half_precision_under_autocast() -> None:
     assert net[0].weight.grad is not None
 
 
-@pytest.mark.parametrize("layer", ["workqueue", "omp"])
+@pytest.mark.parametrize("layer", ["workqueue", pytest.param("omp", marks=pytest.mark.slow)])
 def test_many_python_threads_may_pool_at_once(layer: str) -> None:
     """Whatever pool of threads numba has: its own ends the process where two use it at once."""
     code = (
