@@ -148,6 +148,8 @@ def plot(entries: dict[str, Any], path: Path) -> None:
 
 
 def _panel(axes: Any, entry: dict[str, Any]) -> None:
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     settings, name = entry["settings"], entry["settings"]["name"]
     target = target_of(entry, name)
     if target is not None:
@@ -172,6 +174,9 @@ def _panel(axes: Any, entry: dict[str, Any]) -> None:
         seconds, areas = ([point[what] for point in row["curve"]] for what in ("seconds", "area"))
         axes.plot(seconds, [100 * area for area in areas], ".-", color=colour, label=f"Faster R-CNN, {label}")
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_ylim(bottom=0)
     axes.set_xlabel("seconds of training", fontsize=9)
     axes.set_ylabel(f"AP of {name} (area), %", fontsize=9)
