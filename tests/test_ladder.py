@@ -426,8 +426,11 @@ def test_a_run_is_stopped_goes_on_and_writes_its_tables(
     assert of_svm["images"] == 4
     assert str(tmp_path) not in json.dumps(of_svm)
     assert "spp1-svm" in page.read_text()
-    assert (tmp_path / "out" / "table.md").is_file()
     assert page.with_suffix(".png").is_file()
+    kept = [tmp_path / "out" / name for name in ("table.md", "ladder.png")]  # where there is no page
+    assert not any(path.exists() for path in kept)
+    assert main(["--output", str(tmp_path / "out")]) == 0
+    assert all(path.is_file() for path in kept)
 
     def refused(*_: object) -> None:
         raise AssertionError("nothing is left to do")

@@ -102,7 +102,7 @@ def _plan(ladder: Ladder, rungs: Sequence[Rung], seeds: Sequence[int], output: P
 
 
 def _write(output: Path, page: Path | None) -> int:
-    """The table and the plot of a folder's results, and the page that shows them."""
+    """The table and the plot of a folder's results: in the page that shows them, or else in the folder."""
     from benchmarks.ladder.page import fill_page
     from benchmarks.ladder.plot import plot_ladder
     from benchmarks.ladder.results import read_results
@@ -112,9 +112,10 @@ def _write(output: Path, page: Path | None) -> int:
     if not results:
         raise UserError(f"{output} holds no results: run the ladder with --data first")
     text = ladder_text(results)
-    (output / "table.md").write_text(text + "\n", encoding="utf-8")
-    plot_ladder(results, output / "ladder.png")
-    if page is not None:
+    if page is None:
+        (output / "table.md").write_text(text + "\n", encoding="utf-8")
+        plot_ladder(results, output / "ladder.png")
+    else:
         picture = page.with_suffix(".png")
         plot_ladder(results, picture)
         fill_page(page, f"![The ladder]({picture.name})\n\n{text}")
@@ -158,7 +159,7 @@ def _parser() -> argparse.ArgumentParser:
         "--page",
         type=Path,
         default=None,
-        help="a page to fill the table into, such as docs/ladder.md; the plot goes beside it",
+        help="a page to fill the table into, such as docs/ladder.md, the plot beside it; left out: both go into --output",
     )
     add(
         "--rungs",

@@ -210,7 +210,7 @@ class SPPNet(nn.Module):
         Raises:
             ValueError: a scale below 1.
 
-        Source: arXiv:1406.4729, section 4.1; that scales may come after training is this project's (docs/ladder.md).
+        Source: arXiv:1406.4729, section 4.1; what it is worth to a model trained at one: README, "How good is it?".
 
         Example:
             >>> net = SPPNet(Architecture(names=("cat", "dog"), hidden=(32,)))
