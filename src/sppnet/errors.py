@@ -1,4 +1,8 @@
-"""The one exception that is addressed to the person at the keyboard."""
+"""What goes wrong because of what was given: a small tree, so that a caller catches what it can mend."""
+
+from __future__ import annotations
+
+from pathlib import Path
 
 
 class UserError(ValueError):
@@ -6,3 +10,33 @@ class UserError(ValueError):
 
     The message is one line: what was expected, what came, what to do. The command line prints it and exits with 2.
     """
+
+
+class ImageError(UserError):
+    """An image, or a place to look for images, cannot be used."""
+
+
+class ModelError(UserError):
+    """A model file, its weights or a backbone cannot be used."""
+
+
+class SettingsError(UserError):
+    """A setting is out of its range, or contradicts another."""
+
+
+class OutputError(UserError):
+    """A file cannot be written where it was asked for."""
+
+
+class DataError(UserError):
+    """A data set's file cannot be used; the message begins with the file and, where known, the line.
+
+    Example:
+        >>> error = DataError(Path("labels/a.txt"), "box is empty", line=3)
+        >>> str(error), error.reason
+        ('labels/a.txt:3: box is empty', 'box is empty')
+    """
+
+    def __init__(self, path: Path, reason: str, line: int | None = None) -> None:
+        super().__init__(f"{path}: {reason}" if line is None else f"{path}:{line}: {reason}")
+        self.path, self.reason, self.line = path, reason, line  # line counted from 1

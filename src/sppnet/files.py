@@ -1,0 +1,87 @@
+"""Files that are there whole or not at all, and that never replace what somebody else wrote."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Literal
+
+from safetensors import SafetensorError
+
+from sppnet.errors import OutputError
+
+MADE_BY = "made by sppnet"  # stands in every file that is written for the user, so that it may be written again
+SEARCHED = 64 * 2**10  # bytes at a file's beginning and end in which the mark is looked for
+
+
+@contextmanager
+def atomic_write(path: Path, *, replace: Literal["ours", "any"] = "ours") -> Iterator[Path]:
+    """A temporary name to write to; it becomes ``path`` at the end, and vanishes if an error ends it.
+
+    The file is flushed to the disk before it is renamed, so that a crash leaves the old file or the new one.
+
+    Args:
+        path: missing folders are made.
+        replace: ``"ours"`` refuses to replace a file without our mark (`MADE_BY`); ``"any"`` is for files whose names are
+            ours alone, in cache directories.
+
+    Yields:
+        A name in the same folder, of this thread alone, so that two writers of one file do not write into each other's.
+
+    Raises:
+        OutputError: it cannot be written, or is somebody else's.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "new" / "notes.txt"
+        >>> with atomic_write(path) as unfinished:
+        ...     _ = unfinished.write_text("all of it")
+        ...     path.exists()
+        False
+        >>> with atomic_write(path) as unfinished:
+        ...     pass
+        Traceback (most recent call last):
+        sppnet.errors.OutputError: ...notes.txt is there and was not written by sppnet: choose another name, or move it away
+    """
+    if replace == "ours":
+        check_replaceable(path)
+    unfinished = path.with_name(f".{os.getpid()}-{threading.get_ident()}{path.suffix}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield unfinished
+        with open(unfinished, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    except (OSError, SafetensorError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or error
+        raise OutputError(f"{path}: cannot be written: {reason}; choose another place, or make room") from error
+    finally:
+        with suppress(OSError):  # still there only where writing failed
+            unfinished.unlink(missing_ok=True)
+
+
+def check_replaceable(path: Path) -> None:
+    """Raise an `OutputError` for a file that is there and does not bear our mark; called before long work, too."""
+    if path.exists() and not is_ours(path):
+        raise OutputError(f"{path} is there and was not written by sppnet: choose another name, or move it away")
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a file bears the mark of what sppnet writes."""
+    try:
+        with open(path, "rb") as file:
+            beginning = file.read(SEARCHED)
+            file.seek(max(0, file.seek(0, os.SEEK_END) - SEARCHED))
+            return MADE_BY.encode() in beginning or MADE_BY.encode() in file.read()
+    except OSError:
+        return False
+
+
+def write_json(path: Path, document: dict[str, Any]) -> None:
+    """Write a JSON document atomically, with our mark in it."""
+    with atomic_write(path) as unfinished:
+        unfinished.write_text(json.dumps({"made_by": MADE_BY, **document}, indent=1), encoding="utf-8")
