@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -49,7 +50,8 @@ def atomic_write(path: Path, *, replace: Literal["ours", "any"] = "ours") -> Ite
     """
     if replace == "ours":
         check_replaceable(path)
-    unfinished = path.with_name(f".{os.getpid()}-{threading.get_ident()}{path.suffix}.tmp")
+    name = f".{zlib.crc32(os.fsencode(path.name)):08x}-{os.getpid()}-{threading.get_ident()}.tmp"  # short, whatever path is
+    unfinished = path.with_name(name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield unfinished
