@@ -166,7 +166,9 @@ def merge(first: LabelledImages, *others: LabelledImages) -> LabelledImages:
     """
     for part in others:
         if part.class_names != first.class_names:
-            raise ValueError(f"merge: expected parts with the same class names, got {first.class_names} and {part.class_names}")
+            raise ValueError(
+                f"merge: expected parts with the same class names, got {first.class_names} and {part.class_names}"
+            )
     parts = (first, *others)
     return LabelledImages(
         tuple(path for part in parts for path in part.paths),

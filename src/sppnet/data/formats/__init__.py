@@ -156,7 +156,7 @@ def raise_first_error(findings: Iterable[Finding]) -> None:
 
 def checked_size(height: int, width: int) -> Size | None:
     """A stated size, where it can be one: many tools write 0 for what they do not know."""
-    return (height, width) if 1 <= min(height, width) and max(height, width) <= _MOST_PIXELS else None
+    return (height, width) if min(height, width) >= 1 and max(height, width) <= _MOST_PIXELS else None
 
 
 def cut_box(box: Box, size: Size, name: str, shown: str, expected: str) -> Box:

@@ -233,7 +233,9 @@ def _object(content: Mapping[str, Any], classes: Mapping[int, str], size: Size) 
         raise Fault(f"bbox is not four numbers [x, y, width, height]: {_shown(box)}")
     x, y, width, height = (float(max(-_MOST, min(v, _MOST))) if isinstance(v, int) else v for v in box)
     shown, expected = f"bbox={_shown(box)}", "[x, y, width, height], both above 0"
-    return Object(classes[category], cut_box((x, y, x + width, y + height), size, classes[category], shown, expected), bool(crowd))
+    return Object(
+        classes[category], cut_box((x, y, x + width, y + height), size, classes[category], shown, expected), bool(crowd)
+    )
 
 
 class _ImageFinder:

@@ -16,7 +16,19 @@ from xml.parsers import expat
 
 from sppnet.data.annotations import DetectionData
 from sppnet.data.find import IMAGE_ENDINGS, is_hidden
-from sppnet.data.formats import Entry, Fault, Finding, Object, Parsed, Place, Size, checked_size, choose_split, cut_box, read_text
+from sppnet.data.formats import (
+    Entry,
+    Fault,
+    Finding,
+    Object,
+    Parsed,
+    Place,
+    Size,
+    checked_size,
+    choose_split,
+    cut_box,
+    read_text,
+)
 from sppnet.errors import DataError
 
 NAME, LAYOUT = "VOC", "Annotations, ImageSets, JPEGImages"
@@ -92,7 +104,9 @@ def check(root: Path) -> Parsed:
         parsed.findings.append(Finding(folder / "JPEGImages", None, "note", "unannotated", message))
         parsed.splits[""] += [Entry(path.stem, path, partial(Finding, path, None)) for path in bare]
     if parser.zeros:
-        message = f"{parser.zeros} times xmin or ymin is 0, but VOC counts from 1: do these boxes lie a pixel too far left?"
+        message = (
+            f"{parser.zeros} times xmin or ymin is 0, but VOC counts from 1: do these boxes lie a pixel too far left?"
+        )
         parsed.findings.append(Finding(folder / "Annotations", None, "note", "from-zero", message))
     parsed.findings += _name_findings(names)
     return parsed
@@ -270,6 +284,8 @@ def _name_findings(names: Mapping[str, list[Place]]) -> Iterator[Finding]:
         alike = get_close_matches(name.casefold(), models, n=1, cutoff=0.8)
         message = f"{name!r} stands here only {'once' if count == 1 else f'{count} times'}"
         if official:
-            message = f"{name!r} is not one of VOC's 20 classes ({count} such objects): labels become the folder's own names"
+            message = (
+                f"{name!r} is not one of VOC's 20 classes ({count} such objects): labels become the folder's own names"
+            )
         if official or alike:
             yield places[0]("warning", "class-name", message + (f"; is it {alike[0]!r}?" if alike else ""))
