@@ -14,13 +14,13 @@ FOUND = Detections(
     boxes=np.array([[10, 20, 110, 220], [0, 0, 5.125, 5], [3, 3, 9, 9]], np.float32),
     scores=np.array([0.9, 0.5, 0.1], np.float32),
     labels=np.array([15, 8, 8]),
-    names=("person", "cat", "cat"),
+    class_names=("person", "cat", "cat"),
 )
 
 
 def test_iterating_gives_one_detection_after_the_other():
     first, *others = FOUND
-    assert first.name == "person"
+    assert first.class_name == "person"
     assert first.label == 15
     assert first.score == pytest.approx(0.9)
     assert first.box.tolist() == [10, 20, 110, 220]
@@ -28,8 +28,8 @@ def test_iterating_gives_one_detection_after_the_other():
 
 
 def test_above_keeps_scores_equal_to_the_threshold_and_the_order():
-    assert FOUND.above(0.5).names == ("person", "cat")
-    assert FOUND.above(0.9).names == ("person",)  # .9 as a float32 is not .9: the threshold is rounded likewise
+    assert FOUND.above(0.5).class_names == ("person", "cat")
+    assert FOUND.above(0.9).class_names == ("person",)  # .9 as a float32 is not .9: the threshold is rounded likewise
     assert len(FOUND.above(1.1)) == 0
     assert FOUND.above(1.1).boxes.shape == (0, 4)
     assert len(FOUND) == 3
@@ -37,14 +37,14 @@ def test_above_keeps_scores_equal_to_the_threshold_and_the_order():
 
 def test_select_takes_masks_and_positions():
     assert FOUND.select([2, 0]).scores.tolist() == pytest.approx([0.1, 0.9])
-    assert FOUND.select([False, True, False]).names == ("cat",)
+    assert FOUND.select([False, True, False]).class_names == ("cat",)
     assert len(FOUND.select([])) == 0
 
 
 def test_detections_convert_their_fields():
     found = Detections([[0, 0, 1, 1]], [1], [1.0], ["cat"])
     assert (found.boxes.dtype, found.scores.dtype, found.labels.dtype) == (np.float32, np.float32, np.int64)
-    assert found.names == ("cat",)
+    assert found.class_names == ("cat",)
 
 
 def test_results_do_not_change_with_the_arrays_they_were_made_from():
@@ -61,7 +61,13 @@ def test_no_detections_at_all():
         assert len(found) == 0
         assert list(found) == []
         assert found.boxes.shape == (0, 4)
-        assert found.to_dict() == {"boxes": [], "scores": [], "score_kind": "probability", "labels": [], "names": []}
+        assert found.to_dict() == {
+            "boxes": [],
+            "scores": [],
+            "score_kind": "probability",
+            "labels": [],
+            "class_names": [],
+        }
         assert len(found.above(0.5)) == 0
 
 
@@ -70,7 +76,7 @@ def test_detections_go_through_json_and_pickle():
     assert document["boxes"][1] == [0.0, 0.0, 5.12, 5.0]
     assert document["scores"] == [0.9, 0.5, 0.1]
     assert document["labels"] == [15, 8, 8]
-    assert document["names"] == ["person", "cat", "cat"]
+    assert document["class_names"] == ["person", "cat", "cat"]
     assert pickle.loads(pickle.dumps(FOUND)).to_dict() == FOUND.to_dict()
 
 
@@ -81,7 +87,7 @@ def test_detections_go_through_json_and_pickle():
         (([1, 2, 3, 4], [1], [1], ["a"]), r"boxes: expected shape \[R, 4\] .*, got \[4\]"),
         (([[1, 2, 3, 4]], [1, 2], [1], ["a"]), r"scores: expected one for each of the 1 boxes, got shape \[2\]"),
         (([[1, 2, 3, 4]], [1], [], ["a"]), r"labels: expected one for each of the 1 boxes, got shape \[0\]"),
-        (([[1, 2, 3, 4]], [1], [1], []), r"names: expected one for each of the 1 boxes, got shape \[0\]"),
+        (([[1, 2, 3, 4]], [1], [1], []), r"class_names: expected one for each of the 1 boxes, got shape \[0\]"),
         (([[1, 2, 3, 4]], [1], [0], ["a"]), r"labels: expected 1\.\.K \(0 is the background\), got 0"),
     ],
 )
@@ -145,7 +151,7 @@ def test_classification_goes_through_json():
     [
         ([], [], r"scores: expected shape \[K\] with at least one class, got \[0\]"),
         ([[1.0]], ["a"], r"got \[1, 1\]"),
-        ([1.0, 0.0], ["a"], "names: expected one for each of the 2 scores, got 1"),
+        ([1.0, 0.0], ["a"], "class_names: expected one for each of the 2 scores, got 1"),
     ],
 )
 def test_classifications_that_do_not_agree_are_refused(scores, names, message):

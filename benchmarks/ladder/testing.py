@@ -163,8 +163,8 @@ def evaluate_rcnn(ladder: Ladder, model: SPPNet, rung: Rung, report: Callable[[s
             pixels = read_image(image.path)
         scores, boxes = score_crops(model, pixels, load_proposals(file)[0], at_once, watch, moves=rung.moves)
         with watch.stage("nms"):
-            threshold, names = SCORE_THRESHOLDS["margin"], model.architecture.names
-            answer = select(scores, boxes, names, threshold, NMS_IOU, None, "margin", MOST_PER_CLASS, vote_iou=0)
+            threshold, names = SCORE_THRESHOLDS["decision"], model.architecture.names
+            answer = select(scores, boxes, names, threshold, NMS_IOU, None, "decision", MOST_PER_CLASS, vote_iou=0)
         found.append((answer.boxes, answer.scores, answer.labels.copy()))  # a result's own cannot be written to
         report("detection", done + 1, len(data.images))
     truth = [(image.gt_boxes, image.gt_labels, image.difficult) for image in data.images]
@@ -173,7 +173,7 @@ def evaluate_rcnn(ladder: Ladder, model: SPPNet, rung: Rung, report: Callable[[s
         "coco": _coco(found, truth, data.names),
         "errors": detection_errors(found, truth, data.names).to_dict(),
         "images": len(data),
-        "score_kind": "margin",
+        "score_kind": "decision",
         "crops_at_once": at_once,
         "seconds_per_image": {stage: round(value / len(data), 5) for stage, value in watch.seconds.items()},
     }

@@ -116,9 +116,9 @@ def test_from_softmax_to_svms_to_a_class_more(
     assert f"wrote {svm}" in out
     assert "SVMs" in out
     found = entry(sppnet("detect", photo, "--model", svm, "--score-threshold", -5, "--json").fine())
-    assert found["score_kind"] == "margin"
+    assert found["score_kind"] == "decision"
     assert len(found["boxes"]) > 0
-    assert " margin " in sppnet("detect", photo, "--model", svm, "--score-threshold", -5).fine()
+    assert " decision score " in sppnet("detect", photo, "--model", svm, "--score-threshold", -5).fine()
 
     stars = tmp_path / "stars" / "VOC2007"  # the same photos with squares named stars
     tiny_voc.rename(stars.parent.mkdir() or stars)

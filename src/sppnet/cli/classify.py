@@ -33,7 +33,7 @@ def classify(
     """Say what is in every image."""
     from sppnet.classification.explain import bin_contributions
     from sppnet.classification.views import classify_views
-    from sppnet.visualize import draw_classification, draw_contributions
+    from sppnet.visualize import draw_classification, draw_pyramid
 
     if pyramid and (output is None or views != "single"):
         raise UserError("--pyramid draws pictures, of a single view: say where to with --output, and leave --views out")
@@ -45,6 +45,14 @@ def classify(
         if not pyramid:
             return answer.to_dict(), lines, lambda: draw_classification(image, answer)
         added = bin_contributions(net, image, answer.label)
-        return {**answer.to_dict(), "pyramid": added.to_dict()}, lines, lambda: draw_contributions(added)
+
+        def draw() -> np.ndarray:
+            title = f"{added.name} {added.score:.2f} (logit {added.logit:+.2f})"
+            return draw_pyramid(
+                added.seen, added.levels, added.map_size, added.stride, added.offset,
+                contributions=added.bins, together=added.together, title=title,
+            )  # fmt: skip
+
+        return {**answer.to_dict(), "pyramid": added.to_dict()}, lines, draw
 
     return each_image(images, one, output, "classes.json", as_json)

@@ -49,8 +49,7 @@ def compare(
     """Squash, crop, pad, or native: which serves your images? A table, a bar chart and a sentence."""
     from sppnet.classification.compare import compare_fits
     from sppnet.data.folder import split_folder
-    from sppnet.visualize import plot_comparison
-    from sppnet.visualize.canvas import plot_format
+    from sppnet.visualize import plot_comparison, plot_format
 
     for name, number, least in (("side", side, 1), ("folds", folds, 2), ("repeats", repeats, 1), ("seed", seed, 0)):
         if number < least:
@@ -75,7 +74,16 @@ def compare(
         )
     for _, reason in comparison.broken:
         complain(f"left out: {reason}")
-    plot_comparison(comparison, output)
+    differences = {
+        each.fit: comparison.difference(each.fit, "native") for each in comparison.fits if each.fit != "native"
+    }
+    plot_comparison(
+        {each.fit: (each.accuracy, each.interval) for each in comparison.fits},
+        {fit: (difference.mean, difference.interval) for fit, difference in differences.items()},
+        output,
+        images=comparison.images,
+        title=comparison.advice,
+    )
     document = {"data": str(folder), "backbone": backbone, "weights": weights, "seed": seed, **comparison.to_dict()}
     print(json.dumps(document, indent=1) if as_json else f"{comparison.table()}\n\n{comparison.advice}")
     print(f"chart in {output}; features, for the next time, in {work}", file=sys.stderr)

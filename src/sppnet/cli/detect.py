@@ -82,8 +82,8 @@ def detect(
             "proposals": boxes,
         }
         found = detect_one(image, nets[0], **words) if len(nets) == 1 else detect_with_several(image, nets, **words)
-        kind = "margin " if found.score_kind == "margin" else ""
-        lines = [f"{d.name} {kind}{d.score:.2f} at {' '.join(f'{side:.0f}' for side in d.box)}" for d in found]
+        kind = "decision score " if found.score_kind == "decision" else ""
+        lines = [f"{d.class_name} {kind}{d.score:.2f} at {' '.join(f'{side:.0f}' for side in d.box)}" for d in found]
         return found.to_dict(), lines or ["nothing found"], lambda: draw_detections(image, found)
 
     return each_image(images, one, output, "detections.json", as_json)

@@ -29,7 +29,7 @@ from sppnet.proposals.files import load_proposals
 from sppnet.results import ScoreKind
 
 # Low: average precision asks for the whole ranking. Of margins, what hard negative mining calls easy is left out.
-SCORE_THRESHOLDS: dict[ScoreKind, float] = {"probability": 0.01, "margin": -1.2}
+SCORE_THRESHOLDS: dict[ScoreKind, float] = {"probability": 0.01, "decision": -1.2}
 MOST = 300  # boxes per image; COCO counts the 100 best
 MOST_PER_CLASS = 100  # boxes per image by margin, as released: classes' margins are not made to be compared
 NO_COCO = "COCO's average precision needs two more packages: pip install 'sppnet[coco]'"
@@ -120,7 +120,7 @@ def evaluate_detector(
         whole.append(np.mean(logits, axis=0))
         with watch.stage("nms"):
             scores, moved = union(models, answers)
-            most = (None, MOST_PER_CLASS) if kind == "margin" else (MOST, None)
+            most = (None, MOST_PER_CLASS) if kind == "decision" else (MOST, None)
             answer = select(
                 scores, moved, names, SCORE_THRESHOLDS[kind], NMS_IOU, most[0], kind, most[1], vote_iou=vote_iou
             )

@@ -36,7 +36,7 @@ from sppnet.results import Detections, ScoreKind
 
 # From which score on a box is shown, where nobody says another. Of margins, 0 is far on the safe side: measured on VOC, 85 %
 # of what is above it is right, but 11 % of the objects are; above -0.75, where the two balance best, 47 % and 23 %.
-SCORE_THRESHOLDS: dict[ScoreKind, float] = {"probability": 0.3, "margin": -0.75}
+SCORE_THRESHOLDS: dict[ScoreKind, float] = {"probability": 0.3, "decision": -0.75}
 
 
 @dataclass
@@ -86,7 +86,7 @@ def detect(
     Example:
         >>> from skimage.data import astronaut
         >>> found = detect(astronaut(), sppnet.load("voc"))
-        >>> "person" in found.names
+        >>> "person" in found.class_names
         True
     """
     check_detects(model)
@@ -118,7 +118,7 @@ def detect_in_maps(
 
     Example:
         >>> image, model = np.zeros((60, 80, 3), np.uint8), sppnet.load("voc")
-        >>> detect_in_maps(model, compute_maps(model, image), propose(image), score_threshold=0.9).names
+        >>> detect_in_maps(model, compute_maps(model, image), propose(image), score_threshold=0.9).class_names
         ()
     """
     scores, moved = score_windows(model, maps, proposals, Stopwatch())
@@ -137,7 +137,7 @@ def check_detects(model: SPPNet) -> None:
 
 def score_kind(model: SPPNet) -> ScoreKind:
     """What a detector's scores are."""
-    return "margin" if model.architecture.classifier == "svm" else "probability"
+    return "decision" if model.architecture.classifier == "svm" else "probability"
 
 
 def score_windows(model: SPPNet, maps: ImageMaps, proposals: np.ndarray, watch: Stopwatch) -> tuple[Tensor, Tensor]:
