@@ -197,8 +197,8 @@ class Detections:
             size: (height, width) of the image in pixels; boxes are cut to it and given as shares of it.
 
         Example:
-            >>> Detections([[10, 20, 40, 60]], [0.9], [8], ["cat"]).to_yolo((100, 100))
-            '7 0.250000 0.400000 0.300000 0.400000 0.9\n'
+            >>> print(Detections([[10, 20, 40, 60]], [0.9], [8], ["cat"]).to_yolo((100, 100)), end="")
+            7 0.250000 0.400000 0.300000 0.400000 0.9
         """
         lines = []
         for (x0, y0, x1, y1), score, label in zip(self._shares(size), self.scores, self.labels, strict=True):

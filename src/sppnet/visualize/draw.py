@@ -70,8 +70,10 @@ def draw_detections(image: Photo, detections: Detections, title: str | None = No
     photo, scale, size = _at_readable_size(image)
     width, height = photo.size
     boxes = detections.boxes.astype(np.float64) * [*scale, *scale]
-    visible: npt.NDArray[np.bool_] = np.logical_and(boxes[:, :2] < (width, height), boxes[:, 2:] > 0).all(axis=1)
-    order = [int(row) for row in np.argsort(-detections.scores, kind="stable") if visible[row]]
+    order = [
+        int(row) for row in np.argsort(-detections.scores, kind="stable")
+        if (boxes[row, :2] < (width, height)).all() and (boxes[row, 2:] > 0).all()  # visible
+    ]  # fmt: skip
     _draw_boxes(photo, [(boxes[row], color_of(detections.class_names[row])) for row in reversed(order)], size)
 
     font, padding, chip_height = font_of(size), round(0.4 * size), round(1.55 * size)
