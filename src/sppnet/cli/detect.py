@@ -42,7 +42,7 @@ def detect(
     scales: OtherScales = (),
     proposals: Annotated[
         Path | None,
-        Parameter(help="Boxes made elsewhere, by the images' names: .mat, .pkl, .npz or a folder of .npz."),
+        Parameter(help="Boxes made elsewhere, by the images' names: .npz, or a folder of them."),
     ] = None,
     as_json: AsJson = False,
     device: Device = "auto",
@@ -52,7 +52,7 @@ def detect(
     from sppnet.detection.combine import check_combination, detect_with_several
     from sppnet.detection.predict import detect as detect_one
     from sppnet.proposals.compute import propose
-    from sppnet.proposals.importers import read_boxes
+    from sppnet.proposals.files import cut_boxes, read_boxes
     from sppnet.visualize import draw_detections
 
     check_share("--nms-iou", nms_iou)
@@ -73,6 +73,8 @@ def detect(
         boxes = None if given is None else given.get(file.stem, given.get(file.name))
         if given is not None and (boxes is None or not len(boxes)):
             raise ImageError(f"{file}: no boxes of {file.stem!r} in {proposals}")
+        if boxes is not None:
+            boxes = cut_boxes(boxes, (image.shape[0], image.shape[1]), f"{proposals}: {file.stem!r}")
         if proposer is not None:
             boxes = propose(image, proposer)
         words: dict[str, Any] = {

@@ -19,10 +19,10 @@ def check_share(name: str, value: float) -> None:
 
 def check_proposer(name: str) -> None:
     """Refuse what proposes no boxes."""
-    from sppnet.proposals.compute import Proposer
+    from sppnet.proposals.compute import check_method
 
     try:
-        Proposer(name)
+        check_method(name)
     except UserError as error:
         raise UserError(f"--proposer: {error}") from error
 

@@ -85,7 +85,7 @@ def train_end_to_end(
     annotated = data.relabelled(model.architecture.names).images
 
     started = time.perf_counter()
-    files = proposals_of(data, model.architecture.proposer, work, partial(report, "proposals"))
+    files = proposals_of(data, model.architecture.proposer, work, report)
     seconds["proposals"] = time.perf_counter() - started
 
     started = time.perf_counter()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +100,7 @@ def evaluate_detector(
     with watch.stage("proposals"):
         own = [proposer or net.architecture.proposer for net in models]
         proposers = set(own)
-        files = {name: proposals_of(data, name, work, partial(report, "proposals")) for name in sorted(proposers)}
+        files = {name: proposals_of(data, name, work, report) for name in sorted(proposers)}
     caches = [None if maps_folder is None else MapCache.of(net, maps_folder) for net in models]
     for done, image in enumerate(data.images):
         with watch.stage("decode"):

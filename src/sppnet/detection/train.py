@@ -28,6 +28,7 @@ from sppnet.models.files import find_model, load, round_to_stored, save_model, t
 from sppnet.models.fingerprint import Part, fingerprint
 from sppnet.models.provenance import trained_by
 from sppnet.models.sppnet import Architecture, SPPNet
+from sppnet.progress import Progress, no_progress
 from sppnet.proposals.compute import proposals_for
 from sppnet.proposals.files import load_proposals
 
@@ -81,7 +82,7 @@ def train_detector(
     model.backbone.to(memory_format=torch.channels_last)
 
     started = time.perf_counter()
-    files = proposals_of(data, architecture.proposer, work, partial(report, "proposals"))
+    files = proposals_of(data, architecture.proposer, work, report)
     seconds["proposals"] = time.perf_counter() - started
 
     started = time.perf_counter()
@@ -162,7 +163,7 @@ def windows_of(
     model: SPPNet, data: DetectionData, work: Path, report: Report
 ) -> tuple[list[Path], MapCache, list[Path]]:
     """The proposals' file of each image, the cache of maps, and the maps' file of each image; missing ones are computed."""
-    files = proposals_of(data, model.architecture.proposer, work, partial(report, "proposals"))
+    files = proposals_of(data, model.architecture.proposer, work, report)
     cache = MapCache.of(model, work / "maps")
     paths = [image.path for image in data.images]
     maps = cache.fill(model, paths, mirrored=False, progress=partial(report, "maps"))
@@ -177,16 +178,14 @@ def check_training(data: DetectionData, output: Path) -> None:
         raise UserError(f"the model's file name must end in .safetensors: got {output}")
 
 
-def proposals_of(
-    data: DetectionData, proposer: str, work: Path, progress: Callable[[int, int], None] | None = None
-) -> list[Path]:
+def proposals_of(data: DetectionData, method: str, work: Path, progress: Progress = no_progress) -> list[Path]:
     """The proposals' file of each image of ``data``, in order, below ``work``; missing ones are computed.
 
     Raises:
         UserError: images that cannot be read; all are named.
     """
     images = [(image.image_id, image.path) for image in data.images]
-    files, errors = proposals_for(images, work / "proposals" / proposer, proposer, progress=progress)
+    files, errors = proposals_for(images, work / "proposals" / method, method, progress=progress)
     if errors:
         raise UserError(
             f"{len(errors)} of {len(images)} images cannot be used: " + "; ".join(map(str, errors.values()))
