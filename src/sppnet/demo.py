@@ -10,7 +10,7 @@ import numpy as np
 
 from sppnet.classification.predict import classify_map
 from sppnet.data.images import resize_image
-from sppnet.detection.maps import compute_maps
+from sppnet.detection.feature_maps import compute_feature_maps
 from sppnet.detection.predict import detect_in_maps
 from sppnet.models.files import load
 from sppnet.proposals.compute import propose
@@ -55,7 +55,7 @@ def run_demo(
     photos = sample_photos()
     rows, files, document = [], [], []
     for done, (name, photo) in enumerate(photos.items()):
-        maps = compute_maps(model, photo)  # once, for both questions
+        maps = compute_feature_maps(model, photo)  # once, for both questions
         proposals = propose(photo, model.architecture.proposer)
         whole = classify_map(model, maps.whole_map)
         found = detect_in_maps(model, maps, proposals, score_threshold=THRESHOLD)

@@ -17,7 +17,7 @@ from sppnet.errors import UserError
 BOX_DECIMALS = 2  # a hundredth of a pixel
 SCORE_DECIMALS = 4  # of probabilities and margins; the fifth digit is noise
 
-ScoreKind = Literal["probability", "margin"]
+ScoreKind = Literal["probability", "decision"]
 
 
 class Detection(NamedTuple):
@@ -78,8 +78,8 @@ class Detections:
                 raise ValueError(f"{field}: expected one for each of the {count} boxes, got shape {list(shape)}")
         if count and labels.min() < 1:
             raise ValueError(f"labels: expected 1..K (0 is the background), got {labels.min()}")
-        if self.score_kind not in ("probability", "margin"):
-            raise ValueError(f"score_kind: expected probability or margin, got {self.score_kind!r}")
+        if self.score_kind not in ("probability", "decision"):
+            raise ValueError(f"score_kind: expected probability or decision, got {self.score_kind!r}")
         _set(self, boxes=boxes, scores=scores, labels=labels, names=names)
 
     @classmethod

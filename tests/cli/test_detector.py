@@ -128,7 +128,7 @@ def test_from_softmax_to_svms_to_a_class_more(
     out = sppnet("train", "detector", stars, *added).fine()
     assert "learned 'star' from" in out
     assert "windows of the model's own training" in out
-    assert load(more).architecture.names == ("circle", "square", "star")
+    assert load(more).class_names == ("circle", "square", "star")
     assert "windows of" not in sppnet("train", "detector", stars, *added, "--no-old-negatives").fine()
 
 

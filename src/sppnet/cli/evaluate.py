@@ -100,7 +100,7 @@ def _evaluate_classifier(
         if parts and split not in parts:
             raise UserError(f"{data} has no split {split!r}, but {' and '.join(parts)}: give --split {[*parts][-1]}")
         folder = parts.get(split, data)
-    images = read_folder(folder, classes=net.architecture.names)
+    images = read_folder(folder, classes=net.class_names)
     if checked_limit(limit) is not None:  # some of every class, and not the first class alone
         chosen = np.random.default_rng(0).permutation(len(images))[:limit]
         images = images.subset(np.sort(chosen))

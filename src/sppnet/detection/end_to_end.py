@@ -82,7 +82,7 @@ def train_end_to_end(
     choose_layers(model.backbone, settings.learn)  # a mistake in it is said before the work
     model.eval().to(device)
     model.backbone.to(memory_format=torch.channels_last)
-    annotated = data.relabelled(model.architecture.names).images
+    annotated = data.relabelled(model.class_names).images
 
     started = time.perf_counter()
     files = proposals_of(data, model.architecture.proposer, work, partial(report, "proposals"))

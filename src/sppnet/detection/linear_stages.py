@@ -78,7 +78,7 @@ def train_linear_stages(
         For the model's record: settings, seconds of each stage, and the SVMs' file, from which a class can be added.
     """
     report = report or (lambda stage, done, total: None)
-    names = model.architecture.names
+    names = model.class_names
     record: dict[str, Any] = {"seconds": {}}
     if stages.classifier == "svm":
         started = time.perf_counter()
