@@ -14,13 +14,14 @@ PACKAGE = REPOSITORY / "src" / "sppnet"
 # A part may import from parts further up and from itself; not from its own line, and never from further down.
 ORDER = (
     ("errors",),
-    ("files", "progress"),
-    ("whole_file",),
+    ("files", "progress", "whole_file"),
+    ("cache",),
     ("boxes", "results"),
     ("ops",),
-    ("layers", "data", "metrics", "visualize"),
+    ("layers", "data", "linear", "metrics", "visualize"),
     ("proposals",),  # reads images with data
     ("models",),
+    ("training",),
     ("classification", "detection"),
     ("demo", "terminal"),
     ("cli",),

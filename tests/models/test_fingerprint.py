@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from sppnet.models.fingerprint import fingerprint
+from sppnet.cache import fingerprint
 
 
 def test_the_name_is_the_digest_of_all_bytes_one_after_the_other() -> None:

@@ -31,7 +31,7 @@ from sppnet.detection.map_cache import MapCache
 from sppnet.detection.mapped_windows import MappedWindows
 from sppnet.detection.svm import LinearSVMs, SVMSettings, train_svms
 from sppnet.errors import UserError
-from sppnet.models.fingerprint import fingerprint
+from sppnet.cache import fingerprint
 from sppnet.models.sppnet import CLASSIFIERS, REGRESSIONS, LinearOutputs, SPPNet
 
 Report = Callable[[str, int, int], None]  # stage, done, total

@@ -27,7 +27,7 @@ from sppnet.data.images import content_key, image_size, read_image
 from sppnet.detection.feature_maps import FeatureMaps, compute_feature_maps
 from sppnet.progress import Progress
 from sppnet.errors import UserError
-from sppnet.models.fingerprint import fingerprint
+from sppnet.cache import fingerprint
 from sppnet.models.sppnet import SPPNet
 from sppnet.whole_file import whole_file
 

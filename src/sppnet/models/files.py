@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from sppnet.errors import ModelError, SettingsError
 from sppnet.files import MADE_BY, atomic_write
 from sppnet.models.backbones import SHIPPED
-from sppnet.models.fingerprint import fingerprint
+from sppnet.cache import fingerprint
 from sppnet.models.geometry import Geometry
 from sppnet.models.preprocess import Preprocess
 from sppnet.models.sppnet import Architecture, DetectionSettings, SPPNet, build_model
