@@ -23,7 +23,7 @@ ORDER = (
     ("models",),
     ("training",),
     ("classification", "detection"),
-    ("demo", "terminal"),
+    ("evaluation",),
     ("cli",),
 )
 RANK = {part: rank for rank, parts in enumerate(ORDER) for part in parts}
