@@ -26,7 +26,9 @@ app = App(
     default_parameter=Parameter(consume_multiple=True, negative_iterable=()),
 )
 train = App(name="train", help="Train a model on your own images.")
-app.command("sppnet.cli.demo:demo", help="Try it out: sample photos in, annotated pictures and JSON out. Works offline.")
+app.command(
+    "sppnet.cli.demo:demo", help="Try it out: sample photos in, annotated pictures and JSON out. Works offline."
+)
 app.command("sppnet.cli.detect:detect", help="Find objects: boxes, labels and scores for every image.")
 app.command("sppnet.cli.classify:classify", help="Say what is in every image.")
 app.command("sppnet.cli.embed:embed", help="Turn every image into a vector of one length.")
@@ -86,7 +88,9 @@ def run(words: Sequence[str]) -> int:
         return 0
     except OSError as error:  # a full disk behind standard output, or a place that cannot be read
         _drop_output()
-        return complain(f"{error.filename or 'standard output'}: {error.strerror or error}; make room, or check the place")
+        return complain(
+            f"{error.filename or 'standard output'}: {error.strerror or error}; make room, or check the place"
+        )
     return int(status or 0)
 
 

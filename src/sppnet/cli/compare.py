@@ -23,7 +23,9 @@ def compare(
     *,
     settings: Annotated[CompareSettings, Parameter(name="*")] = CompareSettings(),
     skip_bad: SkipBad = False,
-    output: Annotated[Path, Parameter(help="The bar chart to write: .png, .jpg, .pdf or .svg.")] = Path("comparison.png"),
+    output: Annotated[Path, Parameter(help="The bar chart to write: .png, .jpg, .pdf or .svg.")] = Path(
+        "comparison.png"
+    ),
     cache: Cache = None,
     as_json: AsJson = False,
     device: Device = "auto",

@@ -27,11 +27,15 @@ def compress(
     ] = None,
     energy: Annotated[
         float | None,
-        Parameter(help="Instead: the share to keep of each layer's squared weights, or of the variance of its outputs on --photos."),
+        Parameter(
+            help="Instead: the share to keep of each layer's squared weights, or of the variance of its outputs on --photos."
+        ),
     ] = None,
     photos: Annotated[
         list[Path] | None,
-        Parameter(help="Photos like those that the model is for, some dozens: far more of the outputs on these is kept."),
+        Parameter(
+            help="Photos like those that the model is for, some dozens: far more of the outputs on these is kept."
+        ),
     ] = None,
 ) -> int:
     """Make a model smaller and faster: its fully connected layers as products of two thin ones. See what 'evaluate' says then."""

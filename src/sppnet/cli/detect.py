@@ -11,7 +11,8 @@ from cyclopts import Parameter
 
 from sppnet.cli.each_image import each_image
 from sppnet.cli.options import AsJson, Device, Images, Scales, chosen_device
-from sppnet.detection.predict import check_combination, detect as detect_one
+from sppnet.detection.predict import check_combination
+from sppnet.detection.predict import detect as detect_one
 from sppnet.detection.suppression import DetectSettings
 from sppnet.errors import ImageError
 from sppnet.models.files import load
@@ -23,7 +24,9 @@ def detect(
     images: Images,
     /,
     *,
-    model: Annotated[list[str], Parameter(help="A shipped model's name, a model file, or several to combine.")] = ["voc"],  # noqa: B006 -- read only
+    model: Annotated[list[str], Parameter(help="A shipped model's name, a model file, or several to combine.")] = [
+        "voc"
+    ],
     settings: Annotated[DetectSettings, Parameter(name="*")] = DetectSettings(),
     proposals: Annotated[
         str | None,

@@ -15,7 +15,7 @@ from sppnet.cli import complain
 from sppnet.data.find import find_images
 from sppnet.data.images import read_image
 from sppnet.errors import ImageError, OutputError
-from sppnet.files import check_replaceable, write_json
+from sppnet.files import check_replaceable, make_folder, write_json
 from sppnet.progress import progress_bars
 
 
@@ -49,19 +49,25 @@ def each_image(
 
     files = find_each(sources, name_bad)
     pictures: dict[Path, Path] = {} if output is None else _pictures(files, output)
-    for path in [*pictures.values(), *([] if output is None else [output / document_name])]:
-        check_replaceable(path)
+    if output is not None and files:
+        make_folder(output)
+        for path in [*pictures.values(), output / document_name]:
+            check_replaceable(path)
     with progress_bars() as progress:
         for done, file in enumerate(files):
             try:
                 image = read_image(file)
                 answer, lines, draw = one(file, image)
             except (ImageError, MemoryError) as error:
-                name_bad(file, str(error) if isinstance(error, ImageError) else f"{file}: not enough memory for this image")
+                name_bad(
+                    file, str(error) if isinstance(error, ImageError) else f"{file}: not enough memory for this image"
+                )
                 continue
             entry = {"file": str(file), "height": image.shape[0], "width": image.shape[1], **answer}
             if file in pictures:
-                from sppnet.visualize.draw import save_image  # Pillow's drawing and its font: only where it is asked for
+                from sppnet.visualize.draw import (
+                    save_image,
+                )  # Pillow's drawing and its font: only where it is asked for
 
                 try:
                     save_image(draw(), pictures[file])

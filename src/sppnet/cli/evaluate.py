@@ -12,7 +12,6 @@ from cyclopts import Parameter
 from sppnet.classification.evaluate import evaluate_classifier
 from sppnet.cli.options import (
     AsJson,
-    Cache,
     Data,
     Device,
     Limit,
@@ -47,7 +46,10 @@ def evaluate(
     combine: Annotated[list[str], Parameter(help="More detectors, whose answers are combined with the first's.")] = [],  # noqa: B006 -- read only
     views: Views = "single",
     vote_iou: Annotated[
-        float, Parameter(help="Boxes move to the mean of those that overlap them by this much; 0: as in the paper, they do not.")
+        float,
+        Parameter(
+            help="Boxes move to the mean of those that overlap them by this much; 0: as in the paper, they do not."
+        ),
     ] = VOTE_IOU,
     proposals: ProposalMethod = None,
     scales: Scales = (),
