@@ -42,19 +42,20 @@ def test_the_mark_is_found_at_either_end_of_a_large_file(tmp_path: Path) -> None
     assert not is_ours(tmp_path / "none")
 
 
+def write_half(path: Path, error: Exception) -> None:
+    with atomic_write(path) as unfinished:
+        unfinished.write_text("half of")
+        raise error
+
+
 def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "answer.json"
     write_json(path, {"boxes": []})
     before = path.read_bytes()
-    with pytest.raises(RuntimeError), atomic_write(path) as unfinished:
-        unfinished.write_text("half of")
-        raise RuntimeError
-    with (
-        pytest.raises(OutputError, match=r"answer\.json: cannot be written: No space left"),
-        atomic_write(path) as unfinished,
-    ):
-        unfinished.write_text("half of")
-        raise OSError(28, "No space left on device")
+    with pytest.raises(OutputError, match=r"answer\.json: cannot be written: No space left"):
+        write_half(path, OSError(28, "No space left on device"))
+    with pytest.raises(RuntimeError):
+        write_half(path, RuntimeError())
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 
