@@ -14,15 +14,16 @@ PACKAGE = REPOSITORY / "src" / "sppnet"
 # A part may import from parts further up and from itself; not from its own line, and never from further down.
 ORDER = (
     ("errors",),
-    ("files", "progress"),
-    ("whole_file",),
+    ("files", "progress", "whole_file"),
+    ("cache",),
     ("boxes", "results"),
     ("ops",),
-    ("layers", "data", "metrics"),
+    ("layers", "data", "linear", "metrics"),
     ("visualize", "proposals"),  # of what metrics give; of images that data reads
     ("models",),
+    ("training",),
     ("classification", "detection"),
-    ("terminal",),
+    ("evaluation",),
     ("cli",),
 )
 # Detections.draw, for notebooks, imports upward, inside the method: whoever does not draw needs neither of these.

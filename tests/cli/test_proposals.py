@@ -19,8 +19,8 @@ def test_proposals_made_elsewhere(sppnet: Callable[..., Any], tiny_voc: Path, tm
     boxes, work, model = tmp_path / "boxes.npz", tmp_path / "work", tmp_path / "m.safetensors"
     np.savez(boxes, **{image.image_id: image.gt_boxes for image in data.images})
 
-    sppnet("proposals", tiny_voc, "--split", "val", "--import", boxes).refused("--work")
-    ran = sppnet("proposals", tiny_voc, "--split", "val", "--import", boxes, "--work", work, "--json")
+    sppnet("proposals", tiny_voc, "--split", "val", "--import", boxes).refused("--cache")
+    ran = sppnet("proposals", tiny_voc, "--split", "val", "--import", boxes, "--cache", work, "--json")
     assert ran.status == 0
     assert ran.document["sizes"]["all"]["recall"] == [1.0, 1.0]
     assert "8 boxes of 4 images" in ran.err
@@ -30,10 +30,10 @@ def test_proposals_made_elsewhere(sppnet: Callable[..., Any], tiny_voc: Path, tm
     weights = tmp_path / "backbone.safetensors"
     save_file(compact_resnet().state_dict(), weights)
     tiny = ["--weights", weights, "--levels", 2, 1, "--hidden", 32, "--short-side", 64, "--long-side", 128]
-    imported = ["--split", "val", "--proposer", "imported", "--work", work, "--steps", 2]
+    imported = ["--split", "val", "--proposals", "imported", "--cache", work, "--steps", 2]
     assert sppnet("train", "detector", tiny_voc, "--output", model, *imported, *tiny).status == 0
-    assert sppnet("evaluate", model, tiny_voc, "--work", work, "--json").document["images"] == 4
-    sppnet("evaluate", model, tiny_voc, "--split", "train", "--work", work).refused("no imported proposals")
+    assert sppnet("evaluate", model, tiny_voc, "--cache", work, "--json").document["images"] == 4
+    sppnet("evaluate", model, tiny_voc, "--split", "train", "--cache", work).refused("no imported proposals")
 
     photo, other = data.images[0].path, data.images[1].path.with_name("000000.jpg")
     words = ["detect", photo, other, "--model", model, "--proposals", boxes, "--score-threshold", 0, "--json"]
@@ -54,7 +54,7 @@ def test_images_without_imported_proposals_are_named(
     sppnet: Callable[..., Any], tiny_voc: Path, tmp_path: Path
 ) -> None:
     np.savez(tmp_path / "boxes.npz", **{"000002": np.array([[0, 0, 20, 20]])})
-    words = ["proposals", tiny_voc, "--split", "val", "--work", tmp_path / "work", "--import", tmp_path / "boxes.npz"]
+    words = ["proposals", tiny_voc, "--split", "val", "--cache", tmp_path / "work", "--import", tmp_path / "boxes.npz"]
     ran = sppnet(*words)
     assert ran.status == 2
     assert "no boxes of 3 of 4 images" in ran.err

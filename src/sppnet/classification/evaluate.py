@@ -194,7 +194,7 @@ def evaluate_classifier(
     if not rows:
         raise UserError(f"none of the {len(broken)} images can be read; the first: {broken[0][1]}")
     return ClassifierEvaluation(
-        model.architecture.names,
+        model.class_names,
         tuple(images.paths[place] for place in kept),
         labels[kept],
         np.stack(rows),
@@ -206,7 +206,7 @@ def evaluate_classifier(
 
 def _labels_of_model(model: SPPNet, images: Labelled) -> np.ndarray:
     """The labels, counted in the model's classes."""
-    names = model.architecture.names
+    names = model.class_names
     if not len(images.paths):
         raise UserError("the data holds no images: nothing to evaluate on")
     if len(images.labels) != len(images.paths):

@@ -136,7 +136,7 @@ def _groups(levels: tuple[int, ...]) -> Tensor:
 
 
 def _logits(model: SPPNet, pooled: Tensor) -> Tensor:
-    logits: Tensor = model.image_logits(model.describe(pooled))
+    logits: Tensor = model.image_classifier(model.fully_connected(pooled))
     return logits
 
 

@@ -9,7 +9,6 @@ from cyclopts import Parameter
 
 from sppnet.files import write_json
 from sppnet.progress import Progress, no_progress, progress_bars
-from sppnet.terminal import print_table
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,7 +20,7 @@ def demo(output: Annotated[Path, Parameter(help="Folder for pictures and results
     """Try it out: sample photos in, annotated pictures and JSON out. Works offline."""
     with progress_bars() as progress:
         rows, written = run_demo(output, progress)
-    print_table([("photo", "size", "what is in it", "where"), *rows])
+    _print_table([("photo", "size", "what is in it", "where"), *rows])
     print(
         f"\n{len(written)} files in {output}: look at {written[0].name} first; everything as JSON in {written[-1].name}"
     )
@@ -60,20 +59,21 @@ def run_demo(output: Path, progress: Progress = no_progress) -> tuple[list[tuple
         A table row for each photo (name, size, classes, boxes), and the files written, the JSON document last.
     """
     from sppnet.classification.predict import classify_map
-    from sppnet.detection.maps import compute_maps
+    from sppnet.detection.feature_maps import compute_feature_maps
     from sppnet.detection.predict import detect_in_maps
+    from sppnet.detection.suppression import DetectSettings
     from sppnet.models.files import load
     from sppnet.proposals.compute import propose
-    from sppnet.visualize import draw_detections, save_image
+    from sppnet.visualize.draw import draw_detections, save_image
 
     model = load("voc")
     photos = sample_photos()
     rows, files, document = [], [], []
     for done, (name, photo) in enumerate(photos.items()):
-        maps = compute_maps(model, photo)  # once, for both questions
-        proposals = propose(photo, model.architecture.proposer)
+        maps = compute_feature_maps(model, photo)  # once, for both questions
+        proposals = propose(photo, model.detection.proposals)
         whole = classify_map(model, maps.whole_map)
-        found = detect_in_maps(model, maps, proposals, score_threshold=THRESHOLD)
+        found = detect_in_maps(model, maps, proposals, DetectSettings(THRESHOLD))
         files.append(output / f"{name}.jpg")
         save_image(draw_detections(photo, found), files[-1])
         size = f"{photo.shape[1]} x {photo.shape[0]}"
@@ -94,3 +94,14 @@ def run_demo(output: Path, progress: Progress = no_progress) -> tuple[list[tuple
     files.append(output / "demo.json")
     write_json(files[-1], {"photos": document})
     return rows, files
+
+
+def _print_table(rows: list[tuple[str, str, str, str]]) -> None:
+    """The first row holds the titles."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*rows[0])
+    for row in rows[1:]:
+        table.add_row(*row)
+    Console().print(table)

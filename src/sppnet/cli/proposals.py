@@ -9,45 +9,41 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from sppnet.cli.parameters import AsJson, Data, Limit, Proposals, Work
-from sppnet.cli.values import check_proposer, checked_limit
-from sppnet.cli.work import work_or_temporary
-from sppnet.errors import UserError
+from sppnet.cli import complain
+from sppnet.cli.options import AsJson, Data, Limit, Split, cache_or_temporary, checked_limit
+from sppnet.data.annotations import read_annotated
+from sppnet.errors import SettingsError
 from sppnet.progress import progress_bars
-from sppnet.terminal import complain
+from sppnet.proposals.compute import check_method, proposals_of
+from sppnet.proposals.files import IMPORTED, import_proposals, load_proposals
+from sppnet.proposals.recall import format_recall, recall_report
 
 
 def proposals(
     data: Data,
     /,
     *,
-    split: Annotated[str, Parameter(help="Of the data set.")] = "train",
-    proposer: Proposals = "selective-search",
+    split: Split = "train",
+    method: Annotated[
+        str, Parameter(name="--proposals", help="selective-search, edge-boxes, grid, or several joined by +.")
+    ] = "selective-search",
     source: Annotated[
         Path | None,
-        Parameter(
-            name="--import",
-            help="Bring in boxes made elsewhere: an .npz of arrays [R, 4] of x0 y0 x1 y1, each named by its image.",
-        ),
+        Parameter(name="--import", help="Bring in boxes made elsewhere: an .npz of arrays [R, 4] of x0 y0 x1 y1, each named by its image."),
     ] = None,
     limit: Limit = None,
-    work: Work = None,
+    cache: Annotated[Path | None, Parameter(help="Folder that keeps the boxes; give it to training, too.")] = None,
     as_json: AsJson = False,
 ) -> int:
     """Propose boxes for every image of a data set, or bring in others', and say how many of its objects they find."""
-    from sppnet.data.annotated import read_annotated
-    from sppnet.detection.train import proposals_of
-    from sppnet.proposals.files import IMPORTED, import_proposals, load_proposals
-    from sppnet.proposals.recall import format_recall, recall_report
-
-    check_proposer(proposer)
-    if source is not None and work is None:
-        raise UserError("--import brings boxes to where training looks for them: give the same --work FOLDER as there")
+    check_method(method)
+    if source is not None and cache is None:
+        raise SettingsError("--import brings boxes to where training looks for them: give the same --cache FOLDER as there")
     annotated = read_annotated(data, split, checked_limit(limit))
     missing: tuple[str, ...] = ()
-    with progress_bars() as progress, work_or_temporary(work) as folder:
+    with progress_bars() as progress, cache_or_temporary(cache) as folder:
         if source is None:
-            files = proposals_of(annotated, proposer, folder, progress)
+            files = proposals_of(annotated, method, folder, progress)
             file_of = {image.image_id: file for image, file in zip(annotated.images, files, strict=True)}
         else:
             cached = folder / "proposals" / IMPORTED

@@ -15,7 +15,7 @@ from sppnet.data.images import read_image
 from sppnet.detection import NMS_IOU, VOTE_IOU
 from sppnet.detection.combine import check_combination, union
 from sppnet.detection.map_cache import MapCache
-from sppnet.detection.maps import compute_maps
+from sppnet.detection.feature_maps import compute_feature_maps
 from sppnet.detection.predict import Stopwatch, score_kind, score_windows, select
 from sppnet.detection.train import Report, proposals_of
 from sppnet.errors import UserError
@@ -90,7 +90,7 @@ def evaluate_detector(
     """
     models = (model,) if isinstance(model, SPPNet) else tuple(model)
     check_combination(models)
-    names = models[0].architecture.names
+    names = models[0].class_names
     data.check_names(names)
     if not data.images:
         raise UserError(f"split {data.split!r} holds no images: nothing to evaluate on")
@@ -110,10 +110,10 @@ def evaluate_detector(
             with watch.stage("proposals"):
                 boxes, _ = load_proposals(files[source][done])
             with watch.stage("maps"):
-                maps = compute_maps(net, pixels) if cache is None else cache.get(net, image.path, pixels)
+                maps = compute_feature_maps(net, pixels) if cache is None else cache.get(net, image.path, pixels)
             with watch.stage("whole image"), torch.inference_mode(), autocast(net.device):
-                answer_of_whole = net.image_logits(net.describe(maps.pool(net, maps.whole_window())))[0]
-                in_data_order = [net.architecture.names.index(name) for name in data.names]
+                answer_of_whole = net.image_classifier(net.fully_connected(maps.pool(net, maps.whole_window())))[0]
+                in_data_order = [net.class_names.index(name) for name in data.names]
                 logits.append(answer_of_whole.float().cpu().numpy()[in_data_order])
             answers.append(score_windows(net, maps, boxes, watch))
         whole.append(np.mean(logits, axis=0))

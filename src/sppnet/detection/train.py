@@ -20,12 +20,12 @@ from sppnet.data.images import image_size, read_image
 from sppnet.detection.finetune import FinetuneSettings, TrainingImage, finetune
 from sppnet.detection.linear_stages import LinearStages, train_linear_stages
 from sppnet.detection.map_cache import MapCache
-from sppnet.detection.maps import compute_maps
+from sppnet.detection.feature_maps import compute_feature_maps
 from sppnet.detection.targets import find_candidates
 from sppnet.errors import UserError
 from sppnet.models.backbones import build_backbone
 from sppnet.models.files import find_model, load, round_to_stored, save_model, training_record
-from sppnet.models.fingerprint import Part, fingerprint
+from sppnet.cache import Part, fingerprint
 from sppnet.models.provenance import trained_by
 from sppnet.models.sppnet import Architecture, SPPNet
 from sppnet.progress import Progress, no_progress
@@ -150,7 +150,7 @@ def train_stages_of(
     net = load(model, device)
     if not net.architecture.detects:
         raise UserError(f"{model} classifies only: give a detector, as 'sppnet train detector' writes them")
-    images = data.relabelled(net.architecture.names).images
+    images = data.relabelled(net.class_names).images
     files, cache, maps = windows_of(net, data, work, report)
     last = train_linear_stages(net, cache, images, files, maps, stages, work / output.stem, report)
     before = training_record(find_model(model))
@@ -197,7 +197,7 @@ def calibrate(model: SPPNet, data: DetectionData) -> None:
     """Scale the features so that their mean square over the first images is 1."""
     model.feature_scale.fill_(1.0)
     squares = [
-        compute_maps(model, read_image(image.path)).whole_map.float().square().mean()
+        compute_feature_maps(model, read_image(image.path)).whole_map.float().square().mean()
         for image in data.images[:CALIBRATION_IMAGES]
     ]
     model.calibrate(float(torch.stack(squares).mean()))
