@@ -29,7 +29,10 @@ def proposals(
     ] = "selective-search",
     source: Annotated[
         Path | None,
-        Parameter(name="--import", help="Bring in boxes made elsewhere: an .npz of arrays [R, 4] of x0 y0 x1 y1, each named by its image."),
+        Parameter(
+            name="--import",
+            help="Bring in boxes made elsewhere: an .npz of arrays [R, 4] of x0 y0 x1 y1, each named by its image.",
+        ),
     ] = None,
     limit: Limit = None,
     cache: Annotated[Path | None, Parameter(help="Folder that keeps the boxes; give it to training, too.")] = None,
@@ -38,7 +41,9 @@ def proposals(
     """Propose boxes for every image of a data set, or bring in others', and say how many of its objects they find."""
     check_method(method)
     if source is not None and cache is None:
-        raise SettingsError("--import brings boxes to where training looks for them: give the same --cache FOLDER as there")
+        raise SettingsError(
+            "--import brings boxes to where training looks for them: give the same --cache FOLDER as there"
+        )
     annotated = read_annotated(data, split, checked_limit(limit))
     missing: tuple[str, ...] = ()
     with progress_bars() as progress, cache_or_temporary(cache) as folder:
