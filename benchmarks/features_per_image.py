@@ -36,12 +36,12 @@ from photos import timed_photos
 from results_file import read_results, write_results, write_text
 
 import sppnet
-from sppnet.detection.maps import compute_maps
+from sppnet.detection.feature_maps import compute_feature_maps
 from sppnet.detection.rcnn import AT_ONCE, CONTEXT, SIDE, RcnnSettings, fastest_batch, rcnn_maps
 from sppnet.detection.scales import SHORT_SIDES
 from sppnet.models.backbones import build_backbone
 from sppnet.models.precision import autocast
-from sppnet.models.sppnet import WINDOWS_AT_ONCE, Architecture, SPPNet
+from sppnet.models.sppnet import WINDOW_CHUNK, Architecture, SPPNet
 from sppnet.ops.pyramid_pool import pyramid_pool
 from sppnet.proposals.compute import propose
 
@@ -166,18 +166,18 @@ def spp_features(
     """Seconds of one image, the way of `sppnet.detection.predict.score_windows`; ``distinct`` windows, too."""
     watch = Watch(model.device)
     with watch.stage("conv"):
-        maps = compute_maps(model, photo, sides, bfloat16=bfloat16)
+        maps = compute_feature_maps(model, photo, sides, bfloat16=bfloat16)
     with watch.stage("pooling"):
         windows, _ = maps.windows(model, torch.from_numpy(boxes))
         unique, which = windows.unique(dim=0, return_inverse=True)
         with torch.inference_mode():
             pooled = maps.pool(model, unique)
     with watch.stage("fully connected"), torch.inference_mode(), autocast(model.device, enabled=bfloat16):
-        described = torch.cat([model.describe(part) for part in pooled.split(WINDOWS_AT_ONCE)])
+        described = torch.cat([model.fully_connected(part) for part in pooled.split(WINDOW_CHUNK)])
         described[which.to(model.device)]
     every = maps.pool(model, windows)
     with watch.stage("every box"), torch.inference_mode(), autocast(model.device, enabled=bfloat16):
-        torch.cat([model.describe(part) for part in every.split(WINDOWS_AT_ONCE)])
+        torch.cat([model.fully_connected(part) for part in every.split(WINDOW_CHUNK)])
     return {**watch.seconds, "distinct": float(len(unique))}
 
 
@@ -197,7 +197,7 @@ def rcnn(model: SPPNet, photo: np.ndarray, boxes: np.ndarray, count: int, settin
     pooled = torch.cat(parts)
     rows = pooled.repeat(-(-count // len(pooled)), 1, 1)[:count]
     with watch.stage("fully connected"), torch.inference_mode(), autocast(model.device, enabled=settings.bfloat16):
-        torch.cat([model.describe(part) for part in rows.split(WINDOWS_AT_ONCE)])
+        torch.cat([model.fully_connected(part) for part in rows.split(WINDOW_CHUNK)])
     conv, pooling = (watch.seconds[stage] / share for stage in ("conv", "pooling"))
     return {"conv": conv, "pooling": pooling, "fully connected": watch.seconds["fully connected"]}
 

@@ -39,7 +39,7 @@ from sppnet.data.image_files import find_images
 from sppnet.data.images import image_size, read_image, resize_image, scaled_size
 from sppnet.data.size_buckets import SizeBuckets
 from sppnet.models.backbones import build_backbone
-from sppnet.models.fold import fold_batch_norm
+from sppnet.models.cut import fold_batch_norm
 from sppnet.models.mixed_batch import mixed_features
 from sppnet.models.sppnet import IMAGENET_MEAN, IMAGENET_STD
 

@@ -184,7 +184,7 @@ def accuracy_of_views(model: SPPNet, arguments: argparse.Namespace) -> dict[str,
 def _folder_measure(
     model: SPPNet, folder: Path, arguments: argparse.Namespace
 ) -> Callable[[SPPNet, Views], dict[str, Any]]:
-    images: LabelledImages = read_folder(folder, classes=model.architecture.names)
+    images: LabelledImages = read_folder(folder, classes=model.class_names)
     images = images.subset(np.random.default_rng(0).permutation(len(images))[: arguments.limit])
 
     def measure(model: SPPNet, views: Views) -> dict[str, Any]:
@@ -201,7 +201,7 @@ def _voc_measure(folder: Path, arguments: argparse.Namespace) -> Callable[[SPPNe
     truth = [(image.gt_labels, image.difficult) for image in images]
 
     def measure(model: SPPNet, views: Views) -> dict[str, Any]:
-        order = [model.architecture.names.index(name) for name in data.names]
+        order = [model.class_names.index(name) for name in data.names]
         scores = [view_scores(read_image(image.path), model, views).mean(0).numpy()[order] for image in images]
         result = evaluate_voc_images(np.stack(scores), truth, data.names)
         return {"map_area": result.map_area, "map_voc07": result.map07, "images": len(images)}

@@ -53,14 +53,13 @@ def tiny_detector() -> SPPNet:
     """A detector of circles and squares with random weights, the same every time; small and fast. Not to be changed."""
     import torch
 
-    from sppnet.models.sppnet import Architecture, SPPNet
+    from sppnet.models.preprocess import Preprocess
+    from sppnet.models.sppnet import Architecture, DetectionSettings, build_model
 
-    architecture = Architecture(
-        ("circle", "square"), levels=(2, 1), hidden=(16,), short_side=64, long_side=128, proposer="grid"
-    )
+    architecture = Architecture(("circle", "square"), levels=(2, 1), hidden=(16,))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return SPPNet(architecture).eval()
+        return build_model(architecture, Preprocess(64, 128), DetectionSettings("grid")).eval()
 
 
 @pytest.fixture(scope="session")
@@ -69,7 +68,7 @@ def tiny_model_file(tiny_detector: SPPNet, tmp_path_factory: pytest.TempPathFact
     from sppnet.models.files import save_model
 
     path = tmp_path_factory.mktemp("models") / "tiny.safetensors"
-    save_model(tiny_detector, path, {"seed": 0})
+    save_model(tiny_detector, path)
     return path
 
 

@@ -33,7 +33,7 @@ from benchmarks.ladder.warped import WarpedMaps, WarpedWindows, capped_proposals
 from sppnet.data.annotations import AnnotatedImage, DetectionData
 from sppnet.data.images import read_image
 from sppnet.data.voc import read_voc
-from sppnet.detection.maps import compute_maps
+from sppnet.detection.feature_maps import compute_feature_maps
 from sppnet.detection.predict import Stopwatch, score_windows
 from sppnet.detection.rcnn import RcnnSettings, rcnn_features, rcnn_pooled
 from sppnet.errors import UserError
@@ -190,7 +190,7 @@ def test_rungs_have_names_of_their_own_and_are_compared_with_rungs() -> None:
 def test_boxes_stand_where_they_were_proposed(tiny_detector: SPPNet) -> None:
     image = np.random.default_rng(0).integers(0, 255, (90, 120, 3), dtype=np.uint8)
     boxes = propose(image, "grid")
-    maps = compute_maps(tiny_detector, image)
+    maps = compute_feature_maps(tiny_detector, image)
     scores, moved = score_windows(tiny_detector, maps, boxes, Stopwatch())
     same, stood = score_windows(standing(tiny_detector), maps, boxes, Stopwatch())
     assert torch.equal(scores, same)

@@ -25,7 +25,7 @@ from sppnet.detection.add_class import add_class
 from sppnet.detection.evaluate import evaluate_detector
 from sppnet.detection.finetune import FinetuneSettings
 from sppnet.detection.linear_stages import LinearStages
-from sppnet.detection.maps import compute_maps
+from sppnet.detection.feature_maps import compute_feature_maps
 from sppnet.detection.train import train_detector, windows_of
 from sppnet.models.files import load
 from sppnet.proposals.compute import propose
@@ -138,7 +138,7 @@ def anew(proposer: str, model: Any, images: Sequence[AnnotatedImage]) -> tuple[f
     for index, image in enumerate(chosen):
         started = time.perf_counter()
         pixels = read_image(image.path)
-        compute_maps(model, pixels)
+        compute_feature_maps(model, pixels)
         between = time.perf_counter()
         propose(pixels, proposer)
         if index or len(chosen) == 1:  # the first one prepares

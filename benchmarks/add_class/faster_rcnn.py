@@ -30,7 +30,7 @@ from sppnet.detection.evaluate import SCORE_THRESHOLDS
 from sppnet.metrics.voc import ClassResult, evaluate_voc
 from sppnet.models.backbones import map_shape
 from sppnet.models.precision import autocast, precision_of
-from sppnet.models.quick_backward import quick_backward
+from sppnet.models.precision import fast_backward
 from sppnet.models.sppnet import IMAGENET_MEAN, IMAGENET_STD
 
 WIDTH = 1024  # of its fully connected layers
@@ -50,7 +50,7 @@ class Part(nn.Module):
     def forward(self, given: Any) -> Any:
         if isinstance(given, Tensor) and given.ndim == 4:
             given = given.contiguous(memory_format=torch.channels_last)
-        with autocast(torch.device("cpu"), enabled=self.bfloat16), quick_backward(self.inner):
+        with autocast(torch.device("cpu"), enabled=self.bfloat16), fast_backward(self.inner):
             return _single(self.inner(given))
 
 

@@ -30,7 +30,7 @@ from sppnet.detection import NMS_IOU, VOTE_IOU
 from sppnet.detection.evaluate import MOST_PER_CLASS, SCORE_THRESHOLDS, evaluate_detector
 from sppnet.detection.linear_stages import stored_regression, stored_svms
 from sppnet.detection.map_cache import MapCache
-from sppnet.detection.maps import compute_maps
+from sppnet.detection.feature_maps import compute_feature_maps
 from sppnet.detection.predict import Stopwatch, select
 from sppnet.detection.rcnn import rcnn_maps
 from sppnet.errors import UserError
@@ -133,7 +133,7 @@ def proposal_seconds(ladder: Ladder) -> float:
 def map_seconds(ladder: Ladder, model: SPPNet) -> float:
     """Seconds that the maps of a test image take: tests of one backbone share maps, and only the first computes them."""
     name = MapCache.of(model, ladder.work).folder.name
-    return sampled_seconds(ladder, f"map-seconds-{name}", lambda photo: compute_maps(model, photo))
+    return sampled_seconds(ladder, f"map-seconds-{name}", lambda photo: compute_feature_maps(model, photo))
 
 
 def sampled_seconds(ladder: Ladder, name: str, work: Callable[[np.ndarray], object]) -> float:
@@ -163,7 +163,7 @@ def evaluate_rcnn(ladder: Ladder, model: SPPNet, rung: Rung, report: Callable[[s
             pixels = read_image(image.path)
         scores, boxes = score_crops(model, pixels, load_proposals(file)[0], at_once, watch, moves=rung.moves)
         with watch.stage("nms"):
-            threshold, names = SCORE_THRESHOLDS["margin"], model.architecture.names
+            threshold, names = SCORE_THRESHOLDS["margin"], model.class_names
             answer = select(scores, boxes, names, threshold, NMS_IOU, None, "margin", MOST_PER_CLASS, vote_iou=0)
         found.append((answer.boxes, answer.scores, answer.labels.copy()))  # a result's own cannot be written to
         report("detection", done + 1, len(data.images))
@@ -202,7 +202,7 @@ def score_crops(
         with watch.stage("pooling"), torch.inference_mode():
             pooled.append(pyramid_pool(maps, model.architecture.levels))
     with watch.stage("fully connected"), torch.inference_mode(), autocast(model.device):
-        described = model.describe(torch.cat(pooled))
+        described = model.fully_connected(torch.cat(pooled))
         margins = stored_svms(model).margins(described).cpu()
         shape = (len(proposals), margins.shape[1], 4)
         deltas = stored_regression(model).deltas(described).cpu() if moves else torch.zeros(shape)

@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sppnet.boxes import mirror_boxes
+from sppnet.boxes import flip_boxes
 from sppnet.data.annotations import AnnotatedImage
 from sppnet.data.images import read_image
 from sppnet.detection.image_windows import ImageWindows, WindowsOfImages
@@ -37,7 +37,7 @@ from sppnet.whole_file import whole_file
 
 @dataclass(frozen=True, eq=False)
 class WarpedMaps:
-    """Windows of one image that were pooled before, in the place of `sppnet.detection.maps.ImageMaps`."""
+    """Windows of one image that were pooled before, in the place of `sppnet.detection.maps.FeatureMaps`."""
 
     boxes: Tensor  # [N, 4] of the sample
     pooled: Tensor  # [1 + N, M, C], the whole image first
@@ -91,7 +91,7 @@ def pool_sample(model: SPPNet, image: Path, boxes: Tensor, path: Path, *, at_onc
     pixels = read_image(image)
     if mirrored:
         pixels = np.ascontiguousarray(pixels[:, ::-1])
-        boxes = mirror_boxes(boxes, pixels.shape[1])
+        boxes = flip_boxes(boxes, pixels.shape[1])
     whole = torch.tensor([[0.0, 0.0, pixels.shape[1], pixels.shape[0]]])
     pooled = rcnn_pooled(pixels, torch.cat([whole, boxes]).numpy(), model, RcnnSettings(at_once))
     write(path, {"boxes": boxes.contiguous(), "pooled": in_half(pooled)})

@@ -12,49 +12,87 @@ from typing import TYPE_CHECKING, Any
 from sppnet.errors import UserError
 
 if TYPE_CHECKING:
-    from sppnet.classification.predict import classify
+    from sppnet.classification.predict import classify, embed
+    from sppnet.classification.train import ClassifierSettings, train_classifier
+    from sppnet.data.annotations import DetectionData, read_dataset
+    from sppnet.data.labelled import LabelledImages
     from sppnet.detection.predict import detect
+    from sppnet.detection.suppression import DetectSettings
+    from sppnet.detection.train import DetectorSettings, train_detector
+    from sppnet.evaluation import evaluate
     from sppnet.layers import PyramidPool, RegionPyramidPool
     from sppnet.models.files import load
-    from sppnet.models.sppnet import SPPNet
+    from sppnet.models.preprocess import Preprocess
+    from sppnet.models.sppnet import Architecture, DetectionSettings, SPPNet, build_model
     from sppnet.ops.pyramid_pool import pyramid_pool, region_pyramid_pool
+    from sppnet.proposals.compute import propose
     from sppnet.results import Classification, Detections
 
 __version__ = "0.1.0"
 
+_HOMES = {
+    "Architecture": "models.sppnet",
+    "Classification": "results",
+    "ClassifierSettings": "classification.train",
+    "DetectSettings": "detection.suppression",
+    "DetectionData": "data.annotations",
+    "DetectionSettings": "models.sppnet",
+    "Detections": "results",
+    "DetectorSettings": "detection.train",
+    "LabelledImages": "data.labelled",
+    "Preprocess": "models.preprocess",
+    "PyramidPool": "layers",
+    "RegionPyramidPool": "layers",
+    "SPPNet": "models.sppnet",
+    "build_model": "models.sppnet",
+    "classify": "classification.predict",
+    "detect": "detection.predict",
+    "embed": "classification.predict",
+    "evaluate": "evaluation",
+    "load": "models.files",
+    "propose": "proposals.compute",
+    "pyramid_pool": "ops.pyramid_pool",
+    "read_dataset": "data.annotations",
+    "region_pyramid_pool": "ops.pyramid_pool",
+    "train_classifier": "classification.train",
+    "train_detector": "detection.train",
+}
+
 __all__ = [
+    "Architecture",
     "Classification",
+    "ClassifierSettings",
+    "DetectSettings",
+    "DetectionData",
+    "DetectionSettings",
     "Detections",
+    "DetectorSettings",
+    "LabelledImages",
+    "Preprocess",
     "PyramidPool",
     "RegionPyramidPool",
     "SPPNet",
     "UserError",
     "__version__",
+    "build_model",
     "classify",
     "detect",
+    "embed",
+    "evaluate",
     "load",
+    "propose",
     "pyramid_pool",
+    "read_dataset",
     "region_pyramid_pool",
+    "train_classifier",
+    "train_detector",
 ]
-
-_HOMES = {
-    "Classification": "sppnet.results",
-    "Detections": "sppnet.results",
-    "PyramidPool": "sppnet.layers",
-    "RegionPyramidPool": "sppnet.layers",
-    "SPPNet": "sppnet.models.sppnet",
-    "classify": "sppnet.classification.predict",
-    "detect": "sppnet.detection.predict",
-    "load": "sppnet.models.files",
-    "pyramid_pool": "sppnet.ops.pyramid_pool",
-    "region_pyramid_pool": "sppnet.ops.pyramid_pool",
-}
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'sppnet' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(f"sppnet.{_HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 
+import cv2
+import numpy as np
 import torch
 from torch import Tensor
-from torchvision.ops import box_iou as _box_iou
 
 LARGEST_LOG_RATIO = math.log(1000 / 16)  # a decoded side grows at most 62-fold, so that exp never overflows
 
@@ -29,7 +30,40 @@ def box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
         >>> box_iou(torch.tensor([[0.0, 0, 2, 2]]), torch.tensor([[1.0, 0, 3, 2], [5, 5, 6, 6]]))
         tensor([[0.3333, 0.0000]])
     """
-    return torch.nan_to_num(_box_iou(boxes1, boxes2), nan=0.0)
+    areas1, areas2 = ((boxes[:, 2:] - boxes[:, :2]).prod(1) for boxes in (boxes1, boxes2))
+    corners = boxes1[:, None, 2:].minimum(boxes2[:, 2:]) - boxes1[:, None, :2].maximum(boxes2[:, :2])
+    common = corners.clamp(min=0).prod(2)
+    return torch.nan_to_num(common / (areas1[:, None] + areas2 - common), nan=0.0)
+
+
+def non_maximum_suppression(boxes: Tensor, scores: Tensor, labels: Tensor, iou: float) -> Tensor:
+    """Of boxes of one label that overlap, keep the one that scores highest.
+
+    Args:
+        boxes: [R, 4] in pixels, xyxy.
+        scores: [R], larger is better; of equals the first wins.
+        labels: [R] int64; boxes of different labels do not touch each other.
+        iou: 0..1; a box that overlaps a better one by more goes.
+
+    Returns:
+        [N] int64, indices of the boxes that stay, by falling score.
+
+    Example:
+        >>> boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 9], [50, 50, 60, 60]])
+        >>> non_maximum_suppression(boxes, torch.tensor([0.5, 0.9, 0.7]), torch.tensor([1, 1, 1]), iou=0.5)
+        tensor([1, 2])
+    """
+    corners = boxes.double().cpu().numpy()
+    rectangles = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
+    of_label = labels.cpu().numpy()
+    order = np.argsort(-scores.double().cpu().numpy(), kind="stable")
+    ranks = np.empty(len(order), np.float32)  # in place of scores, which OpenCV wants to be positive
+    ranks[order] = np.arange(len(order), 0, -1)
+    kept = np.zeros(len(order), bool)
+    for label in np.unique(of_label):  # one by one: OpenCV compares every box with every one that it keeps
+        rows = np.flatnonzero(of_label == label)
+        kept[rows[np.asarray(cv2.dnn.NMSBoxes(rectangles[rows], ranks[rows], 0.0, iou), np.int64).ravel()]] = True
+    return torch.from_numpy(order[kept[order]]).to(boxes.device)
 
 
 def clip_boxes(boxes: Tensor, size: tuple[int, int]) -> Tensor:
@@ -44,22 +78,22 @@ def clip_boxes(boxes: Tensor, size: tuple[int, int]) -> Tensor:
     return boxes.clamp(min=0).minimum(limits)
 
 
-def mirror_boxes(boxes: Tensor, width: int) -> Tensor:
-    """Boxes [R, 4] in the mirror image, left for right, of an image ``width`` pixels wide; a new tensor.
+def flip_boxes(boxes: Tensor, width: int) -> Tensor:
+    """Boxes [R, 4] in the image flipped left for right, ``width`` pixels wide; a new tensor.
 
     Example:
-        >>> mirror_boxes(torch.tensor([[0.0, 0, 10, 40]]), width=100)
+        >>> flip_boxes(torch.tensor([[0.0, 0, 10, 40]]), width=100)
         tensor([[ 90.,   0., 100.,  40.]])
     """
     x0, y0, x1, y1 = boxes.unbind(1)
     return torch.stack([width - x1, y0, width - x0, y1], dim=1)
 
 
-def mirror_deltas(deltas: Tensor) -> Tensor:
-    """Deltas [R, 4], as `encode_boxes` gives, of boxes and targets that are both mirrored; a new tensor.
+def flip_deltas(deltas: Tensor) -> Tensor:
+    """Deltas [R, 4], as `encode_boxes` gives, of boxes and targets that are both flipped; a new tensor.
 
     Example:
-        >>> mirror_deltas(torch.tensor([[0.5, 0.25, 0.0, 0.0]]))
+        >>> flip_deltas(torch.tensor([[0.5, 0.25, 0.0, 0.0]]))
         tensor([[-0.5000,  0.2500,  0.0000,  0.0000]])
     """
     return deltas * deltas.new_tensor([-1, 1, 1, 1])

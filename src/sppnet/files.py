@@ -66,6 +66,16 @@ def atomic_write(path: Path, *, replace: Literal["ours", "any"] = "ours") -> Ite
             unfinished.unlink(missing_ok=True)
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder where it is missing; an `OutputError` where it cannot be, known before the work."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"{path}: cannot be a folder to write to: {error.strerror or error}; choose another place"
+        ) from error
+
+
 def check_replaceable(path: Path) -> None:
     """Raise an `OutputError` for a file that is there and does not bear our mark; called before long work, too."""
     if path.exists() and not is_ours(path):

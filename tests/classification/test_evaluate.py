@@ -29,8 +29,8 @@ def net() -> SPPNet:
     net = SPPNet(architecture, backbone).eval()
     with torch.no_grad():
         backbone[0].weight.copy_(torch.eye(3)[:, :, None, None])
-        net.image_logits.weight.copy_(8 * torch.eye(3))
-        net.image_logits.bias.zero_()
+        net.image_classifier.weight.copy_(8 * torch.eye(3))
+        net.image_classifier.bias.zero_()
     return net
 
 

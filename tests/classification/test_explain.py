@@ -51,7 +51,7 @@ def test_the_definition(hidden: tuple[int, ...], at_once: int, monkeypatch: pyte
         changed = pooled.clone()
         changed[:, list(without)] = 0
         with torch.inference_mode():
-            return float(model.image_logits(model.describe(changed))[0, 1])
+            return float(model.image_classifier(model.fully_connected(changed))[0, 1])
 
     assert answer.logit == pytest.approx(logit(), abs=1e-5)
     assert answer.bins == pytest.approx([logit() - logit(m) for m in range(10)], abs=1e-5)
@@ -61,7 +61,7 @@ def test_the_definition(hidden: tuple[int, ...], at_once: int, monkeypatch: pyte
 def test_with_a_linear_head_the_contributions_add_up_to_the_logit() -> None:
     model = network()
     answer = bin_contributions(model, PHOTO)
-    bias = model.image_logits.bias[model.architecture.names.index(answer.name)].item()
+    bias = model.image_classifier.bias[model.class_names.index(answer.name)].item()
     assert answer.bins.sum() + bias == pytest.approx(answer.logit, abs=1e-4)
     assert answer.together.sum() + bias == pytest.approx(answer.logit, abs=1e-4)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sppnet.classification.predict import classify, classify_map
-from sppnet.detection.maps import compute_maps
+from sppnet.detection.feature_maps import compute_feature_maps
 from sppnet.errors import UserError
 from sppnet.models.sppnet import SPPNet
 
@@ -40,7 +40,7 @@ def test_the_scores_are_those_of_the_networks_logits(tiny_detector: SPPNet, mult
 def test_classifying_a_map_is_classifying(tiny_detector: SPPNet) -> None:
     image = noise(90, 120)
     expected = classify(image, tiny_detector)
-    answer = classify_map(tiny_detector, compute_maps(tiny_detector, image).whole_map)
+    answer = classify_map(tiny_detector, compute_feature_maps(tiny_detector, image).whole_map)
     assert answer.names == expected.names
     np.testing.assert_allclose(answer.scores, expected.scores, atol=1e-3)  # the map is kept in half precision
 

@@ -73,7 +73,7 @@ def test_the_logits_are_the_margins_of_svms_times_the_scale(photos: LabelledImag
     rows = to_vectors(pooled.numpy(), (2, 1))
     svms = train_image_svms(rows[:24], label_targets(train.labels, 3), choice.cost, solver="liblinear")
     with torch.inference_mode():
-        logits = model.image_logits(model.describe(pooled)).numpy()
+        logits = model.image_classifier(model.fully_connected(pooled)).numpy()
     np.testing.assert_allclose(logits, choice.scale * svms.margins(rows), atol=0.03 * choice.scale)
     wrong = int((logits[24:].argmax(1) != held_out.labels).sum())
     assert measured is not None
@@ -89,8 +89,8 @@ def test_held_out_images_choose_nothing(photos: LabelledImages, tmp_path: Path) 
         learned(train, each, tmp_path) for each in (held_out, mislabelled, photos.subset([]))
     )
     assert chosen == again
-    assert torch.equal(one.image_logits.weight, other.image_logits.weight)
-    assert torch.equal(one.image_logits.bias, third.image_logits.bias)
+    assert torch.equal(one.image_classifier.weight, other.image_classifier.weight)
+    assert torch.equal(one.image_classifier.bias, third.image_classifier.bias)
     assert none is None
 
 
@@ -193,8 +193,8 @@ def test_of_many_images_some_choose(monkeypatch: pytest.MonkeyPatch, photos: Lab
 def test_a_class_without_images_is_not_answered(photos: LabelledImages, tmp_path: Path) -> None:
     train = LabelledImages(photos.paths, photos.labels + (photos.labels == 2), ("red", "green", "none", "blue"))
     model, choice, measured = learned(train, train, tmp_path)
-    assert not model.image_logits.weight[2].any()
-    assert model.image_logits.bias[2].item() == pytest.approx(-choice.scale)
+    assert not model.image_classifier.weight[2].any()
+    assert model.image_classifier.bias[2].item() == pytest.approx(-choice.scale)
     assert measured is not None
     assert measured["wrong"] <= 1
 

@@ -158,7 +158,7 @@ def test_the_backbone_stays_while_the_head_learns(photos: LabelledImages, tmp_pa
     before, result = tiny_model(), trained(photos, tmp_path, "head")
     after = result.model
     assert same(before.backbone, after.backbone)  # type: ignore[arg-type]
-    assert not torch.equal(before.image_logits.weight, after.image_logits.weight)
+    assert not torch.equal(before.image_classifier.weight, after.image_classifier.weight)
     assert not torch.equal(before.fully_connected[1].weight, after.fully_connected[1].weight)
     (last,) = tmp_path.glob(f"run-*/{LAST}")
     assert not any("backbone" in name for name in torch.load(last, weights_only=True)["state_dict"])
@@ -206,7 +206,7 @@ def test_nothing_held_out_keeps_the_last_epoch(photos: LabelledImages, tmp_path:
             tiny_model(), photos, photos.subset([]), settings_of("head", epochs=2), checkpoints=tmp_path
         )
         assert result.figures["held_out"] is None
-        assert not torch.equal(result.model.image_logits.weight, tiny_model().image_logits.weight)
+        assert not torch.equal(result.model.image_classifier.weight, tiny_model().image_classifier.weight)
 
 
 @pytest.mark.slow
@@ -502,7 +502,7 @@ def test_a_file_that_is_bad_at_its_end_is_named_when_it_is_met(tmp_path: Path, w
 
 def test_a_loss_that_is_no_number(photos: LabelledImages, tmp_path: Path) -> None:
     model = tiny_model()
-    nn.init.constant_(model.image_logits.weight, math.inf)
+    nn.init.constant_(model.image_classifier.weight, math.inf)
     with pytest.raises(UserError, match=r"astray by step 0: the loss is .*; take a smaller learning rate"):
         train_classifier(model, photos, settings=settings_of("head"), checkpoints=tmp_path)
     assert not list(tmp_path.rglob(BEST))

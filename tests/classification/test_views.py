@@ -233,7 +233,7 @@ def test_few_at_once_or_many_is_the_same(padded_net: SPPNet, monkeypatch: pytest
     crops = view_set("10-view", 64, crops=True)
     whole = view_scores(image, padded_net, views)
     torch.testing.assert_close(view_scores(image, padded_net, crops, crops_at_once=3), view_scores(image, padded_net, crops))  # fmt: skip
-    monkeypatch.setattr(module, "WINDOWS_AT_ONCE", 3)
+    monkeypatch.setattr(module, "WINDOW_CHUNK", 3)
     torch.testing.assert_close(view_scores(image, padded_net, views), whole)
 
 

@@ -77,8 +77,8 @@ def colours(tmp_path: Path) -> Path:
 def classifier_file(tmp_path: Path) -> Path:
     """A classifier of blue and red with random weights, as a model file."""
     from sppnet.models.files import save_model
-    from sppnet.models.sppnet import Architecture, SPPNet
+    from sppnet.models.sppnet import Architecture, build_model
 
     path = tmp_path / "classifier.safetensors"
-    save_model(SPPNet(Architecture(("blue", "red"), levels=(1,), hidden=(4,), detects=False)), path, {})
+    save_model(build_model(Architecture(("blue", "red"), levels=(1,), hidden=(4,), detects=False)), path)
     return path

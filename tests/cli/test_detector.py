@@ -14,7 +14,7 @@ from sppnet.models.files import load
 
 
 def test_proposals_train_evaluate(sppnet: Callable[..., Any], tiny_voc: Path, tmp_path: Path) -> None:
-    ran = sppnet("proposals", tiny_voc, "--proposer", "grid", "--limit", 3, "--json")
+    ran = sppnet("proposals", tiny_voc, "--proposals", "grid", "--limit", 3, "--json")
     assert ran.status == 0
     assert ran.err == ""
     assert ran.document["images"] == 3
@@ -23,7 +23,7 @@ def test_proposals_train_evaluate(sppnet: Callable[..., Any], tiny_voc: Path, tm
 
     weights, model = tmp_path / "backbone.safetensors", tmp_path / "m.safetensors"
     save_file(compact_resnet().state_dict(), weights)
-    tiny = ["--proposer", "grid", "--levels", 2, 1, "--hidden", 8, "--short-side", 64, "--long-side", 128]
+    tiny = ["--proposals", "grid", "--levels", 2, 1, "--hidden", 8, "--short-side", 64, "--long-side", 128]
     ran = sppnet("train", "detector", tiny_voc, "--output", model, "--weights", weights, "--steps", 2, *tiny)
     assert (ran.status, ran.err) == (0, "")
     assert ran.out.startswith(f"wrote {model} (")
@@ -52,13 +52,13 @@ def test_where_boxes_come_from_and_how_they_move(
     voted, stays = (entry(sppnet(*seen, "--vote-iou", iou).fine()) for iou in (0.5, 0))
     assert voted["boxes"] != stays["boxes"]
     assert voted["scores"] == stays["scores"]
-    assert entry(sppnet(*seen, "--proposer", "selective-search").fine()) != voted
-    sppnet(*seen, "--proposer", "nobody").refused("nobody")
+    assert entry(sppnet(*seen, "--proposals", "selective-search").fine()) != voted
+    sppnet(*seen, "--proposals", "nobody").refused("nobody")
     sppnet(*seen, "--vote-iou", 2).refused("--vote-iou")
-    sppnet(*seen, "--proposer", "grid", "--proposals", tiny_voc).refused("--proposer and --proposals")
-    scored = sppnet("evaluate", tiny_model_file, tiny_voc, "--json", "--proposer", "selective-search", "--vote-iou", 0)
+    sppnet(*seen, "--proposals", "grid", "--proposals", tiny_voc).refused("--proposals and --proposals")
+    scored = sppnet("evaluate", tiny_model_file, tiny_voc, "--json", "--proposals", "selective-search", "--vote-iou", 0)
     assert (scored.document["proposer"], scored.document["vote_iou"]) == ("selective-search", 0)
-    sppnet("evaluate", tiny_model_file, tiny_voc, "--proposer", "nobody").refused("nobody")
+    sppnet("evaluate", tiny_model_file, tiny_voc, "--proposals", "nobody").refused("nobody")
 
 
 def test_other_scales_than_in_training(
@@ -100,7 +100,7 @@ def test_training_end_to_end(sppnet: Callable[..., Any], tiny_voc: Path, tiny_mo
     trained("--backbone-rate", 0).refused("backbone_rate must be above 0")
     trained("--sides", 0).refused("short_sides must be at least 1")
     assert not output.exists()
-    ran = trained("--learn", "from:-1", "--epochs", 1, "--sides", 64, 96, "--proposer", "edge-boxes")
+    ran = trained("--learn", "from:-1", "--epochs", 1, "--sides", 64, 96, "--proposals", "edge-boxes")
     assert (ran.status, ran.err) == (0, "")
     assert ran.out.startswith(f"wrote {output} (")
     assert load(output).architecture.proposer == "edge-boxes"
@@ -111,24 +111,24 @@ def test_from_softmax_to_svms_to_a_class_more(
     sppnet: Callable[..., Any], tiny_model_file: Path, tiny_voc: Path, photo: Path, tmp_path: Path
 ) -> None:
     svm, more, work = tmp_path / "svm.safetensors", tmp_path / "more.safetensors", tmp_path / "work"
-    words = ("--classifier", "svm", "--regression", "ridge", "--work", work)
+    words = ("--classifier", "svm", "--regression", "ridge", "--cache", work)
     out = sppnet("train", "detector", tiny_voc, "--model", tiny_model_file, "--output", svm, *words).fine()
     assert f"wrote {svm}" in out
     assert "SVMs" in out
     found = entry(sppnet("detect", photo, "--model", svm, "--score-threshold", -5, "--json").fine())
-    assert found["score_kind"] == "margin"
+    assert found["score_kind"] == "decision"
     assert len(found["boxes"]) > 0
-    assert " margin " in sppnet("detect", photo, "--model", svm, "--score-threshold", -5).fine()
+    assert " decision score " in sppnet("detect", photo, "--model", svm, "--score-threshold", -5).fine()
 
     stars = tmp_path / "stars" / "VOC2007"  # the same photos with squares named stars
     tiny_voc.rename(stars.parent.mkdir() or stars)
     for file in (stars / "Annotations").iterdir():
         file.write_text(file.read_text().replace("square", "star"))
-    added = ("--model", svm, "--add-class", "star", "--output", more, "--work", work)
+    added = ("--model", svm, "--add-class", "star", "--output", more, "--cache", work)
     out = sppnet("train", "detector", stars, *added).fine()
     assert "learned 'star' from" in out
     assert "windows of the model's own training" in out
-    assert load(more).architecture.names == ("circle", "square", "star")
+    assert load(more).class_names == ("circle", "square", "star")
     assert "windows of" not in sppnet("train", "detector", stars, *added, "--no-old-negatives").fine()
 
 
@@ -140,7 +140,7 @@ def test_training_words_that_do_not_go_together(
     sppnet(*train, "--model", tiny_model_file, "--add-class", "square").refused("--classifier svm --output NEW")
     sppnet(*train, "--model", tiny_model_file).refused("--model needs one of: --add-class")
     sppnet(*train, "--model", tiny_model_file, "--backbone", "alexnet").refused("leave them out")
-    sppnet(*train, "--model", tiny_model_file, "--classifier", "svm", "--proposer", "grid").refused("--proposer")
+    sppnet(*train, "--model", tiny_model_file, "--classifier", "svm", "--proposals", "grid").refused("--proposals")
     sppnet(*train, "--classifier", "forest").refused("--classifier", "forest", "softmax")
     assert not (tmp_path / "n.safetensors").exists()
 
@@ -194,7 +194,7 @@ def test_a_bad_image_in_a_data_set(sppnet: Callable[..., Any], tiny_model_file: 
     bad = tiny_voc / "JPEGImages" / "000002.jpg"
     bad.write_text("this is text")
     sppnet("evaluate", tiny_model_file, tiny_voc).refused(str(bad), "1 of 4 images")
-    sppnet("proposals", tiny_voc, "--split", "val", "--proposer", "grid").refused(str(bad))
+    sppnet("proposals", tiny_voc, "--split", "val", "--proposals", "grid").refused(str(bad))
 
 
 def test_other_classes_than_the_models(

@@ -36,7 +36,7 @@ def test_detect(sppnet: Callable[..., Any], tiny_model_file: Path, photo: Path, 
     (entry,) = document["images"]
     assert entry["file"] == str(photo)
     assert (entry["height"], entry["width"], entry["picture"]) == (60, 90, "photo.jpg")
-    assert len(entry["boxes"]) == len(entry["scores"]) == len(entry["names"]) > 0
+    assert len(entry["boxes"]) == len(entry["scores"]) == len(entry["class_names"]) > 0
     assert document["errors"] == []
 
 

@@ -135,7 +135,7 @@ def test_the_whole_image_is_asked_as_a_window(folder: Path, tiny_voc_original: P
     model = load(folder / "both.safetensors")
     weights = model.svms.weights[1] * model.svms.scale
     torch.testing.assert_close(model.image_logits.weight[1], weights, atol=1e-3, rtol=1e-2)  # half precision
-    assert detect(data.images[0].path, model, score_threshold=-1.2).score_kind == "margin"
+    assert detect(data.images[0].path, model, score_threshold=-1.2).score_kind == "decision"
 
 
 def test_a_model_without_svms_says_what_to_do(tiny_detector: SPPNet, tiny_voc: Path, tmp_path: Path) -> None:

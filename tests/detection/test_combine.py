@@ -25,7 +25,7 @@ IMAGE = np.random.default_rng(0).integers(0, 255, (90, 120, 3), dtype=np.uint8)
 @pytest.fixture(scope="module")
 def other(tiny_detector: SPPNet) -> SPPNet:
     """The same kind of detector with other random weights, another proposer's size, and its classes turned round."""
-    names = tiny_detector.architecture.names[::-1]
+    names = tiny_detector.class_names[::-1]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         return SPPNet(dataclasses.replace(tiny_detector.architecture, names=names)).eval()

@@ -58,7 +58,7 @@ def test_the_order_of_the_classes_is_the_models(tiny_voc: Path, tmp_path: Path) 
     torch.manual_seed(0)
     save_model(SPPNet(turned), start, {})
     train_end_to_end(data, start, tmp_path / "m.safetensors", tmp_path / "work", settings=SHORT)
-    assert load(tmp_path / "m.safetensors").architecture.names == ("square", "circle")
+    assert load(tmp_path / "m.safetensors").class_names == ("square", "circle")
 
 
 @pytest.mark.parametrize(

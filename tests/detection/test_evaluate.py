@@ -57,8 +57,8 @@ def test_the_order_of_the_models_classes_does_not_matter(tiny_detector: SPPNet, 
     turned.load_state_dict(copy.deepcopy(tiny_detector.state_dict()))
     with torch.no_grad():
         for layer, order in (
-            (turned.image_logits, [1, 0]),
-            (turned.window_logits, [0, 2, 1]),
+            (turned.image_classifier, [1, 0]),
+            (turned.window_classifier, [0, 2, 1]),
             (turned.class_deltas, [4, 5, 6, 7, 0, 1, 2, 3]),
         ):
             layer.weight.copy_(layer.weight[order].clone())
@@ -82,7 +82,7 @@ def test_kept_maps_are_read_and_answer_the_same(
     files = sorted(folder.rglob("*.safetensors"))
     assert len(files) == len(data)
     files[0].write_bytes(files[0].read_bytes()[:-8])  # a damaged one is made anew
-    monkeypatch.setattr(evaluate, "compute_maps", None)
+    monkeypatch.setattr(evaluate, "compute_feature_maps", None)
     read = evaluate_detector(tiny_detector, data, tmp_path, maps_folder=folder)
     assert anew.result.to_dict() == kept.result.to_dict() == read.result.to_dict()
     assert anew.whole_images.to_dict() == read.whole_images.to_dict()

@@ -157,7 +157,7 @@ def test_a_loss_that_is_no_number_stops_the_run(
 ) -> None:
     net = copy.deepcopy(tiny_detector)
     with torch.no_grad():
-        net.window_logits.weight[0, 0] = torch.inf
+        net.window_classifier.weight[0, 0] = torch.inf
     with pytest.raises(UserError, match="training went astray at step 0: the gradient is nan; take a smaller learning"):
         learn_end_to_end(net, images, SETTINGS, tmp_path / "run")
 

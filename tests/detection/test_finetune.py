@@ -169,7 +169,7 @@ def test_layers_with_wide_inputs_learn_slower(tiny_detector: SPPNet) -> None:
     rates = {id(group["params"][0]): group["initial_lr"] for group in groups}
     first = net.fully_connected[1].weight  # [16, 5 bins x 384 channels]
     assert rates[id(first)] == pytest.approx(SETTINGS.learning_rate * 1024 / 1920)
-    assert rates[id(net.window_logits.weight)] == SETTINGS.learning_rate
+    assert rates[id(net.window_classifier.weight)] == SETTINGS.learning_rate
     assert rates[id(net.residual_deltas.weight)] == SETTINGS.learning_rate
     assert len(rates) == len(list(module.parameters()))
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sppnet.data.annotations import AnnotatedImage
 from sppnet.detection.image_windows import ImageWindows, describe_boxes, feature_scale
-from sppnet.detection.maps import ImageMaps
+from sppnet.detection.feature_maps import FeatureMaps
 from sppnet.models.geometry import boxes_to_windows
 from sppnet.models.sppnet import Architecture, SPPNet
 
@@ -93,12 +93,12 @@ def test_boxes_are_described_as_the_network_does(pooled: bool) -> None:
     with torch.inference_mode():
         features = net.features(torch.randn(1, 3, 160, 200))
     boxes = torch.tensor([[0.0, 0, 100, 100], [0, 0, 100.5, 100], [40, 30, 200, 160]])  # the first two: the same cells
-    found = describe_boxes(net, ImageMaps((features,), ((1.0, 1.0),), (160, 200)), boxes, pooled=pooled)
+    found = describe_boxes(net, FeatureMaps((features,), ((1.0, 1.0),), (160, 200)), boxes, pooled=pooled)
     windows = boxes_to_windows(boxes, net.geometry, (features.shape[2], features.shape[3]), (1.0, 1.0))
     assert torch.equal(windows[0], windows[1])
     with torch.inference_mode():
         expected = net.pool(features, torch.nn.functional.pad(windows, (1, 0)))
-        expected = expected.flatten(1) if pooled else net.describe(expected)
+        expected = expected.flatten(1) if pooled else net.fully_connected(expected)
     assert found.dtype == torch.float16
     torch.testing.assert_close(found.float(), expected.float(), rtol=0.02, atol=0.02)
     assert torch.equal(found[0], found[1])

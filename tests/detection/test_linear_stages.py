@@ -23,7 +23,7 @@ from sppnet.detection.linear_stages import (
     stored_regression,
     stored_svms,
 )
-from sppnet.detection.maps import compute_maps
+from sppnet.detection.feature_maps import compute_feature_maps
 from sppnet.detection.predict import Stopwatch, detect, score_windows
 from sppnet.detection.svm import LinearSVMs, SVMSettings
 from sppnet.detection.train import train_detector, train_stages_of
@@ -165,14 +165,14 @@ def test_they_score_and_move_in_the_networks_place(tiny_detector: SPPNet) -> Non
     store_svms(model, svms)
     store_regression(model, regression, "ridge")
     image = np.random.default_rng(0).integers(0, 255, (64, 96, 3), dtype=np.uint8)
-    maps = compute_maps(model, image)
+    maps = compute_feature_maps(model, image)
     proposals = np.array([[0, 0, 40, 40], [20, 10, 90, 60], [30, 30, 60, 50]], np.float32)
     scores, boxes = score_windows(model, maps, proposals, Stopwatch())
 
     features = maps.whole_map
     map_size = (features.shape[2], features.shape[3])
     windows = boxes_to_windows(torch.from_numpy(proposals), model.geometry, map_size, maps.scales[0])
-    described = model.describe(model.pool(features, torch.nn.functional.pad(windows, (1, 0)))).detach()
+    described = model.fully_connected(model.pool(features, torch.nn.functional.pad(windows, (1, 0)))).detach()
     margins = (2 * described) @ svms.weights.T + svms.biases
     torch.testing.assert_close(scores[:, 1:], margins, atol=0.05, rtol=0.05)  # bfloat16 where the CPU has it
     torch.testing.assert_close(scores[:, 0], -scores[:, 1:].amax(1))
@@ -186,11 +186,11 @@ def test_scores_say_what_they_are(trainer: Callable[..., Path], tiny_voc_origina
     model = load(trainer())
     data = read_voc(tiny_voc_original, "train")
     found = detect(data.images[0].path, model)
-    assert found.score_kind == found.to_dict()["score_kind"] == found.above(0.1).score_kind == "margin"
+    assert found.score_kind == found.to_dict()["score_kind"] == found.above(0.1).score_kind == "decision"
     assert (found.scores >= -0.75).all()
     assert len(detect(data.images[0].path, model, score_threshold=-1.2)) > len(found)
     answer = evaluate_detector(model, data, tmp_path / "work")
-    assert answer.score_kind == answer.to_dict()["score_kind"] == "margin"
+    assert answer.score_kind == answer.to_dict()["score_kind"] == "decision"
     assert min(result.scores.min() for result in answer.result.classes) < -0.9, "nearly the whole ranking"
     assert answer.result.map07 > 0.05
 

@@ -17,7 +17,7 @@ from PIL import Image
 from sppnet.data.images import image_size, read_image
 from sppnet.detection import map_cache
 from sppnet.detection.map_cache import MapCache, is_whole
-from sppnet.detection.maps import ImageMaps, compute_maps
+from sppnet.detection.feature_maps import FeatureMaps, compute_feature_maps
 from sppnet.errors import UserError
 from sppnet.models.sppnet import SPPNet
 
@@ -43,9 +43,9 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
 
     def counting(model: SPPNet, image: np.ndarray) -> Any:
         shapes.append(image.shape)
-        return compute_maps(model, image)
+        return compute_feature_maps(model, image)
 
-    monkeypatch.setattr(map_cache, "compute_maps", counting)
+    monkeypatch.setattr(map_cache, "compute_feature_maps", counting)
     return shapes
 
 
@@ -53,7 +53,7 @@ def variant(model: SPPNet, **changes: Any) -> SPPNet:
     return SPPNet(dataclasses.replace(model.architecture, **changes), model.backbone).eval()
 
 
-def same(stored: ImageMaps, computed: ImageMaps) -> None:
+def same(stored: FeatureMaps, computed: FeatureMaps) -> None:
     assert (stored.scales, stored.size, stored.whole) == (computed.scales, computed.size, computed.whole)
     for ours, theirs in zip(stored.features, computed.features, strict=True):
         assert torch.equal(ours, theirs)
@@ -64,7 +64,7 @@ def test_a_map_comes_back_as_it_was_computed(tiny_detector: SPPNet, cache: MapCa
     assert list(files) == images
     for image in images:
         stored = cache.read(files[image][0])
-        same(stored, compute_maps(tiny_detector, read_image(image)))
+        same(stored, compute_feature_maps(tiny_detector, read_image(image)))
         assert stored.whole_map.dtype == torch.float16
         assert stored.whole_map.is_contiguous(memory_format=torch.channels_last)
 
@@ -73,7 +73,7 @@ def test_the_mirrored_map_is_the_map_of_the_mirror_image(
     tiny_detector: SPPNet, cache: MapCache, images: list[Path]
 ) -> None:
     plain, mirrored = cache.fill(tiny_detector, images[:1])[images[0]]
-    expected = compute_maps(tiny_detector, np.ascontiguousarray(read_image(images[0])[:, ::-1]))
+    expected = compute_feature_maps(tiny_detector, np.ascontiguousarray(read_image(images[0])[:, ::-1]))
     same(cache.read(mirrored), expected)
     assert not torch.equal(cache.read(plain).whole_map, expected.whole_map)
 
@@ -83,7 +83,7 @@ def test_maps_of_several_scales_lie_in_one_file(tiny_detector: SPPNet, tmp_path:
     cache = MapCache.of(model, tmp_path / "maps")
     (file,) = cache.fill(model, images[:1], mirrored=False)[images[0]]
     stored = cache.read(file)
-    same(stored, compute_maps(model, read_image(images[0])))
+    same(stored, compute_feature_maps(model, read_image(images[0])))
     assert len(stored.features) == 3
     assert stored.whole == 1
     assert len(list(cache.folder.iterdir())) == 1

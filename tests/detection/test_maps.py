@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from sppnet.detection.maps import ImageMaps, compute_maps
+from sppnet.detection.feature_maps import FeatureMaps, compute_feature_maps
 from sppnet.detection.scales import choose_scale
 from sppnet.models.geometry import window_residuals
 from sppnet.models.sppnet import SPPNet
@@ -25,8 +25,8 @@ def image() -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def maps(tiny_detector: SPPNet, image: np.ndarray) -> ImageMaps:
-    return compute_maps(tiny_detector, image, SIDES)
+def maps(tiny_detector: SPPNet, image: np.ndarray) -> FeatureMaps:
+    return compute_feature_maps(tiny_detector, image, SIDES)
 
 
 def cells_of(features: torch.Tensor) -> tuple[int, int]:
@@ -38,27 +38,27 @@ def variant(model: SPPNet, **changes: object) -> SPPNet:
 
 
 def test_each_map_is_the_one_that_its_scale_gives_alone(
-    tiny_detector: SPPNet, image: np.ndarray, maps: ImageMaps
+    tiny_detector: SPPNet, image: np.ndarray, maps: FeatureMaps
 ) -> None:
     assert [cells_of(features) for features in maps.features] == [(4, 6), (2, 3), (8, 12)]
     assert maps.size == (100, 150)
     for index, side in enumerate(SIDES):
-        alone = compute_maps(tiny_detector, image, (side,))
+        alone = compute_feature_maps(tiny_detector, image, (side,))
         assert torch.equal(maps.features[index], alone.features[0])
         assert maps.scales[index] == alone.scales[0]
         assert maps.features[index].dtype == torch.float16
         assert maps.features[index].is_contiguous(memory_format=torch.channels_last)
 
 
-def test_a_model_says_at_which_scales(tiny_detector: SPPNet, image: np.ndarray, maps: ImageMaps) -> None:
-    alone = compute_maps(tiny_detector, image)
+def test_a_model_says_at_which_scales(tiny_detector: SPPNet, image: np.ndarray, maps: FeatureMaps) -> None:
+    alone = compute_feature_maps(tiny_detector, image)
     assert [cells_of(features) for features in alone.features] == [(2, 3)]  # 64, its short side
-    several = compute_maps(variant(tiny_detector, scales=SIDES), image)
+    several = compute_feature_maps(variant(tiny_detector, scales=SIDES), image)
     for ours, theirs in zip(several.features, maps.features, strict=True):
         assert torch.equal(ours, theirs)
 
 
-def test_whole_images_are_asked_about_at_the_short_side(tiny_detector: SPPNet, maps: ImageMaps) -> None:
+def test_whole_images_are_asked_about_at_the_short_side(tiny_detector: SPPNet, maps: FeatureMaps) -> None:
     assert maps.whole == 1  # 64
     assert torch.equal(maps.whole_map, maps.features[1])
     assert maps.whole_window().tolist() == [[1, 0, 0, 3, 2]]
@@ -69,7 +69,7 @@ def test_whole_images_are_asked_about_at_the_short_side(tiny_detector: SPPNet, m
 @pytest.mark.parametrize("rule", ["area", "side"])
 @pytest.mark.parametrize("mapping", MAPPINGS)
 def test_every_window_is_pooled_from_the_map_of_its_scale(
-    tiny_detector: SPPNet, maps: ImageMaps, rule: str, mapping: str
+    tiny_detector: SPPNet, maps: FeatureMaps, rule: str, mapping: str
 ) -> None:
     model = variant(tiny_detector, scale_rule=rule, mapping=mapping)
     windows, residuals = maps.windows(model, BOXES)
@@ -84,7 +84,7 @@ def test_every_window_is_pooled_from_the_map_of_its_scale(
         assert torch.equal(residuals[row], window_residuals(BOXES[row : row + 1], window, model.geometry, scale)[0])
 
 
-def test_the_scale_of_a_box_can_be_given(tiny_detector: SPPNet, maps: ImageMaps) -> None:
+def test_the_scale_of_a_box_can_be_given(tiny_detector: SPPNet, maps: FeatureMaps) -> None:
     given = torch.tensor([2, 0, 1, 2])
     windows, _ = maps.windows(tiny_detector, BOXES, given)
     assert windows[:, 0].tolist() == given.tolist()
@@ -93,7 +93,7 @@ def test_the_scale_of_a_box_can_be_given(tiny_detector: SPPNet, maps: ImageMaps)
         assert torch.equal(maps.pool(tiny_detector, windows[order]), pooled[order])
 
 
-def test_the_gradient_reaches_every_map_that_was_asked(tiny_detector: SPPNet, maps: ImageMaps) -> None:
+def test_the_gradient_reaches_every_map_that_was_asked(tiny_detector: SPPNet, maps: FeatureMaps) -> None:
     features = tuple(part.float().requires_grad_() for part in maps.features)
     learning = dataclasses.replace(maps, features=features)
     windows, _ = learning.windows(tiny_detector, BOXES[:2], torch.tensor([2, 0]))
@@ -102,13 +102,13 @@ def test_the_gradient_reaches_every_map_that_was_asked(tiny_detector: SPPNet, ma
 
 
 def test_long_images_do_not_grow_without_end(tiny_detector: SPPNet) -> None:
-    maps = compute_maps(tiny_detector, np.zeros((100, 400, 3), np.uint8), (64, 128))
+    maps = compute_feature_maps(tiny_detector, np.zeros((100, 400, 3), np.uint8), (64, 128))
     long = tiny_detector.architecture.sides(128)[1]
     assert maps.scales[1] == pytest.approx((long / 400, long / 400), abs=0.01)
     assert long == 2 * tiny_detector.architecture.long_side
 
 
-def test_no_boxes(tiny_detector: SPPNet, maps: ImageMaps) -> None:
+def test_no_boxes(tiny_detector: SPPNet, maps: FeatureMaps) -> None:
     windows, residuals = maps.windows(tiny_detector, torch.zeros(0, 4))
     assert (windows.shape, residuals.shape) == ((0, 5), (0, 4))
     assert maps.pool(tiny_detector, windows).shape[0] == 0
@@ -117,10 +117,10 @@ def test_no_boxes(tiny_detector: SPPNet, maps: ImageMaps) -> None:
 def test_features_beyond_half_precision_are_cut_not_infinite(tiny_detector: SPPNet) -> None:
     loud = variant(tiny_detector)
     loud.feature_scale.fill_(1e9)
-    assert compute_maps(loud, np.full((40, 40, 3), 255, np.uint8)).whole_map.isfinite().all()
+    assert compute_feature_maps(loud, np.full((40, 40, 3), 255, np.uint8)).whole_map.isfinite().all()
 
 
-def test_pooling_is_the_same_within_autocast(tiny_detector: SPPNet, maps: ImageMaps) -> None:
+def test_pooling_is_the_same_within_autocast(tiny_detector: SPPNet, maps: FeatureMaps) -> None:
     windows, _ = maps.windows(tiny_detector, BOXES)
     expected = maps.pool(tiny_detector, windows)
     with torch.autocast("cpu", torch.bfloat16):

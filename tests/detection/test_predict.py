@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sppnet.detection.maps import compute_maps
+from sppnet.detection.feature_maps import compute_feature_maps
 from sppnet.detection.predict import Stopwatch, detect, detect_in_maps, score_windows, select
 from sppnet.detection.scales import choose_scale
 from sppnet.errors import UserError
@@ -64,7 +64,7 @@ def test_a_kept_box_goes_where_its_neighbours_vote_for() -> None:
 def test_nothing_found() -> None:
     found = chosen([[1, 0, 0]] * 3)
     assert len(found) == 0
-    assert found.to_dict() == {"boxes": [], "scores": [], "score_kind": "probability", "labels": [], "names": []}
+    assert found.to_dict() == {"boxes": [], "scores": [], "score_kind": "probability", "labels": [], "class_names": []}
 
 
 def test_slivers_are_dropped() -> None:
@@ -74,7 +74,7 @@ def test_slivers_are_dropped() -> None:
 
 def test_proposals_on_the_same_cells_get_the_same_scores(tiny_detector: SPPNet) -> None:
     image = np.random.default_rng(0).integers(0, 255, (64, 128, 3), dtype=np.uint8)
-    maps = compute_maps(tiny_detector, image)
+    maps = compute_feature_maps(tiny_detector, image)
     assert maps.whole_map.shape[2:] == (2, 4)  # 32 px a cell, centred at 0.5, 32.5, ...
     proposals = np.array([[0, 0, 40, 40], [0, 0, 44, 36], [40, 0, 128, 64], [0, 0, 40, 40]], np.float32)
     scores, boxes = score_windows(tiny_detector, maps, proposals, Stopwatch())
@@ -91,7 +91,7 @@ def test_scoring_many_at_once_or_few_is_the_same(tiny_detector: SPPNet, monkeypa
     image = np.random.default_rng(0).integers(0, 255, (100, 120, 3), dtype=np.uint8)
     proposals = propose(image, "grid")
     whole = detect(image, tiny_detector, score_threshold=0)
-    monkeypatch.setattr("sppnet.detection.predict.WINDOWS_AT_ONCE", 3)
+    monkeypatch.setattr("sppnet.detection.predict.WINDOW_CHUNK", 3)
     parts = detect(image, tiny_detector, score_threshold=0, proposals=proposals)
     np.testing.assert_allclose(whole.scores, parts.scores, atol=2e-2)  # bfloat16, and sums in another order
 
@@ -117,13 +117,13 @@ def test_at_several_scales_every_proposal_is_scored_on_the_map_of_its_own(tiny_d
     model.load_state_dict(tiny_detector.state_dict())
     image = np.random.default_rng(0).integers(0, 255, (90, 120, 3), dtype=np.uint8)
     proposals = propose(image, "grid")
-    maps = compute_maps(model, image)
+    maps = compute_feature_maps(model, image)
     scores, boxes = score_windows(model, maps, proposals, Stopwatch())
     which = choose_scale(torch.from_numpy(proposals), maps.scales)
     assert len(which.unique()) > 1
     for index, side in enumerate(scales):
         here = which == index
-        alone = compute_maps(model, image, (side,))
+        alone = compute_feature_maps(model, image, (side,))
         expected, expected_boxes = score_windows(model, alone, proposals[here.numpy()], Stopwatch())
         torch.testing.assert_close(scores[here], expected, atol=2e-2, rtol=0)  # bfloat16, and sums in another order
         torch.testing.assert_close(boxes[here], expected_boxes, atol=1, rtol=0.05)
@@ -138,7 +138,7 @@ def test_the_same_photo_gives_the_same_boxes(tiny_detector: SPPNet) -> None:
 
 def test_detecting_in_maps_is_detecting(tiny_detector: SPPNet) -> None:
     image = np.random.default_rng(0).integers(0, 255, (90, 120, 3), dtype=np.uint8)
-    maps = compute_maps(tiny_detector, image)
+    maps = compute_feature_maps(tiny_detector, image)
     proposals = propose(image, tiny_detector.architecture.proposer)
     found = detect_in_maps(tiny_detector, maps, proposals, score_threshold=0.2, most=7)
     assert len(found) == 7
@@ -146,7 +146,7 @@ def test_detecting_in_maps_is_detecting(tiny_detector: SPPNet) -> None:
 
 
 def test_the_stopwatch_adds_up_every_stage(tiny_detector: SPPNet) -> None:
-    maps = compute_maps(tiny_detector, np.zeros((64, 64, 3), np.uint8))
+    maps = compute_feature_maps(tiny_detector, np.zeros((64, 64, 3), np.uint8))
     watch = Stopwatch()
     score_windows(tiny_detector, maps, np.array([[0, 0, 64, 64]], np.float32), watch)
     assert set(watch.seconds) == {"pooling", "fully connected", "nms"}

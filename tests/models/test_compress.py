@@ -35,7 +35,7 @@ def pooled(net: SPPNet) -> torch.Tensor:
 
 def test_full_rank_is_the_same_network(net: SPPNet, pooled: torch.Tensor) -> None:
     small, kept = truncate_layers(net, (48, 32))
-    torch.testing.assert_close(small.describe(pooled), net.describe(pooled), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(small.fully_connected(pooled), net.fully_connected(pooled), rtol=1e-4, atol=1e-5)
     assert kept == pytest.approx([1, 1])
     assert small.architecture.ranks == (48, 32)
     assert not net.architecture.ranks
@@ -43,7 +43,7 @@ def test_full_rank_is_the_same_network(net: SPPNet, pooled: torch.Tensor) -> Non
 
 def test_rank_0_leaves_a_layer_whole(net: SPPNet, pooled: torch.Tensor) -> None:
     small, kept = truncate_layers(net, (0, 0))
-    assert torch.equal(small.describe(pooled), net.describe(pooled))
+    assert torch.equal(small.fully_connected(pooled), net.fully_connected(pooled))
     assert (small.architecture, kept) == (net.architecture, [1.0, 1.0])
     part, _ = truncate_layers(net, (5, 0))
     assert [
@@ -82,10 +82,10 @@ def test_of_given_windows_less_is_lost(net: SPPNet) -> None:
     ) / 5
     plain, _ = truncate_layers(net, (4, 8))
     told, kept = truncate_layers(net, (4, 8), pooled=windows)
-    wanted = net.describe(windows).detach()
+    wanted = net.fully_connected(windows).detach()
 
     def error(small: SPPNet) -> float:
-        return float((small.describe(windows).detach() - wanted).norm() / wanted.norm())
+        return float((small.fully_connected(windows).detach() - wanted).norm() / wanted.norm())
 
     assert kept[0] == pytest.approx(1, abs=1e-3)
     assert error(told) < 0.1 * error(plain)
@@ -115,7 +115,7 @@ def test_a_file_holds_the_thin_layers_and_is_smaller(net: SPPNet, pooled: torch.
     save_model(small, tmp_path / "small.safetensors", {})
     again = load(tmp_path / "small.safetensors")
     assert again.architecture == small.architecture
-    torch.testing.assert_close(again.describe(pooled), small.describe(pooled), rtol=1e-2, atol=1e-3)
+    torch.testing.assert_close(again.describe(pooled), small.fully_connected(pooled), rtol=1e-2, atol=1e-3)
     saved = (tmp_path / "whole.safetensors").stat().st_size - (tmp_path / "small.safetensors").stat().st_size
     inputs = net.fully_connected[1].in_features
     assert saved == pytest.approx(2 * (48 * inputs - 4 * (48 + inputs) + 32 * 48 - 8 * (32 + 48)), abs=600)

@@ -87,13 +87,13 @@ def test_the_scale_of_features_survives_half_precision(tmp_path: Path, scale: fl
 def test_weights_beyond_half_precision_keep_their_own(tmp_path: Path) -> None:
     net, path = SPPNet(TINY), tmp_path / "m.safetensors"
     with torch.no_grad():
-        net.image_logits.bias[0] = 1e5
+        net.image_classifier.bias[0] = 1e5
     save_model(net, path, {})
     assert {name for name, value in load_file(path).items() if value.dtype == torch.float32} == {
         "image_logits.bias",
         "feature_scale",
     }
-    assert torch.equal(load(path).image_logits.bias, net.image_logits.bias)
+    assert torch.equal(load(path).image_classifier.bias, net.image_classifier.bias)
 
 
 def test_a_shipped_model_is_found_by_name(
@@ -101,7 +101,7 @@ def test_a_shipped_model_is_found_by_name(
 ) -> None:
     monkeypatch.setitem(files.SHIPPED, "voc", tiny_model_file)
     assert find_model("voc") == tiny_model_file
-    assert load("voc").architecture.names == ("circle", "square")
+    assert load("voc").class_names == ("circle", "square")
     assert find_model(str(tiny_model_file)) == tiny_model_file
     assert files.SHIPPED["voc"].parent.is_dir()
 

@@ -17,7 +17,7 @@ from sppnet.models.paper_networks import (
     PIXEL_STD,
     WithinChannelLRN,
     convnet5,
-    initialise_as_paper,
+    initialize_as_paper,
     overfeat5,
     overfeat7,
     zf5,
@@ -186,7 +186,7 @@ def test_first_weights_behind_the_pyramid() -> None:
     torch.manual_seed(0)
     net = SPPNet(Architecture(("cat", "dog"), levels=(2, 1), hidden=(64, 64), multi_label=False))
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    initialise_as_paper(net.requires_grad_(False))
+    initialize_as_paper(net.requires_grad_(False))
     changed = {name for name, value in net.state_dict().items() if not torch.equal(value, before[name])}
     layers = ("fully_connected.1", "fully_connected.4", "image_logits", "window_logits")
     assert changed == {f"{layer}.{part}" for layer in layers for part in ("weight", "bias")}
@@ -197,8 +197,8 @@ def test_first_weights_behind_the_pyramid() -> None:
 
 def test_a_multi_label_model_starts_undecided() -> None:
     net = SPPNet(Architecture(("cat", "dog"), levels=(1,), hidden=(8,), detects=False))
-    initialise_as_paper(net)
-    assert net.image_logits.bias.tolist() == [0.0, 0.0]
+    initialize_as_paper(net)
+    assert net.image_classifier.bias.tolist() == [0.0, 0.0]
 
 
 def test_the_releases_pixels_are_values_minus_128() -> None:
@@ -209,6 +209,6 @@ def test_the_releases_pixels_are_values_minus_128() -> None:
 
 def test_zf5_in_a_network_takes_any_size() -> None:
     net = SPPNet(Architecture(("cat", "dog"), "zf5", (3, 1), (16,), detects=False)).eval()
-    initialise_as_paper(net)
+    initialize_as_paper(net)
     with torch.inference_mode():
         assert net([torch.rand(3, 31, 90), torch.rand(3, 180, 64)]).shape == (2, 2)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sppnet.models.quick_backward import quick_backward
+from sppnet.models.precision import fast_backward
 
 
 def gradients(net: nn.Module, images: Tensor, quick: bool) -> list[Tensor]:
@@ -15,7 +15,7 @@ def gradients(net: nn.Module, images: Tensor, quick: bool) -> list[Tensor]:
     net.zero_grad()
     with torch.autocast("cpu", torch.bfloat16):
         if quick:
-            with quick_backward(net):
+            with fast_backward(net):
                 result = net(images)
         else:
             result = net(images)
@@ -55,7 +55,7 @@ def test_what_does_not_learn_gets_no_gradient() -> None:
 def test_in_float32_and_without_gradients_nothing_changes() -> None:
     net = nn.Sequential(nn.Conv2d(32, 32, 3, stride=2, groups=32))
     images = torch.rand(1, 32, 9, 9)
-    with quick_backward(net):
+    with fast_backward(net):
         assert torch.equal(net(images), nn.Conv2d.forward(net[0], images))
         assert net(images).dtype == torch.float32
 
@@ -64,9 +64,9 @@ def test_the_module_is_left_as_it_was() -> None:
     net = nn.Sequential(nn.Conv2d(32, 32, 3, stride=2, groups=32), nn.Conv2d(32, 32, 3, stride=2), nn.Conv2d(32, 32, 3))
 
     def use() -> None:
-        with quick_backward(net):
+        with fast_backward(net):
             assert ["forward" in vars(layer) for layer in net] == [True, False, False]
-            with quick_backward(net):  # within itself
+            with fast_backward(net):  # within itself
                 pass
             assert "forward" in vars(net[0])
             raise RuntimeError("stop")

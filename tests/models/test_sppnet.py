@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from sppnet.detection.maps import compute_maps
+from sppnet.detection.feature_maps import compute_feature_maps
 from sppnet.errors import UserError
 from sppnet.models.compact import compact_resnet
 from sppnet.models.sppnet import Architecture, SPPNet
@@ -36,8 +36,8 @@ def test_a_list_of_sizes_is_each_alone(net: SPPNet) -> None:
 def test_a_whole_image_is_just_one_more_window(net: SPPNet) -> None:
     images = torch.rand(2, 3, 100, 150)
     features = net.features(images)
-    described = net.describe(net.pool(features, whole_windows(features)))
-    assert torch.equal(net.image_logits(described), net(images))
+    described = net.fully_connected(net.pool(features, whole_windows(features)))
+    assert torch.equal(net.image_classifier(described), net(images))
     logits, deltas = net.window_outputs(described)
     assert logits.shape == (2, 4)
     assert deltas.shape == (2, 3, 4)
@@ -46,8 +46,8 @@ def test_a_whole_image_is_just_one_more_window(net: SPPNet) -> None:
 def test_windows_of_several_maps_in_one_call(net: SPPNet) -> None:
     features = net.features(torch.rand(2, 3, 128, 160))
     windows = torch.tensor([[0, 0, 0, 2, 3], [1, 1, 0, 5, 4], [0, 4, 3, 5, 4]])
-    together = net.describe(net.pool(features, windows))
-    apart = [net.describe(net.pool(features[n : n + 1], window[None] * torch.tensor([0, 1, 1, 1, 1])))
+    together = net.fully_connected(net.pool(features, windows))
+    apart = [net.fully_connected(net.pool(features[n : n + 1], window[None] * torch.tensor([0, 1, 1, 1, 1])))
              for n, window in zip(windows[:, 0].tolist(), windows, strict=True)]  # fmt: skip
     torch.testing.assert_close(together, torch.cat(apart))
 
@@ -100,7 +100,7 @@ def test_a_network_without_a_pyramid_takes_one_size() -> None:
 
 def test_a_backbone_cut_to_a_stride() -> None:
     net = SPPNet(Architecture(("cat", "dog"), "resnet18", (1,), (8,), detects=False, backbone_stride=16))
-    assert (net.geometry.stride, net.image_logits.out_features) == (16, 2)
+    assert (net.geometry.stride, net.image_classifier.out_features) == (16, 2)
     assert net.features(torch.zeros(1, 3, 64, 64)).shape == (1, 256, 4, 4)
 
 
@@ -121,11 +121,11 @@ def test_a_backbone_that_is_to_learn_may_be_in_training_mode() -> None:
 def test_svms_of_whole_images_see_vectors_of_length_one() -> None:
     """So that a brighter map says the same, and one of nothing gives the bias; in half precision, too."""
     net = SPPNet(Architecture(("a", "b"), levels=(2, 1), hidden=(), detects=False, classifier="svm")).eval()
-    pooled = torch.rand(3, net.pool.bins, net.image_logits.in_features // net.pool.bins)
+    pooled = torch.rand(3, net.pool.bins, net.image_classifier.in_features // net.pool.bins)
     pooled[2] = 0
-    described = net.describe(pooled)
+    described = net.fully_connected(pooled)
     assert torch.allclose(described.norm(dim=1), torch.tensor([1.0, 1.0, 0.0]))
-    assert torch.allclose(net.describe(1000 * pooled), described, atol=1e-6)
+    assert torch.allclose(net.fully_connected(1000 * pooled), described, atol=1e-6)
     large = net.fully_connected((60000 * pooled).half())
     assert large.dtype == torch.float16
     assert torch.allclose(large.float(), described, atol=1e-3)
@@ -138,9 +138,9 @@ def test_other_scales_are_another_look_of_the_same_weights(net: SPPNet) -> None:
     image = np.zeros((64, 96, 3), np.uint8)
     several = net.at_scales([64, 128, 256])
     assert (several.architecture.short_sides, net.architecture.short_sides) == ((64, 128, 256), (128,))
-    assert several.image_logits.weight is net.image_logits.weight
-    assert [part.shape[2] for part in compute_maps(several, image).features] == [
-        compute_maps(net.at_scales([side]), image).features[0].shape[2] for side in (64, 128, 256)
+    assert several.image_classifier.weight is net.image_classifier.weight
+    assert [part.shape[2] for part in compute_feature_maps(several, image).features] == [
+        compute_feature_maps(net.at_scales([side]), image).features[0].shape[2] for side in (64, 128, 256)
     ]
     assert several.at_scales(()).architecture == net.architecture
     with pytest.raises(ValueError, match=r"at least 1 pixel: got \(64, 0\)"):

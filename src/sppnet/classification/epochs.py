@@ -32,8 +32,8 @@ from sppnet.classification.module import ClassifierModule, Loaders
 from sppnet.classification.readable import ReadableImages, Report
 from sppnet.classification.settings import ClassifierSettings
 from sppnet.data.size_buckets import SizeBuckets
-from sppnet.models.fingerprint import Part, fingerprint
-from sppnet.models.fold import fold_batch_norm
+from sppnet.cache import Part, fingerprint
+from sppnet.models.cut import fold_batch_norm
 from sppnet.models.sppnet import SPPNet
 
 

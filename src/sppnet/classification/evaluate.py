@@ -19,13 +19,7 @@ import numpy as np
 from sppnet.classification.views import Views, view_scores, views_for
 from sppnet.data.images import ImageError, read_image
 from sppnet.errors import UserError
-from sppnet.metrics.classification import (
-    class_accuracies,
-    confusion_matrix,
-    label_ranks,
-    mean_class_accuracy,
-    wilson_interval,
-)
+from sppnet.metrics.classification import class_accuracies, label_ranks, wilson_interval
 from sppnet.models.sppnet import SPPNet
 
 Report = Callable[[str, int, int], None]  # stage, done, total
@@ -73,7 +67,10 @@ class ClassifierEvaluation:
     @cached_property
     def confusion(self) -> np.ndarray:
         """[K, K] int64: row true, column answered."""
-        return confusion_matrix(self.labels, self.probabilities.argmax(1), len(self.names))
+        from sklearn.metrics import confusion_matrix  # type: ignore[import-untyped]  # slow to import
+
+        matrix: np.ndarray = confusion_matrix(self.labels, self.probabilities.argmax(1), labels=range(len(self.names)))
+        return matrix
 
     @property
     def top1(self) -> float:
@@ -93,7 +90,7 @@ class ClassifierEvaluation:
     @property
     def mean_class(self) -> float:
         """The mean of the classes' accuracies, over the classes that have images."""
-        return mean_class_accuracy(self.confusion)
+        return float(np.nanmean(class_accuracies(self.confusion)))
 
     def mistakes(self, most: int = 20) -> list[Mistake]:
         """The images that were answered wrong, the surest answer first.
@@ -197,7 +194,7 @@ def evaluate_classifier(
     if not rows:
         raise UserError(f"none of the {len(broken)} images can be read; the first: {broken[0][1]}")
     return ClassifierEvaluation(
-        model.architecture.names,
+        model.class_names,
         tuple(images.paths[place] for place in kept),
         labels[kept],
         np.stack(rows),
@@ -209,7 +206,7 @@ def evaluate_classifier(
 
 def _labels_of_model(model: SPPNet, images: Labelled) -> np.ndarray:
     """The labels, counted in the model's classes."""
-    names = model.architecture.names
+    names = model.class_names
     if not len(images.paths):
         raise UserError("the data holds no images: nothing to evaluate on")
     if len(images.labels) != len(images.paths):

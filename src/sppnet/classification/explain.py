@@ -46,7 +46,7 @@ class BinContributions:
     @property
     def score(self) -> float:
         """The probability of the class."""
-        return float(self.classification.scores[self.classification.names.index(self.name)])
+        return float(self.classification.scores[self.classification.class_names.index(self.name)])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for ``json.dumps``.
@@ -136,7 +136,7 @@ def _groups(levels: tuple[int, ...]) -> Tensor:
 
 
 def _logits(model: SPPNet, pooled: Tensor) -> Tensor:
-    logits: Tensor = model.image_logits(model.describe(pooled))
+    logits: Tensor = model.image_classifier(model.fully_connected(pooled))
     return logits
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from sppnet.models.fingerprint import fingerprint
+from sppnet.cache import fingerprint
 from sppnet.whole_file import whole_file
 
 

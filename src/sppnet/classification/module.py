@@ -55,7 +55,7 @@ class ClassifierModule(L.LightningModule):
         if settings.learn == "all":
             self.backbone = model.backbone
         self.fully_connected = model.fully_connected
-        self.image_logits = model.image_logits
+        self.image_classifier = model.image_classifier
         self.settings, self.steps = settings, steps
         self.loaders = (train_loader, held_out_loader)
         self.watches = held_out_loader is not None
@@ -80,7 +80,7 @@ class ClassifierModule(L.LightningModule):
                 logits = model(self.normalised(batch["images"]))
             else:
                 pooled = batch["pooled"] if "pooled" in batch else self.pooled(batch["images"])
-                logits = model.image_logits(model.describe(pooled))
+                logits = model.image_classifier(model.fully_connected(pooled))
         return logits.float()
 
     def autocast(self) -> torch.autocast:

@@ -101,10 +101,12 @@ def train_svm_head(
     coefficients, biases = solve_gram(gram, label_targets(labels, classes)[:, present], choice.cost)
     weights = rows.combined(coefficients) * np.float32(choice.scale)
     with torch.no_grad():
-        model.image_logits.weight.zero_()
-        model.image_logits.bias.fill_(-choice.scale)  # a margin of -1: that of an SVM which saw no image of its class
-        model.image_logits.weight[present] = torch.from_numpy(weights).to(model.device)
-        model.image_logits.bias[present] = torch.from_numpy(biases * np.float32(choice.scale)).to(model.device)
+        model.image_classifier.weight.zero_()
+        model.image_classifier.bias.fill_(
+            -choice.scale
+        )  # a margin of -1: that of an SVM which saw no image of its class
+        model.image_classifier.weight[present] = torch.from_numpy(weights).to(model.device)
+        model.image_classifier.bias[present] = torch.from_numpy(biases * np.float32(choice.scale)).to(model.device)
     tell()
     return choice, _measured(model, Vectors(files[len(train) :], mirrored=False), held_out.labels)
 
@@ -115,7 +117,7 @@ def _measured(model: SPPNet, vectors: Vectors, labels: npt.NDArray[np.int64]) ->
         return None
     with torch.inference_mode():
         pooled = (vectors.read(place, mirrored=False)[None].to(model.device) for place in range(len(labels)))
-        logits = torch.cat([model.image_logits(model.describe(each)) for each in pooled]).cpu().numpy()
+        logits = torch.cat([model.image_classifier(model.fully_connected(each)) for each in pooled]).cpu().numpy()
     wrong = int((logits.argmax(1) != labels).sum())
     return {"images": len(labels), "wrong": wrong, "loss": log_loss(logits, labels)}
 

@@ -24,7 +24,7 @@ from sppnet.data.images import read_image, resize_image, scaled_size
 from sppnet.errors import UserError
 from sppnet.models.geometry import boxes_to_windows
 from sppnet.models.precision import autocast
-from sppnet.models.sppnet import WINDOWS_AT_ONCE, SPPNet
+from sppnet.models.sppnet import WINDOW_CHUNK, SPPNet
 from sppnet.ops.windows import whole_windows
 from sppnet.results import Classification
 
@@ -267,7 +267,7 @@ def _pooled_views(image: np.ndarray, model: SPPNet, views: Views, scale: _Scale)
 
 def _described_logits(model: SPPNet, pooled: Tensor) -> Tensor:
     """Pooled views [V, M, C] -> logits [V, K]."""
-    return torch.cat([model.image_logits(model.describe(part)) for part in pooled.split(WINDOWS_AT_ONCE)])
+    return torch.cat([model.image_classifier(model.fully_connected(part)) for part in pooled.split(WINDOW_CHUNK)])
 
 
 def _crop_logits(image: np.ndarray, model: SPPNet, views: Views, crops_at_once: int) -> Tensor:

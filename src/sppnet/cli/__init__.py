@@ -1,38 +1,21 @@
-"""The command line: parse, make one call, print. Heavy libraries are imported inside the command that needs them.
+"""The command line: parse, make one call, print. A command a file, imported when it is called.
 
-Results go to standard output (with ``--json``, one JSON document and nothing else), messages and progress to standard
-error. A mistake of the user's is one line and exit status 2; an interrupted run ends with 130.
-
-A file for each command, named for it. They share `parameters` (options and their help), `values` (what else these must be),
-`loading` (models and devices), `work` (folders on the way) and `each_image` (what `detect` and `classify` do alike).
+Results go to standard output (with ``--json``, one JSON document and nothing else), messages and progress to standard error. A mistake
+of the user's is one line and exit status 2; an interrupted run ends with 130. Options are the fields of the settings classes, so
+that their defaults and checks are those of Python.
 """
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from io import TextIOWrapper
 
-from cyclopts import App, CycloptsError
+from cyclopts import App, CycloptsError, Parameter
 
 from sppnet import __version__
-from sppnet.cli import (
-    check,
-    classify,
-    compare,
-    compress,
-    demo,
-    detect,
-    evaluate,
-    proposals,
-    train_classifier,
-    train_detector,
-)
-from sppnet.cli.loading import CACHES
 from sppnet.errors import UserError
-from sppnet.terminal import complain
-
-__all__ = ["CACHES", "app", "main", "run"]
 
 app = App(
     name="sppnet",
@@ -40,20 +23,44 @@ app = App(
     version=__version__,
     help_format="plaintext",
     suppress_keyboard_interrupt=False,  # `run` says what becomes of the work
+    default_parameter=Parameter(consume_multiple=True, negative_iterable=()),
 )
 train = App(name="train", help="Train a model on your own images.")
-
-app.command(demo.demo)
-app.command(detect.detect)
-app.command(classify.classify)
+app.command(
+    "sppnet.cli.demo:demo", help="Try it out: sample photos in, annotated pictures and JSON out. Works offline."
+)
+app.command("sppnet.cli.detect:detect", help="Find objects: boxes, labels and scores for every image.")
+app.command("sppnet.cli.classify:classify", help="Say what is in every image.")
+app.command("sppnet.cli.embed:embed", help="Turn every image into a vector of one length.")
+app.command("sppnet.cli.check:check", help="Name every bad file and box of a data set, and why.")
 app.command(train)
-train.command(train_detector.detector)
-train.command(train_classifier.classifier)
-app.command(evaluate.evaluate)
-app.command(compress.compress)
-app.command(compare.compare)
-app.command(check.check)
-app.command(proposals.proposals)
+train.command("sppnet.cli.train:detector", help="Train a detector on annotated images.")
+train.command("sppnet.cli.train:classifier", help="Train a classifier on a folder of class folders.")
+train.command("sppnet.cli.train:svm", help="Train the paper's SVMs and box regression on a detector.")
+train.command("sppnet.cli.train:add_class", help="Add a class to a detector with SVMs; the others stay as they are.")
+app.command("sppnet.cli.evaluate:evaluate", help="Score a model on data that it was not trained on.")
+app.command("sppnet.cli.compare:compare", help="Warp, crop, letterbox, or native shape: which serves your images?")
+app.command("sppnet.cli.compress:compress", help="Make a model smaller and faster.")
+app.command("sppnet.cli.proposals:proposals", help="Propose boxes for a data set, and say how many objects they find.")
+
+# Options of earlier versions, and what says the same now.
+RENAMED = {
+    "--proposer": "--proposals",
+    "--work": "--cache",
+    "--fit": "--resize-mode",
+    "--learn": "--train-layers",
+    "--end-to-end": "--preset standard",
+    "--steps": "--epochs",
+    "--mirrored": "--flip",
+    "--no-mirrored": "--no-flip",
+    "--optimiser": "--optimizer",
+    "--held-out": "--validation-share",
+    "--stride": "--backbone-stride",
+    "--regression": "'sppnet train svm MODEL DATA'",
+    "--add-class": "'sppnet train add-class MODEL NAME DATA'",
+    "--mapping": "benchmarks/window_mappings.py",
+    "--at-most": "--limit",
+}
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -67,14 +74,44 @@ def run(words: Sequence[str]) -> int:
     """Run one command line; the exit status."""
     try:
         status = app(list(words), exit_on_error=False, print_error=False, result_action="return_value")
+        sys.stdout.flush()
     except UserError as error:
         return complain(str(error))
     except CycloptsError as error:
-        return complain(f"{str(error).rstrip('.')}; see 'sppnet --help'")
+        return complain(_wrong_words(str(error), words))
     except KeyboardInterrupt:
-        print("\nstopped; what was finished is kept", file=sys.stderr)
+        print("\nstopped; what was finished is cached, and the same command goes on from there", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output has gone, as in `| head`
         sys.stderr.close()
         return 0
+    except OSError as error:  # a full disk behind standard output, or a place that cannot be read
+        _drop_output()
+        return complain(
+            f"{error.filename or 'standard output'}: {error.strerror or error}; make room, or check the place"
+        )
     return int(status or 0)
+
+
+def complain(message: str) -> int:
+    """One line on standard error; the exit status of a user's mistake."""
+    print(f"sppnet: {' '.join(message.split())}", file=sys.stderr)
+    return 2
+
+
+def _wrong_words(message: str, words: Sequence[str]) -> str:
+    """What the parser says, and what an option of an earlier version is called now."""
+    found = re.search(r"(--[a-z-]+)", message)
+    new = RENAMED.get(found[1]) if found else None
+    if found and found[1] == "--classifier" and "detector" in words:
+        new = "'sppnet train svm MODEL DATA'"
+    if found and new:
+        return f"{found[1]} is now {new}; see 'sppnet {' '.join(word for word in words[:2] if word.isalpha())} --help'"
+    return f"{message.rstrip('.')}; see 'sppnet --help'"
+
+
+def _drop_output() -> None:
+    """Let nothing be written at exit to a standard output that takes no more."""
+    import os
+
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

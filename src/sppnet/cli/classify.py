@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
+import numpy as np
 from cyclopts import Parameter
 
+from sppnet.classification.explain import bin_contributions
+from sppnet.classification.predict import classify as classify_one
 from sppnet.cli.each_image import each_image
-from sppnet.cli.loading import load_model
-from sppnet.cli.parameters import AsJson, Device, Images, Model, ViewSet
-from sppnet.errors import UserError
-
-if TYPE_CHECKING:
-    import numpy as np
+from sppnet.cli.options import AsJson, Device, Images, Model, Views, chosen_device
+from sppnet.errors import SettingsError
+from sppnet.models.files import load
 
 
 def classify(
@@ -22,28 +22,26 @@ def classify(
     /,
     *,
     model: Model = "voc",
-    views: ViewSet = "single",
-    output: Annotated[Path | None, Parameter(help="Folder for annotated pictures and classes.json.")] = None,
+    views: Views = "single",
     pyramid: Annotated[
         bool, Parameter(negative=(), help="Show over each photo what every bin of the pyramid adds to the answer.")
     ] = False,
+    output: Annotated[Path | None, Parameter(help="Folder for annotated pictures and classes.json.")] = None,
     as_json: AsJson = False,
     device: Device = "auto",
 ) -> int:
     """Say what is in every image."""
-    from sppnet.classification.explain import bin_contributions
-    from sppnet.classification.views import classify_views
-    from sppnet.visualize import draw_classification, draw_contributions
-
     if pyramid and (output is None or views != "single"):
-        raise UserError("--pyramid draws pictures, of a single view: say where to with --output, and leave --views out")
-    net = load_model(model, device)
+        raise SettingsError("--pyramid draws pictures of a single view: give --output FOLDER, and leave --views out")
+    net = load(model, chosen_device(device))
 
     def one(_: Path, image: np.ndarray) -> tuple[dict[str, Any], list[str], Callable[[], np.ndarray]]:
-        answer = classify_views(image, net, views)
+        answer = classify_one(image, net, views=views)
         lines = [", ".join(f"{name} {score:.2f}" for name, score in answer.top(3))]
         if not pyramid:
-            return answer.to_dict(), lines, lambda: draw_classification(image, answer)
+            return answer.to_dict(), lines, lambda: np.asarray(answer.draw(image))
+        from sppnet.visualize.pyramid import draw_contributions
+
         added = bin_contributions(net, image, answer.label)
         return {**answer.to_dict(), "pyramid": added.to_dict()}, lines, lambda: draw_contributions(added)
 

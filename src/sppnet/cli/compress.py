@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
-from sppnet.cli.loading import load_model
-from sppnet.cli.parameters import Model, NewModel
-from sppnet.errors import UserError
-from sppnet.terminal import progress
+from sppnet.cli.options import Model, NewModel
+from sppnet.data.find import find_images
+from sppnet.detection.sample_windows import sample_windows
+from sppnet.files import check_replaceable
+from sppnet.models.compress import truncate_layers
+from sppnet.models.files import check_model_path, find_model, load, save_model
+from sppnet.progress import progress_bars
 
 
 def compress(
@@ -21,43 +23,34 @@ def compress(
     output: NewModel,
     ranks: Annotated[
         tuple[int, ...] | None,
-        Parameter(
-            consume_multiple=True, help="Of each fully connected layer; 0 leaves one as it is. Smaller is faster."
-        ),
+        Parameter(help="Of each fully connected layer; 0 leaves one as it is. Smaller is faster."),
     ] = None,
     energy: Annotated[
         float | None,
-        Parameter(help="Instead: the share to keep of each layer's squared weights, or of what it says of --photos."),
+        Parameter(
+            help="Instead: the share to keep of each layer's squared weights, or of the variance of its outputs on --photos."
+        ),
     ] = None,
     photos: Annotated[
         list[Path] | None,
         Parameter(
-            consume_multiple=True,
-            help="Photos like those that the model is for, some dozens: much more is kept of what it says of these.",
+            help="Photos like those that the model is for, some dozens: far more of the outputs on these is kept."
         ),
     ] = None,
 ) -> int:
     """Make a model smaller and faster: its fully connected layers as products of two thin ones. See what 'evaluate' says then."""
-    from sppnet.data.image_files import find_images
-    from sppnet.detection.window_sample import sample_windows
-    from sppnet.models.compress import truncate_layers
-    from sppnet.models.files import find_model, save_model, training_record
-
-    if output.suffix != ".safetensors":
-        raise UserError(f"the model's file name must end in .safetensors: got {output}")
-    source = find_model(model)
-    net = load_model(model, "cpu")
+    check_replaceable(check_model_path(output))
+    net = load(model)
     pooled = None
     if photos:
-        with progress() as report:
-            pooled = sample_windows(net, find_images(photos), progress=partial(report, "photos"))
+        with progress_bars() as progress:
+            pooled = sample_windows(net, find_images(photos), progress=progress)
     small, kept = truncate_layers(net, ranks, energy=energy, pooled=pooled)
-    record = {**training_record(source), "compressed": {"ranks": small.architecture.ranks, "energy": kept}}
-    before = source.stat().st_size  # before writing: the output may be the same file
-    save_model(small, output, record)
-    for number, (rank, share) in enumerate(
-        zip(small.architecture.ranks or (0,) * len(kept), kept, strict=True), start=1
-    ):
+    ranks = small.architecture.ranks or (0,) * len(kept)
+    small.record = {**net.record, "compressed": {"ranks": ranks, "energy": kept}}
+    before = find_model(model).stat().st_size  # before writing: the output may be the same file
+    save_model(small, output)
+    for number, (rank, share) in enumerate(zip(ranks, kept, strict=True), start=1):
         print(f"fully connected layer {number}: " + (f"rank {rank}, {share:.1%} of it kept" if rank else "whole"))
     print(f"wrote {output} ({before / 1e6:.1f} MB before, {output.stat().st_size / 1e6:.1f} MB now)")
     return 0

@@ -7,12 +7,16 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from sppnet.terminal import complain, progress, write_json
+import numpy as np
 
-if TYPE_CHECKING:
-    import numpy as np
+from sppnet.cli import complain
+from sppnet.data.find import find_images
+from sppnet.data.images import read_image
+from sppnet.errors import ImageError, OutputError
+from sppnet.files import check_replaceable, make_folder, write_json
+from sppnet.progress import progress_bars
 
 
 def each_image(
@@ -33,37 +37,49 @@ def each_image(
 
     Returns:
         The exit status.
-    """
-    from sppnet.data.images import ImageError, read_image
-    from sppnet.visualize import save_image
 
+    Raises:
+        OutputError: a file in the output folder that sppnet did not write is in the way; known before the work.
+    """
     document: dict[str, Any] = {"images": [], "errors": []}
 
     def name_bad(file: Path, reason: str) -> None:
         document["errors"].append({"file": str(file), "error": reason})
         complain(reason)
 
-    files = _find_each(sources, name_bad)
-    taken: set[str] = set()
-    with progress() as report:
+    files = find_each(sources, name_bad)
+    pictures: dict[Path, Path] = {} if output is None else _pictures(files, output)
+    if output is not None and files:
+        make_folder(output)
+        for path in [*pictures.values(), output / document_name]:
+            check_replaceable(path)
+    with progress_bars() as progress:
         for done, file in enumerate(files):
             try:
                 image = read_image(file)
                 answer, lines, draw = one(file, image)
             except (ImageError, MemoryError) as error:
-                reason = str(error) if isinstance(error, ImageError) else f"{file}: not enough memory for this image"
-                name_bad(file, reason)
+                name_bad(
+                    file, str(error) if isinstance(error, ImageError) else f"{file}: not enough memory for this image"
+                )
                 continue
             entry = {"file": str(file), "height": image.shape[0], "width": image.shape[1], **answer}
-            if output is not None:
-                entry["picture"] = _free_name(file, taken)
-                save_image(draw(), output / entry["picture"])
+            if file in pictures:
+                from sppnet.visualize.draw import (
+                    save_image,
+                )  # Pillow's drawing and its font: only where it is asked for
+
+                try:
+                    save_image(draw(), pictures[file])
+                    entry["picture"] = pictures[file].name
+                except OutputError as error:  # one name that cannot be written does not end a run of many
+                    name_bad(file, str(error))
             document["images"].append(entry)
             if not as_json:
                 for line in lines:
                     print(f"{file}: {line}", flush=True)
             if len(files) > 1:
-                report("images", done + 1, len(files))
+                progress("images", done + 1, len(files))
     if output is not None and files:
         write_json(output / document_name, document)
         print(f"{len(document['images'])} annotated pictures and {document_name} in {output}", file=sys.stderr)
@@ -72,11 +88,8 @@ def each_image(
     return 2 if document["errors"] else 0
 
 
-def _find_each(sources: Sequence[Path], name_bad: Callable[[Path, str], None]) -> list[Path]:
+def find_each(sources: Sequence[Path], name_bad: Callable[[Path, str], None]) -> list[Path]:
     """The images of all sources, as `find_images` lists them; a source without any does not stop the others."""
-    from sppnet.data.image_files import find_images
-    from sppnet.data.images import ImageError
-
     found: dict[str, Path] = {}
     for source in sources:
         try:
@@ -87,9 +100,14 @@ def _find_each(sources: Sequence[Path], name_bad: Callable[[Path, str], None]) -
     return sorted(found.values())
 
 
-def _free_name(file: Path, taken: set[str]) -> str:
-    name, number = f"{file.stem}.jpg", 2
-    while name.lower() in taken:
-        name, number = f"{file.stem}-{number}.jpg", number + 1
-    taken.add(name.lower())
-    return name
+def _pictures(files: Sequence[Path], output: Path) -> dict[Path, Path]:
+    """For each image the picture to write, all of different names."""
+    taken: set[str] = set()
+    pictures = {}
+    for file in files:
+        name, number = f"{file.stem}.jpg", 2
+        while name.lower() in taken:
+            name, number = f"{file.stem}-{number}.jpg", number + 1
+        taken.add(name.lower())
+        pictures[file] = output / name
+    return pictures

@@ -143,10 +143,12 @@ def grow(model: SPPNet, name: str, svms: LinearSVMs) -> SPPNet:
     grown = copy.deepcopy(model)
     with torch.no_grad():
         weight, bias = (svms.weights[-1:] * svms.scale).to(model.device), svms.biases[-1:].to(model.device)
-        grown.image_logits = _longer(model.image_logits, weight, bias)
-        grown.window_logits = _longer(model.window_logits, torch.zeros_like(weight), torch.full_like(bias, NEVER))
+        grown.image_classifier = _longer(model.image_classifier, weight, bias)
+        grown.window_classifier = _longer(
+            model.window_classifier, torch.zeros_like(weight), torch.full_like(bias, NEVER)
+        )
         grown.class_deltas = _longer(model.class_deltas, weight.new_zeros(4, weight.shape[1]), bias.new_zeros(4))
-    grown.architecture = dataclasses.replace(model.architecture, names=(*model.architecture.names, name))
+    grown.architecture = dataclasses.replace(model.architecture, names=(*model.class_names, name))
     store_svms(grown, svms)
     return grown.eval()
 
@@ -177,7 +179,7 @@ def _check(net: SPPNet, model: str, name: str, data: DetectionData) -> None:
             f"{model} has no SVMs, and a class can only be added to them: train them on the data of its training first, with "
             f"'sppnet train detector DATA --model {model} --classifier svm --output NEW', then add the class to NEW"
         )
-    if name in net.architecture.names:
+    if name in net.class_names:
         raise UserError(f"{model} has the class {name!r} already")
     if name not in data.names:
         raise UserError(f"the data has no class {name!r}, only {', '.join(data.names[:20])}")

@@ -25,7 +25,7 @@ from sppnet.detection.train import Report, calibrate, check_training, proposals_
 from sppnet.errors import UserError
 from sppnet.models.backbones import build_backbone
 from sppnet.models.files import find_model, load, save_model, training_record
-from sppnet.models.fingerprint import Part, fingerprint
+from sppnet.cache import Part, fingerprint
 from sppnet.models.provenance import trained_by
 from sppnet.models.sppnet import Architecture, SPPNet
 from sppnet.proposals.files import load_proposals
@@ -82,10 +82,10 @@ def train_end_to_end(
     choose_layers(model.backbone, settings.learn)  # a mistake in it is said before the work
     model.eval().to(device)
     model.backbone.to(memory_format=torch.channels_last)
-    annotated = data.relabelled(model.architecture.names).images
+    annotated = data.relabelled(model.class_names).images
 
     started = time.perf_counter()
-    files = proposals_of(data, model.architecture.proposer, work, partial(report, "proposals"))
+    files = proposals_of(data, model.architecture.proposer, work, report)
     seconds["proposals"] = time.perf_counter() - started
 
     started = time.perf_counter()

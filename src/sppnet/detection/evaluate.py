@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from sppnet.data.images import read_image
 from sppnet.detection import NMS_IOU, VOTE_IOU
 from sppnet.detection.combine import check_combination, union
 from sppnet.detection.map_cache import MapCache
-from sppnet.detection.maps import compute_maps
+from sppnet.detection.feature_maps import compute_feature_maps
 from sppnet.detection.predict import Stopwatch, score_kind, score_windows, select
 from sppnet.detection.train import Report, proposals_of
 from sppnet.errors import UserError
@@ -29,7 +28,7 @@ from sppnet.proposals.files import load_proposals
 from sppnet.results import ScoreKind
 
 # Low: average precision asks for the whole ranking. Of margins, what hard negative mining calls easy is left out.
-SCORE_THRESHOLDS: dict[ScoreKind, float] = {"probability": 0.01, "margin": -1.2}
+SCORE_THRESHOLDS: dict[ScoreKind, float] = {"probability": 0.01, "decision": -1.2}
 MOST = 300  # boxes per image; COCO counts the 100 best
 MOST_PER_CLASS = 100  # boxes per image by margin, as released: classes' margins are not made to be compared
 NO_COCO = "COCO's average precision needs two more packages: pip install 'sppnet[coco]'"
@@ -91,7 +90,7 @@ def evaluate_detector(
     """
     models = (model,) if isinstance(model, SPPNet) else tuple(model)
     check_combination(models)
-    names = models[0].architecture.names
+    names = models[0].class_names
     data.check_names(names)
     if not data.images:
         raise UserError(f"split {data.split!r} holds no images: nothing to evaluate on")
@@ -101,7 +100,7 @@ def evaluate_detector(
     with watch.stage("proposals"):
         own = [proposer or net.architecture.proposer for net in models]
         proposers = set(own)
-        files = {name: proposals_of(data, name, work, partial(report, "proposals")) for name in sorted(proposers)}
+        files = {name: proposals_of(data, name, work, report) for name in sorted(proposers)}
     caches = [None if maps_folder is None else MapCache.of(net, maps_folder) for net in models]
     for done, image in enumerate(data.images):
         with watch.stage("decode"):
@@ -111,16 +110,16 @@ def evaluate_detector(
             with watch.stage("proposals"):
                 boxes, _ = load_proposals(files[source][done])
             with watch.stage("maps"):
-                maps = compute_maps(net, pixels) if cache is None else cache.get(net, image.path, pixels)
+                maps = compute_feature_maps(net, pixels) if cache is None else cache.get(net, image.path, pixels)
             with watch.stage("whole image"), torch.inference_mode(), autocast(net.device):
-                answer_of_whole = net.image_logits(net.describe(maps.pool(net, maps.whole_window())))[0]
-                in_data_order = [net.architecture.names.index(name) for name in data.names]
+                answer_of_whole = net.image_classifier(net.fully_connected(maps.pool(net, maps.whole_window())))[0]
+                in_data_order = [net.class_names.index(name) for name in data.names]
                 logits.append(answer_of_whole.float().cpu().numpy()[in_data_order])
             answers.append(score_windows(net, maps, boxes, watch))
         whole.append(np.mean(logits, axis=0))
         with watch.stage("nms"):
             scores, moved = union(models, answers)
-            most = (None, MOST_PER_CLASS) if kind == "margin" else (MOST, None)
+            most = (None, MOST_PER_CLASS) if kind == "decision" else (MOST, None)
             answer = select(
                 scores, moved, names, SCORE_THRESHOLDS[kind], NMS_IOU, most[0], kind, most[1], vote_iou=vote_iou
             )

@@ -32,11 +32,12 @@ from torch.utils.data import DataLoader
 from sppnet.detection.finetune import REFERENCE_WIDTH, detection_losses
 from sppnet.detection.image_batches import ImageBatches, LearningImage, Sample
 from sppnet.detection.learning_layers import choose_layers
-from sppnet.detection.maps import ImageMaps, Progress
+from sppnet.detection.feature_maps import FeatureMaps
+from sppnet.progress import Progress
 from sppnet.detection.steps import Steps
 from sppnet.errors import UserError
 from sppnet.models.precision import autocast
-from sppnet.models.quick_backward import quick_backward
+from sppnet.models.precision import fast_backward
 from sppnet.models.sppnet import SPPNet
 
 WARM_UP = 0.05  # of all steps
@@ -209,7 +210,7 @@ class FastRcnn(L.LightningModule):
         self.convolutions = nn.ParameterList(choose_layers(model.backbone, settings.learn).values())
         self.fully_connected = model.fully_connected
         deltas = (model.shared_deltas, model.class_deltas, model.residual_deltas)
-        self.outputs = nn.ModuleList([model.window_logits, *deltas, model.image_logits])
+        self.outputs = nn.ModuleList([model.window_classifier, *deltas, model.image_classifier])
         self.model = [model]  # in a list: not a submodule
 
     def train_dataloader(self) -> DataLoader[list[Sample]]:
@@ -233,19 +234,19 @@ class FastRcnn(L.LightningModule):
         """Of windows, boxes and whole images: see `sppnet.detection.finetune.detection_losses`."""
         model, device = self.model[0], self.device
         whole, pooled, residuals = [], [], []
-        with autocast(device), quick_backward(model.backbone):
+        with autocast(device), fast_backward(model.backbone):
             for sample in batch:
                 features = model.features(model.normalise(sample.image))
-                maps = ImageMaps((features,), (sample.scale,), sample.size)
+                maps = FeatureMaps((features,), (sample.scale,), sample.size)
                 windows, off = maps.windows(model, sample.boxes)
                 residuals.append(off)
                 vectors = maps.pool(model, torch.cat([maps.whole_window(), windows]))
                 whole.append(vectors[:1])
                 pooled.append(vectors[1:])
-            described = model.describe(torch.cat(whole + pooled))
+            described = model.fully_connected(torch.cat(whole + pooled))
             logits, deltas = model.window_outputs(described[len(batch) :])
             deltas = model.correct_deltas(deltas, torch.cat(residuals).to(device))
-            image_logits = model.image_logits(described[: len(batch)])
+            image_logits = model.image_classifier(described[: len(batch)])
         targets = {
             "labels": torch.cat([sample.labels for sample in batch]).to(device),
             "deltas": torch.cat([sample.deltas for sample in batch]).to(device),

@@ -26,9 +26,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from sppnet.boxes import mirror_boxes, mirror_deltas
+from sppnet.boxes import flip_boxes, flip_deltas
 from sppnet.detection.map_cache import MapCache
-from sppnet.detection.maps import Progress
+from sppnet.detection.feature_maps import Progress
 from sppnet.detection.steps import Steps
 from sppnet.detection.targets import Candidates, draw
 from sppnet.models.precision import autocast
@@ -86,7 +86,7 @@ class WindowBatches(Dataset[dict[str, Tensor]]):
             side = int(rng.integers(len(image.maps)))
             boxes, delta = image.candidates.boxes[chosen], image.candidates.deltas[chosen]
             if side:
-                boxes, delta = mirror_boxes(boxes, image.size[1]), mirror_deltas(delta)
+                boxes, delta = flip_boxes(boxes, image.size[1]), flip_deltas(delta)
             maps = self.cache.read(image.maps[side])
             which = None
             if self.settings.random_scale and len(maps.scales) > 1:
@@ -148,7 +148,7 @@ class _Finetune(L.LightningModule):
         # Only what learns is a submodule here, so that a checkpoint holds no backbone.
         self.fully_connected = model.fully_connected
         deltas = (model.shared_deltas, model.class_deltas, model.residual_deltas)
-        self.outputs = nn.ModuleList([model.window_logits, *deltas, model.image_logits])
+        self.outputs = nn.ModuleList([model.window_classifier, *deltas, model.image_classifier])
         self.settings = settings
         self.model = [model]  # in a list: not a submodule
 
@@ -156,10 +156,10 @@ class _Finetune(L.LightningModule):
         torch.manual_seed(self.settings.seed * 1_000_003 + self.global_step)  # dropout of a resumed run is the same
         model, images = self.model[0], len(batch["image_labels"])
         with autocast(self.device):
-            described = model.describe(batch["pooled"])
+            described = model.fully_connected(batch["pooled"])
             logits, deltas = model.window_outputs(described[images:])
             deltas = model.correct_deltas(deltas, batch["residuals"])
-            image_logits = model.image_logits(described[:images])
+            image_logits = model.image_classifier(described[:images])
         losses = detection_losses(logits, deltas, image_logits, batch)
         total = losses["windows"] + losses["boxes"] + self.settings.image_weight * losses["images"]
         self.log_dict({f"loss_{name}": value for name, value in losses.items()})

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from sppnet.boxes import mirror_boxes, mirror_deltas
+from sppnet.boxes import flip_boxes, flip_deltas
 from sppnet.data.fit import fit_image
 from sppnet.data.images import read_image
 from sppnet.detection.targets import Candidates, draw
@@ -102,7 +102,7 @@ class ImageBatches(Dataset[list[Sample]]):
         short_side = int(rng.choice(self.short_sides))
         image = read_image(one.path)
         if self.mirrored and rng.random() < 0.5:
-            image, boxes, deltas = image[:, ::-1], mirror_boxes(boxes, image.shape[1]), mirror_deltas(deltas)
+            image, boxes, deltas = image[:, ::-1], flip_boxes(boxes, image.shape[1]), flip_deltas(deltas)
         shown = self._fitted(image, short_side)
         size = (image.shape[0], image.shape[1])
         labels = one.candidates.labels[chosen]

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from sppnet.boxes import box_iou
 from sppnet.data.annotations import AnnotatedImage
-from sppnet.detection.maps import ImageMaps
+from sppnet.detection.feature_maps import FeatureMaps
 from sppnet.models.precision import autocast
-from sppnet.models.sppnet import WINDOWS_AT_ONCE, SPPNet
+from sppnet.models.sppnet import WINDOW_CHUNK, SPPNet
 
 SAMPLE_IMAGES, SAMPLE_WINDOWS = 200, 200  # from as many images, as many windows each: the release's sample for the norm
 
@@ -128,7 +128,7 @@ class WindowsOfImages(Sequence[ImageWindows]):
         return self.windows_of(places) if isinstance(places, int) else [self.windows_of(place) for place in places]
 
 
-def describe_boxes(model: SPPNet, maps: ImageMaps, boxes: Tensor, *, pooled: bool = False) -> Tensor:
+def describe_boxes(model: SPPNet, maps: FeatureMaps, boxes: Tensor, *, pooled: bool = False) -> Tensor:
     """Windows of one image as vectors, in half precision.
 
     Boxes that fall on the same cells are described once.
@@ -147,9 +147,9 @@ def describe_boxes(model: SPPNet, maps: ImageMaps, boxes: Tensor, *, pooled: boo
     limit = torch.finfo(torch.float16).max
     parts = []
     with torch.inference_mode(), autocast(model.device):
-        for part in unique.split(WINDOWS_AT_ONCE):
+        for part in unique.split(WINDOW_CHUNK):
             vectors = maps.pool(model, part)
-            vectors = vectors.flatten(1) if pooled else model.describe(vectors)
+            vectors = vectors.flatten(1) if pooled else model.fully_connected(vectors)
             parts.append(vectors.float().clamp(-limit, limit).half())
     described = torch.cat(parts)
     return described[which.to(described.device)]

@@ -31,7 +31,7 @@ from sppnet.detection.map_cache import MapCache
 from sppnet.detection.mapped_windows import MappedWindows
 from sppnet.detection.svm import LinearSVMs, SVMSettings, train_svms
 from sppnet.errors import UserError
-from sppnet.models.fingerprint import fingerprint
+from sppnet.cache import fingerprint
 from sppnet.models.sppnet import CLASSIFIERS, REGRESSIONS, LinearOutputs, SPPNet
 
 Report = Callable[[str, int, int], None]  # stage, done, total
@@ -78,7 +78,7 @@ def train_linear_stages(
         For the model's record: settings, seconds of each stage, and the SVMs' file, from which a class can be added.
     """
     report = report or (lambda stage, done, total: None)
-    names = model.architecture.names
+    names = model.class_names
     record: dict[str, Any] = {"seconds": {}}
     if stages.classifier == "svm":
         started = time.perf_counter()

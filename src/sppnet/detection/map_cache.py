@@ -24,13 +24,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sppnet.data.images import content_key, image_size, read_image
-from sppnet.detection.maps import ImageMaps, Progress, compute_maps
+from sppnet.detection.feature_maps import FeatureMaps, compute_feature_maps
+from sppnet.progress import Progress
 from sppnet.errors import UserError
-from sppnet.models.fingerprint import fingerprint
+from sppnet.cache import fingerprint
 from sppnet.models.sppnet import SPPNet
 from sppnet.whole_file import whole_file
 
-ENTRY = "image_maps"  # of the files' metadata: what else `ImageMaps` holds, and the checksum
+ENTRY = "image_maps"  # of the files' metadata: what else `FeatureMaps` holds, and the checksum
 
 
 @dataclass(frozen=True)
@@ -63,21 +64,21 @@ class MapCache:
         """Where the maps of an image file lie, or will lie."""
         return self._path_of(content_key(image), mirrored)
 
-    def read(self, path: Path) -> ImageMaps:
+    def read(self, path: Path) -> FeatureMaps:
         """The maps of an image, through a memory map: what is not pooled is not loaded."""
         features, entry = _read(path)
-        return ImageMaps(
+        return FeatureMaps(
             tuple(part.permute(2, 0, 1)[None] for part in features),
             tuple((vertical, horizontal) for vertical, horizontal in entry["scales"]),
             (entry["size"][0], entry["size"][1]),
             entry["whole"],
         )
 
-    def get(self, model: SPPNet, image: Path, pixels: np.ndarray) -> ImageMaps:
+    def get(self, model: SPPNet, image: Path, pixels: np.ndarray) -> FeatureMaps:
         """The maps of an image file, read where they are whole, else computed from its ``pixels`` [H, W, 3] uint8 and kept."""
         path = self.path(image)
         if not is_whole(path):
-            write_maps(path, compute_maps(model, pixels))
+            write_maps(path, compute_feature_maps(model, pixels))
         return self.read(path)
 
     def fill(
@@ -109,7 +110,7 @@ class MapCache:
             pixels = read_image(image) if lacking else None
             for side, path in lacking:
                 assert pixels is not None
-                write_maps(path, compute_maps(model, pixels[:, ::-1] if side else pixels))
+                write_maps(path, compute_feature_maps(model, pixels[:, ::-1] if side else pixels))
             if progress:
                 progress(done + 1, len(wanted))
         return wanted
@@ -154,7 +155,7 @@ def is_whole(path: Path) -> bool:
     return entry["crc32"] == _checksum(features)
 
 
-def write_maps(path: Path, maps: ImageMaps) -> None:
+def write_maps(path: Path, maps: FeatureMaps) -> None:
     """Write the maps of an image as one file that is there whole or not at all.
 
     Raises:

@@ -14,7 +14,7 @@ from torch import Tensor
 from sppnet.data.annotations import AnnotatedImage
 from sppnet.detection.image_windows import ImageWindows, WindowsOfImages, describe_boxes
 from sppnet.detection.map_cache import MapCache
-from sppnet.models.fingerprint import Part, fingerprint
+from sppnet.cache import Part, fingerprint
 from sppnet.models.sppnet import SPPNet
 from sppnet.proposals.files import load_proposals
 

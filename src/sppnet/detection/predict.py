@@ -1,235 +1,199 @@
-"""A photo in, labelled boxes out: propose, map, pool, score, suppress.
+"""A photo in, labeled boxes out: propose, map, pool, score, suppress.
 
-image [H, W, 3] -> proposals [R, 4] -> maps [1, C, h, w] of one scale or several -> windows [R, 5] -> scores [R, 1 + K] and boxes
-[R, K, 4] -> suppression and votes -> `Detections`. The convolutions run once for each scale, whatever the number of proposals: arXiv:1406.4729, section 4.
+image [H, W, 3] -> proposals [R, 4] -> feature maps [1, C, h, w] of one scale or several -> windows [R, 5] -> scores [R, 1 + K] and
+boxes [R, K, 4] -> suppression and votes -> `Detections`. The convolutions run once for each scale, whatever the number of proposals:
+arXiv:1406.4729, section 4.
 
-A model with SVMs scores by margins, one with ridge regressors moves boxes by them; one without, by the network's own outputs
-(`sppnet.detection.linear_stages`).
+Several models answer as one: the boxes of all, each scored by its own, then one round of suppression. What makes the union better
+than each is that models err differently: in the paper two fine-tunings of one backbone gained nothing, two backbones 1.7 points
+(section 4.4 and table 12).
 """
 
 from __future__ import annotations
 
-import os
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
-from torchvision.ops import batched_nms
 
 from sppnet.boxes import clip_boxes, decode_boxes
 from sppnet.data.images import read_image
-from sppnet.detection import NMS_IOU, SMALLEST_SIDE, VOTE_IOU
-from sppnet.detection.linear_stages import stored_regression, stored_svms
-from sppnet.detection.maps import ImageMaps, compute_maps
-from sppnet.detection.targets import DELTA_SCALE
-from sppnet.detection.voting import vote
-from sppnet.errors import UserError
-from sppnet.models.precision import autocast
-from sppnet.models.sppnet import WINDOWS_AT_ONCE, SPPNet
+from sppnet.detection.feature_maps import FeatureMaps, compute_feature_maps
+from sppnet.detection.suppression import DetectSettings, select
+from sppnet.errors import ModelError, SettingsError
+from sppnet.models.sppnet import SPPNet
 from sppnet.proposals.compute import propose
 from sppnet.results import Detections, ScoreKind
 
-# From which score on a box is shown, where nobody says another. Of margins, 0 is far on the safe side: measured on VOC, 85 %
-# of what is above it is right, but 11 % of the objects are; above -0.75, where the two balance best, 47 % and 23 %.
-SCORE_THRESHOLDS: dict[ScoreKind, float] = {"probability": 0.3, "margin": -0.75}
-
-
-@dataclass
-class Stopwatch:
-    """Seconds spent in each stage, summed over images."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+DECODED_AHEAD = 4  # photos: what bounds the memory of `detect_each`
 
 
 def detect(
-    source: str | os.PathLike[str] | Image.Image | np.ndarray,
-    model: SPPNet,
+    source: Any,
+    model: SPPNet | Sequence[SPPNet],
     *,
-    score_threshold: float | None = None,
-    nms_iou: float = NMS_IOU,
-    vote_iou: float = VOTE_IOU,
-    most: int = 100,
-    proposals: np.ndarray | None = None,
+    proposals: np.ndarray | str | None = None,
+    settings: DetectSettings | None = None,
+    **options: Any,
 ) -> Detections:
     """Find objects in one image of any size.
 
     Args:
-        source: path, PIL image, or [H, W, 3] uint8 array. EXIF rotation is applied to files and PIL images.
-        model: a detector, such as ``load("voc")``.
-        score_threshold: boxes that score less are left out. Probabilities: 0..1, .3 where not given; margins of a model with
-            SVMs: any number, -.75 where not given; 0 for what is surely right, -1 for nearly all that might be something.
-        nms_iou: 0..1; of two boxes of one class that overlap more, the lower-scoring goes.
-        vote_iou: 0..1; boxes that are kept move to the mean of those that overlap them by so much, weighted by score
-            (`sppnet.detection.voting`); 0: they stay, as in the paper.
-        most: at most this many boxes, the best.
-        proposals: [R, 4] float32, pixels of the upright image; made by the model's own proposer where not given.
+        source: what `sppnet.data.images.read_image` takes: a path, bytes, an open file, a PIL image, an array, a tensor. EXIF rotation
+            is applied.
+        model: a detector, such as ``load("voc")``; or several of the same classes, in any order, whose answers are combined.
+        proposals: boxes [R, 4] in pixels of the upright image; or a proposal method; the model's own where not given.
+        settings, options: the fields of `DetectSettings`: score_threshold, nms_iou, vote_iou, max_detections.
 
     Returns:
         `Detections`, by falling score; boxes in pixels of the upright image, inside it.
 
     Raises:
-        UserError: no such file or not an image; a model that only classifies; proposals of a wrong shape.
+        ImageError: no such file, or not an image.
+        ModelError: a model that only classifies, or models that cannot be combined.
+        SettingsError: a setting out of its range, or proposals of a wrong shape.
 
-    Source: arXiv:1406.4729, sections 4.1 and 4.2.
+    Source: arXiv:1406.4729, sections 4.1, 4.2 and 4.4.
 
     Example:
         >>> from skimage.data import astronaut
         >>> found = detect(astronaut(), sppnet.load("voc"))
-        >>> "person" in found.names
+        >>> "person" in found.class_names
         True
     """
-    check_detects(model)
+    models = _as_models(model)
+    settings = replace(settings or DetectSettings(), **options)
     image = read_image(source)
-    boxes = propose(image, model.architecture.proposer) if proposals is None else check_proposals(proposals)
-    maps = compute_maps(model, image)
-    return detect_in_maps(
-        model, maps, boxes, score_threshold=score_threshold, nms_iou=nms_iou, vote_iou=vote_iou, most=most
-    )
+    found: dict[str, np.ndarray] = {}  # made once where models share a method
+    answers = []
+    for net in models:
+        method = proposals if isinstance(proposals, str) else net.detection.proposals
+        if proposals is None or isinstance(proposals, str):
+            boxes = found[method] if method in found else found.setdefault(method, propose(image, method))
+        else:
+            boxes = check_proposals(proposals)
+        answers.append(score_windows(net, compute_feature_maps(net, image), boxes))
+    scores, moved = union(models, answers)
+    return select(scores, moved, models[0].class_names, settings, score_kind(models[0]))
+
+
+def detect_each(sources: Iterable[Any], model: SPPNet | Sequence[SPPNet], **options: Any) -> Iterator[Detections]:
+    """`detect` for many images, in order, in bounded memory: threads decode a few ahead, whatever the iterator's length."""
+    for image in read_ahead(sources):
+        yield detect(image, model, **options)
+
+
+def read_ahead(sources: Iterable[Any]) -> Iterator[np.ndarray]:
+    """Images [H, W, 3] of many sources, in order; a few are decoded ahead in threads."""
+    waiting = iter(sources)
+    with ThreadPoolExecutor(2) as pool:
+        decoding = deque(pool.submit(read_image, source) for source in islice(waiting, DECODED_AHEAD))
+        while decoding:
+            image = decoding.popleft().result()
+            decoding.extend(pool.submit(read_image, source) for source in islice(waiting, 1))
+            yield image
 
 
 def detect_in_maps(
-    model: SPPNet,
-    maps: ImageMaps,
-    proposals: np.ndarray,
-    *,
-    score_threshold: float | None = None,
-    nms_iou: float = NMS_IOU,
-    vote_iou: float = VOTE_IOU,
-    most: int = 100,
+    model: SPPNet, maps: FeatureMaps, proposals: np.ndarray, settings: DetectSettings = DetectSettings()
 ) -> Detections:
-    """`detect` where the maps are at hand, because something else needs them too.
-
-    Args:
-        model: a detector.
-        maps: as `compute_maps` returns them.
-        proposals: [R, 4] float32, pixels of the image.
-        score_threshold, nms_iou, vote_iou, most: as for `detect`.
+    """`detect` where the feature maps [1, C, h, w] are computed already, because something else needs them too.
 
     Example:
         >>> image, model = np.zeros((60, 80, 3), np.uint8), sppnet.load("voc")
-        >>> detect_in_maps(model, compute_maps(model, image), propose(image), score_threshold=0.9).names
+        >>> strict = DetectSettings(score_threshold=0.9)
+        >>> detect_in_maps(model, compute_feature_maps(model, image), propose(image), strict).class_names
         ()
     """
-    scores, moved = score_windows(model, maps, proposals, Stopwatch())
-    kind = score_kind(model)
-    threshold = SCORE_THRESHOLDS[kind] if score_threshold is None else score_threshold
-    return select(scores, moved, model.architecture.names, threshold, nms_iou, most, kind, vote_iou=vote_iou)
+    scores, moved = score_windows(model, maps, proposals)
+    return select(scores, moved, model.class_names, settings, score_kind(model))
 
 
-def check_detects(model: SPPNet) -> None:
-    """Raise a UserError for a model that only classifies."""
-    if not model.architecture.detects:
-        raise UserError(
-            "this model classifies only: give a detector, such as the shipped 'voc', or use 'sppnet classify'"
-        )
+def score_windows(model: SPPNet, maps: FeatureMaps, proposals: np.ndarray) -> tuple[Tensor, Tensor]:
+    """What the network says of each proposal.
+
+    Returns:
+        Scores [R, 1 + K], background first: see the model's window classifier. And boxes [R, K, 4] in pixels, clipped to the image.
+    """
+    classifier, regressor = model.window_classifier, model.box_regressor
+    if classifier is None or regressor is None:
+        raise _classifies_only()
+    boxes = torch.from_numpy(proposals)
+    windows, residuals = maps.windows(model, boxes)
+    with model.inference():
+        head_features = maps.for_windows(model, windows, lambda pooled: (model.fully_connected(pooled),))[0]
+        logits, deltas = model.heads(head_features, residuals.to(head_features.device))
+        scores = classifier.scores(logits).cpu()
+    with torch.inference_mode():
+        deltas = deltas.float().cpu() * deltas.new_tensor(regressor.delta_scale, dtype=torch.float32, device="cpu")
+        return scores, clip_boxes(decode_boxes(boxes, deltas), maps.size)
 
 
 def score_kind(model: SPPNet) -> ScoreKind:
     """What a detector's scores are."""
-    return "margin" if model.architecture.classifier == "svm" else "probability"
+    if model.window_classifier is None:
+        raise _classifies_only()
+    return model.window_classifier.score_kind
 
 
-def score_windows(model: SPPNet, maps: ImageMaps, proposals: np.ndarray, watch: Stopwatch) -> tuple[Tensor, Tensor]:
-    """What the network says of each proposal.
-
-    Proposals that fall on the same cells share one pass through the fully connected layers.
-
-    Returns:
-        Scores [R, 1 + K], background first: probabilities; or margins, and as the background's the largest of them with its
-        sign turned. And boxes [R, K, 4] in pixels, clipped to the image.
-    """
-    boxes = torch.from_numpy(proposals)
-    with watch.stage("pooling"):
-        windows, residuals = maps.windows(model, boxes)
-        unique, which = windows.unique(dim=0, return_inverse=True)
-    outputs = []
-    for part in unique.split(WINDOWS_AT_ONCE):
-        with torch.inference_mode():
-            with watch.stage("pooling"):
-                pooled = maps.pool(model, part)
-            with watch.stage("fully connected"), autocast(model.device):
-                outputs.append(tuple(part.cpu() for part in _answers(model, pooled)))
-    with watch.stage("nms"), torch.inference_mode():
-        scores, deltas = (torch.cat(column)[which] for column in zip(*outputs, strict=True))
-        if model.architecture.regression == "network":
-            deltas = model.correct_deltas(deltas.to(model.device), residuals.to(model.device)).cpu()
-            deltas = deltas * deltas.new_tensor(DELTA_SCALE)
-        return scores, clip_boxes(decode_boxes(boxes, deltas), maps.size)
-
-
-def _answers(model: SPPNet, pooled: Tensor) -> tuple[Tensor, Tensor]:
-    """pooled [R, M, C] -> scores [R, 1 + K], deltas [R, K, 4]; float32."""
-    architecture = model.architecture
-    described = model.describe(pooled)
-    logits, deltas = model.window_outputs(described)
-    if architecture.classifier == "svm":
-        margins = stored_svms(model).margins(described)
-        scores = torch.cat([-margins.amax(1, keepdim=True), margins], dim=1)
-    else:
-        scores = logits.float().softmax(1)
-    if architecture.regression != "network":
-        wide = architecture.regression == "ridge-pooled"
-        deltas = stored_regression(model).deltas(pooled.flatten(1) if wide else described)
-    return scores, deltas.float()
-
-
-def select(
-    scores: Tensor,
-    boxes: Tensor,
-    names: tuple[str, ...],
-    score_threshold: float,
-    nms_iou: float,
-    most: int | None,
-    kind: ScoreKind = "probability",
-    most_per_class: int | None = None,
-    *,
-    vote_iou: float,
-) -> Detections:
-    """Class by class: threshold, suppress what overlaps a better box, keep the best, move it where its neighbours vote for.
+def union(models: Sequence[SPPNet], answers: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """What `score_windows` says of an image by each model, as if one had scored all windows.
 
     Args:
-        scores: [R, 1 + K], background first; larger is surer.
-        boxes: [R, K, 4], one box per class.
-        score_threshold, nms_iou, vote_iou: as for `detect`.
-        most: boxes in all, the best; None: any number.
-        kind: of the scores.
-        most_per_class: the same of each class by itself.
+        models: as checked by `check_combination`.
+        answers: of each, scores [R, 1 + K] and boxes [R, K, 4].
+
+    Returns:
+        Scores [sum of R, 1 + K] and boxes [sum of R, K, 4], classes in the order of the first model.
     """
-    row, column = (scores[:, 1:] >= score_threshold).nonzero(as_tuple=True)
-    candidates, values = boxes[row, column], scores[row, 1 + column]
-    wide = ((candidates[:, 2:] - candidates[:, :2]) >= SMALLEST_SIDE).all(1)
-    candidates, values, column = candidates[wide], values[wide], column[wide]
-    kept = batched_nms(candidates, values, column, nms_iou)
-    if most_per_class is not None and len(kept):
-        place = torch.nn.functional.one_hot(column[kept]).cumsum(0)[torch.arange(len(kept)), column[kept]]
-        kept = kept[place <= most_per_class]
-    kept = kept[:most]
-    labels, found = column[kept] + 1, candidates[kept]
-    if vote_iou:
-        found = vote(found, labels, scores, boxes, vote_iou, kind)
-    return Detections(
-        found.numpy(),
-        values[kept].numpy(),
-        labels.numpy(),
-        tuple(names[label - 1] for label in labels.tolist()),
-        kind,
-    )
+    scores, boxes = [], []
+    for model, (score, box) in zip(models, answers, strict=True):
+        order = torch.tensor([model.class_names.index(name) for name in models[0].class_names])
+        scores.append(torch.cat([score[:, :1], score[:, 1 + order]], dim=1))
+        boxes.append(box[:, order])
+    return torch.cat(scores), torch.cat(boxes)
+
+
+def check_combination(models: Sequence[SPPNet]) -> None:
+    """Raise a ModelError where models cannot answer together."""
+    if not models:
+        raise ModelError("no model given: expected one, or several to combine")
+    first = models[0]
+    for number, model in enumerate(models, start=1):
+        if score_kind(model) != score_kind(first):
+            raise ModelError(
+                f"models can be combined if their scores are of one kind; model {number}'s are {score_kind(model)}, the first's "
+                f"{score_kind(first)}: train SVMs for both, or for neither ('sppnet train svm')"
+            )
+        if set(model.class_names) != set(first.class_names):
+            raise ModelError(
+                f"models can be combined if they know the same classes; model {number} and the first differ: only in the "
+                f"first {sorted(set(first.class_names) - set(model.class_names))[:5]}, only in model {number} "
+                f"{sorted(set(model.class_names) - set(first.class_names))[:5]}"
+            )
 
 
 def check_proposals(proposals: np.ndarray) -> np.ndarray:
-    """Boxes as [R, 4] float32, or a UserError."""
+    """Boxes as [R, 4] float32, or a SettingsError."""
     boxes = np.asarray(proposals, dtype=np.float32)
     if boxes.ndim != 2 or boxes.shape[1] != 4 or not len(boxes):
-        raise UserError(f"proposals must be [R, 4] boxes in pixels, at least one: got shape {list(boxes.shape)}")
+        raise SettingsError(f"proposals must be [R, 4] boxes in pixels, at least one: got shape {list(boxes.shape)}")
     return boxes
+
+
+def _as_models(model: SPPNet | Sequence[SPPNet]) -> tuple[SPPNet, ...]:
+    models = (model,) if isinstance(model, SPPNet) else tuple(model)
+    check_combination(models)
+    return models
+
+
+def _classifies_only() -> ModelError:
+    return ModelError(
+        "this model classifies only: give a detector, such as the shipped 'voc', or use 'sppnet classify'"
+    )

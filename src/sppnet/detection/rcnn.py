@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from sppnet.models.precision import autocast
-from sppnet.models.sppnet import WINDOWS_AT_ONCE, SPPNet
+from sppnet.models.sppnet import WINDOW_CHUNK, SPPNet
 from sppnet.ops.pyramid_pool import pyramid_pool
 
 SIDE = 227  # pixels of the warped square,
@@ -126,7 +126,7 @@ def rcnn_features(
     """
     pooled = rcnn_pooled(image, boxes, model, settings)
     with torch.inference_mode(), autocast(model.device, enabled=settings.bfloat16):
-        return torch.cat([model.describe(part) for part in pooled.split(WINDOWS_AT_ONCE)])
+        return torch.cat([model.fully_connected(part) for part in pooled.split(WINDOW_CHUNK)])
 
 
 def rcnn_pooled(image: np.ndarray, boxes: np.ndarray, model: SPPNet, settings: RcnnSettings = RcnnSettings()) -> Tensor:

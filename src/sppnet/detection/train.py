@@ -20,14 +20,15 @@ from sppnet.data.images import image_size, read_image
 from sppnet.detection.finetune import FinetuneSettings, TrainingImage, finetune
 from sppnet.detection.linear_stages import LinearStages, train_linear_stages
 from sppnet.detection.map_cache import MapCache
-from sppnet.detection.maps import compute_maps
+from sppnet.detection.feature_maps import compute_feature_maps
 from sppnet.detection.targets import find_candidates
 from sppnet.errors import UserError
 from sppnet.models.backbones import build_backbone
 from sppnet.models.files import find_model, load, round_to_stored, save_model, training_record
-from sppnet.models.fingerprint import Part, fingerprint
+from sppnet.cache import Part, fingerprint
 from sppnet.models.provenance import trained_by
 from sppnet.models.sppnet import Architecture, SPPNet
+from sppnet.progress import Progress, no_progress
 from sppnet.proposals.compute import proposals_for
 from sppnet.proposals.files import load_proposals
 
@@ -81,7 +82,7 @@ def train_detector(
     model.backbone.to(memory_format=torch.channels_last)
 
     started = time.perf_counter()
-    files = proposals_of(data, architecture.proposer, work, partial(report, "proposals"))
+    files = proposals_of(data, architecture.proposer, work, report)
     seconds["proposals"] = time.perf_counter() - started
 
     started = time.perf_counter()
@@ -149,7 +150,7 @@ def train_stages_of(
     net = load(model, device)
     if not net.architecture.detects:
         raise UserError(f"{model} classifies only: give a detector, as 'sppnet train detector' writes them")
-    images = data.relabelled(net.architecture.names).images
+    images = data.relabelled(net.class_names).images
     files, cache, maps = windows_of(net, data, work, report)
     last = train_linear_stages(net, cache, images, files, maps, stages, work / output.stem, report)
     before = training_record(find_model(model))
@@ -162,7 +163,7 @@ def windows_of(
     model: SPPNet, data: DetectionData, work: Path, report: Report
 ) -> tuple[list[Path], MapCache, list[Path]]:
     """The proposals' file of each image, the cache of maps, and the maps' file of each image; missing ones are computed."""
-    files = proposals_of(data, model.architecture.proposer, work, partial(report, "proposals"))
+    files = proposals_of(data, model.architecture.proposer, work, report)
     cache = MapCache.of(model, work / "maps")
     paths = [image.path for image in data.images]
     maps = cache.fill(model, paths, mirrored=False, progress=partial(report, "maps"))
@@ -177,16 +178,14 @@ def check_training(data: DetectionData, output: Path) -> None:
         raise UserError(f"the model's file name must end in .safetensors: got {output}")
 
 
-def proposals_of(
-    data: DetectionData, proposer: str, work: Path, progress: Callable[[int, int], None] | None = None
-) -> list[Path]:
+def proposals_of(data: DetectionData, method: str, work: Path, progress: Progress = no_progress) -> list[Path]:
     """The proposals' file of each image of ``data``, in order, below ``work``; missing ones are computed.
 
     Raises:
         UserError: images that cannot be read; all are named.
     """
     images = [(image.image_id, image.path) for image in data.images]
-    files, errors = proposals_for(images, work / "proposals" / proposer, proposer, progress=progress)
+    files, errors = proposals_for(images, work / "proposals" / method, method, progress=progress)
     if errors:
         raise UserError(
             f"{len(errors)} of {len(images)} images cannot be used: " + "; ".join(map(str, errors.values()))
@@ -198,7 +197,7 @@ def calibrate(model: SPPNet, data: DetectionData) -> None:
     """Scale the features so that their mean square over the first images is 1."""
     model.feature_scale.fill_(1.0)
     squares = [
-        compute_maps(model, read_image(image.path)).whole_map.float().square().mean()
+        compute_feature_maps(model, read_image(image.path)).whole_map.float().square().mean()
         for image in data.images[:CALIBRATION_IMAGES]
     ]
     model.calibrate(float(torch.stack(squares).mean()))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sppnet.data.images import read_image
-from sppnet.detection.maps import compute_maps
+from sppnet.detection.feature_maps import compute_feature_maps
 from sppnet.models.sppnet import SPPNet
 from sppnet.proposals.compute import propose
 
@@ -45,7 +45,7 @@ def sample_windows(
     parts = []
     for done, photo in enumerate(photos):
         image = read_image(photo)
-        maps = compute_maps(model, image)
+        maps = compute_feature_maps(model, image)
         if model.architecture.detects:
             boxes = propose(image, model.architecture.proposer)
             chosen = torch.from_numpy(boxes[rng.permutation(len(boxes))[:each]])

@@ -3,7 +3,7 @@
 ``compact`` (`sppnet.models.compact`) and the paper's nets (`sppnet.models.paper_networks`) are this project's own; every
 other name is a classification model of torchvision, or of timm where that is installed, cut before its pooling and
 classifier (`sppnet.models.cut`). BatchNorm is folded into the convolutions before it: the same outputs, in half the time.
-Weights come from the packages by name, from a local file, or are random.
+Weights come from the packages by name, from a local file, or are random. Packages are imported when a name asks for one.
 """
 
 from __future__ import annotations
@@ -14,21 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sppnet.errors import UserError
+from sppnet.errors import ModelError, SettingsError
 from sppnet.models.compact import compact_resnet
-from sppnet.models.cut import convolutional_part, cut_at_stride
-from sppnet.models.fold import fold_batch_norm
-from sppnet.models.geometry import without_data
+from sppnet.models.cut import convolutional_part, cut_at_stride, fold_batch_norm
 from sppnet.models.paper_networks import convnet5, overfeat5, overfeat7, zf5
 
-OWN = "compact"
+COMPACT = "compact"
 OWN_NETS: dict[str, Callable[[], nn.Module]] = {
-    OWN: compact_resnet,
+    COMPACT: compact_resnet,
     "zf5": zf5,
     "convnet5": convnet5,
     "overfeat5": overfeat5,
@@ -36,10 +33,12 @@ OWN_NETS: dict[str, Callable[[], nn.Module]] = {
 }
 INCEPTIONS = ("googlenet", "inception_v3")
 TIMM = "timm:"  # before a name that torchvision has too
+RANDOM = "random"
+SHIPPED = {"voc": Path(__file__).with_name("voc.safetensors")}  # models that come with the package
 
 
 def build_backbone(
-    name: str, weights: str | Path | None = None, stride: int | None = None, *, fold: bool = True
+    name: str, weights: str | Path = RANDOM, stride: int | None = None, *, fold: bool = True
 ) -> nn.Module:
     """Build a backbone and give it weights.
 
@@ -47,7 +46,7 @@ def build_backbone(
         name: ``compact``; one of the paper's nets, ``zf5``, ``convnet5``, ``overfeat5`` or ``overfeat7``; a torchvision
             classification model such as ``squeezenet1_0``, ``mobilenet_v2``, ``vgg16`` or ``resnet18``; or, with the
             extra ``timm``, one of its models, such as ``resnet50d``, or ``timm:resnet18`` for a name that both have.
-        weights: None for random weights; a name that torchvision or timm has for weights of this model, such as
+        weights: ``"random"``; a name that torchvision or timm has for weights of this model, such as
             ``DEFAULT`` or ``IMAGENET1K_V1`` (downloaded once, by the package); or the path of a file, .safetensors or
             .pth, the latter read without executing anything in it. It holds a model of this project with this backbone,
             or a state dict under the net's own key names, with or without a classifier.
@@ -59,7 +58,7 @@ def build_backbone(
         The convolutional part, in evaluation mode.
 
     Raises:
-        UserError: no such backbone, no map of that stride, weights that do not exist, or a file that does not fit.
+        ModelError: no such backbone, no map of that stride, weights that do not exist, or a file that does not fit.
 
     Example:
         >>> build_backbone("squeezenet1_0")(torch.zeros(1, 3, 224, 300)).shape
@@ -67,7 +66,7 @@ def build_backbone(
         >>> build_backbone("resnet18", stride=16)(torch.zeros(1, 3, 224, 300)).shape
         torch.Size([1, 256, 14, 19])
     """
-    path = None if weights is None else Path(weights)
+    path = None if weights == RANDOM else Path(weights)
     if path is not None and (name in OWN_NETS or path.exists() or path.suffix):
         net, backbone = _parts(name, None)
         state = _read(path, name)
@@ -78,7 +77,7 @@ def build_backbone(
             needed = [key for key, value in net.state_dict(keep_vars=True).items() if id(value) in kept]
             _load(net, state, needed, path, name)
     else:
-        _, backbone = _parts(name, None if weights is None else str(weights))
+        _, backbone = _parts(name, None if weights == RANDOM else str(weights))
         finished = {}
     if stride is not None:
         backbone = cut_at_stride(backbone, stride, name)
@@ -93,18 +92,48 @@ def build_backbone(
     return backbone
 
 
+def pretrained_weights(name: str) -> str | Path:
+    """The weights that a backbone is used with where nothing else is said: what `build_backbone` takes as ``weights``.
+
+    Raises:
+        SettingsError: a backbone of the paper, which nobody publishes weights of.
+
+    Example:
+        >>> pretrained_weights("mobilenet_v2")
+        'DEFAULT'
+    """
+    if name == COMPACT:
+        return SHIPPED["voc"]
+    if name in OWN_NETS:
+        raise SettingsError(
+            f"{name} has no pretrained weights, and random ones are never frozen: give a file with --weights, or train all layers "
+            f"from --weights {RANDOM}"
+        )
+    return "DEFAULT"
+
+
+def check_not_random(name: str, weights: str | Path) -> None:
+    """Raise a `SettingsError` where a backbone is to be frozen with random weights."""
+    if weights == RANDOM:
+        raise SettingsError(
+            f"{name} with random weights cannot be frozen: leave --weights out for pretrained ones, or train all layers"
+        )
+
+
 def _parts(name: str, weights: str | None) -> tuple[nn.Module, nn.Module]:
     """A net as its package builds it, and its convolutional part, in evaluation mode; weights by name."""
     if name in OWN_NETS:
         net = OWN_NETS[name]().eval()
         return net, net
+    import torchvision
+
     if name in torchvision.models.list_models(torchvision.models):
         net = _torchvision_net(name, weights)
     else:
         net = _timm_net(name, weights)
     backbone = convolutional_part(net.eval())
     if backbone is None:
-        raise UserError(
+        raise ModelError(
             f"{name} has no plain convolutional part to pool from: use a VGG, ResNet, MobileNet, ... instead"
         )
     if name in INCEPTIONS:
@@ -125,13 +154,15 @@ def _pixels_for_inception() -> nn.Conv2d:
 
 
 def _torchvision_net(name: str, weights: str | None) -> nn.Module:
+    import torchvision
+
     # Not their own change of pixels, but `_pixels_for_inception`; and no drawing of weights that takes a minute.
     extra = {"transform_input": False, "init_weights": False} if name in INCEPTIONS else {}
     if weights is None:
         return torchvision.models.get_model(name, weights=None, **extra)
     known = [entry.name for entry in torchvision.models.get_model_weights(name)]
     if weights not in ("DEFAULT", *known):
-        raise UserError(
+        raise ModelError(
             f"{name} has no weights named {weights!r}: torchvision knows DEFAULT, {', '.join(known)}; "
             "or give the path of a file"
         )
@@ -146,14 +177,14 @@ def _timm_net(name: str, weights: str | None) -> nn.Module:
         import timm
     except ImportError as error:
         if name.startswith(TIMM):
-            raise UserError(f"{name} needs timm, which is not installed: pip install 'sppnet[timm]'") from error
+            raise ModelError(f"{name} needs timm, which is not installed: pip install 'sppnet[timm]'") from error
         raise _unknown(name, "; with pip install 'sppnet[timm]', also any model of timm") from error
     model, _, tag = name.removeprefix(TIMM).partition(".")
     if not timm.is_model(model):
         raise _unknown(name, ", or one of timm.list_models()")
     known = [each.partition(".")[2] for each in timm.list_models(f"{model}.*", pretrained=True)]
     if weights not in (None, "DEFAULT", *known) or (weights == "DEFAULT" and not known):
-        raise UserError(
+        raise ModelError(
             f"{name} has no weights named {weights!r}: timm knows {', '.join(['DEFAULT', *known]) if known else 'none'}; "
             "or give the path of a file"
         )
@@ -167,15 +198,15 @@ def _timm_net(name: str, weights: str | None) -> nn.Module:
         raise _not_downloaded(name, weights, error) from error
 
 
-def _unknown(name: str, more: str) -> UserError:
-    return UserError(
+def _unknown(name: str, more: str) -> ModelError:
+    return ModelError(
         f"no backbone named {name!r}: expected {', '.join(map(repr, OWN_NETS))}, or a torchvision classification model such "
         f"as 'squeezenet1_0', 'mobilenet_v2' or 'resnet18'{more}"
     )
 
 
-def _not_downloaded(name: str, weights: str, error: Exception) -> UserError:
-    return UserError(
+def _not_downloaded(name: str, weights: str, error: Exception) -> ModelError:
+    return ModelError(
         f"weights {weights} of {name} could not be downloaded ({_beginning(error)}); give a local file instead"
     )
 
@@ -183,18 +214,18 @@ def _not_downloaded(name: str, weights: str, error: Exception) -> UserError:
 def _read(path: Path, name: str) -> dict[str, Tensor]:
     """The state dict that a file holds."""
     if not path.is_file():
-        raise UserError(f"no such weights file: {path}")
+        raise ModelError(f"no such weights file: {path}")
     try:
         state: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
-        raise UserError(f"{path} is not a weights file that can be read: {_beginning(error)}") from error
+        raise ModelError(f"{path} is not a weights file that can be read: {_beginning(error)}") from error
     except Exception as error:  # unpickling refuses with exceptions of many types, and advises to allow it
-        raise UserError(
+        raise ModelError(
             f"{path} is not a state dict that can be read without executing code in it: expected .safetensors, or .pth "
             "with tensors alone"
         ) from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"{path} does not hold a state dict (names to tensors), as {name} needs")
+        raise ModelError(f"{path} does not hold a state dict (names to tensors), as {name} needs")
     return {str(key): value.float() if value.is_floating_point() else value for key, value in state.items()}
 
 
@@ -209,7 +240,7 @@ def _load(net: nn.Module, state: dict[str, Tensor], needed: Sequence[str], path:
         if key in state and state[key].shape != own[key].shape
     ]
     if problems:
-        raise UserError(
+        raise ModelError(
             f"{path} does not fit {name}: expected the key names and shapes of that net ({problems[0]}; {len(problems)} "
             "such problems)"
         )
@@ -220,46 +251,3 @@ def _beginning(error: Exception) -> str:
     """An error's message as one line of bearable length."""
     text = " ".join(str(error).split())
     return text if len(text) <= 200 else f"{text[:200]} ..."
-
-
-def map_shape(backbone: nn.Module, size: tuple[int, int]) -> tuple[int, int, int]:
-    """(channels, height, width) of the map for an image of ``size`` (height, width), without computing it.
-
-    Example:
-        >>> map_shape(build_backbone("compact"), (480, 640))
-        (384, 15, 20)
-    """
-    with torch.no_grad():
-        features = without_data(backbone)(torch.empty(1, 3, *size, device="meta"))
-    _, channels, height, width = features.shape
-    return channels, height, width
-
-
-def smallest_side(backbone: nn.Module) -> int:
-    """The smallest side, in pixels, of an image that has a cell on the map; a smaller one is an error in PyTorch.
-
-    Raises:
-        ValueError: not even an image of 4096 pixels has one.
-
-    Example:
-        >>> smallest_side(build_backbone("zf5")), smallest_side(build_backbone("compact"))
-        (31, 1)
-    """
-    shapes = without_data(backbone)
-
-    def suffices(side: int) -> bool:
-        try:
-            with torch.no_grad():
-                return min(shapes(torch.empty(1, 3, side, side, device="meta")).shape[2:]) > 0
-        except RuntimeError:
-            return False
-
-    low, high = 0, 1  # too small, large enough
-    while not suffices(high):
-        low, high = high, 2 * high
-        if high > 4096:
-            raise ValueError("the backbone gives no map of any image")
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if suffices(middle) else (middle, high)
-    return high

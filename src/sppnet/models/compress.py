@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sppnet.errors import UserError
+from sppnet.errors import SettingsError
 from sppnet.models.sppnet import SPPNet
 
 
@@ -34,35 +34,35 @@ def truncate_layers(
         ranks: of each fully connected layer, from 1 to the lesser of its two sides; 0 leaves that layer whole.
         energy: instead of ``ranks``: the smallest rank of each layer that keeps this share, above 0 and at most 1. A layer that
             would not get smaller stays whole.
-        pooled: [R, M, C] windows of photos, some thousands, such as `sppnet.detection.window_sample` gives; for the second way.
+        pooled: [R, M, C] windows of photos, some thousands, such as `sppnet.detection.sample_windows` gives; for the second way.
 
     Returns:
         The model, on the same device, and the share that each layer keeps: of its squared weights, or, with ``pooled``, of the
         variance of what it says of these windows.
 
     Raises:
-        UserError: neither or both of the two, a number that cannot be, or a model that was truncated before.
+        SettingsError: neither or both of the two, a number that cannot be, or a model that was truncated before.
 
     Example:
-        >>> from sppnet.models.sppnet import Architecture
-        >>> net = SPPNet(Architecture(("cat", "dog"), levels=(2, 1), hidden=(64, 32)))
+        >>> from sppnet.models.sppnet import Architecture, build_model
+        >>> net = build_model(Architecture(("cat", "dog"), levels=(2, 1), hidden=(64, 32)))
         >>> small, kept = truncate_layers(net, (8, 0))
         >>> small.architecture.ranks, kept[1]
         ((8, 0), 1.0)
     """
     hidden = model.architecture.hidden
     if any(model.architecture.ranks):
-        raise UserError(
+        raise SettingsError(
             f"this model was truncated before, to ranks {model.architecture.ranks}: take the one it came from"
         )
     if (ranks is None) == (energy is None):
-        raise UserError("expected either ranks, one for each fully connected layer, or an energy to keep")
+        raise SettingsError("expected either ranks, one for each fully connected layer, or an energy to keep")
     if ranks is not None and len(ranks) != len(hidden):
-        raise UserError(f"expected {len(hidden)} ranks, one for each fully connected layer, got {len(ranks)}")
+        raise SettingsError(f"expected {len(hidden)} ranks, one for each fully connected layer, got {len(ranks)}")
     if energy is not None and not 0 < energy <= 1:
-        raise UserError(f"the energy to keep must be above 0 and at most 1: got {energy}")
+        raise SettingsError(f"the energy to keep must be above 0 and at most 1: got {energy}")
     if pooled is not None and (pooled.ndim != 3 or len(pooled) < 2):
-        raise UserError(f"expected at least two pooled windows [R, M, C], got shape {list(pooled.shape)}")
+        raise SettingsError(f"expected at least two pooled windows [R, M, C], got shape {list(pooled.shape)}")
     small = copy.deepcopy(model)
     chosen: list[int] = []
     kept: list[float] = []
@@ -71,7 +71,7 @@ def truncate_layers(
         layer = model.fully_connected[place]
         assert isinstance(layer, nn.Linear)
         if ranks is not None and not 0 <= ranks[number] <= min(layer.weight.shape):
-            raise UserError(
+            raise SettingsError(
                 f"the rank of fully connected layer {number + 1} must be from 1 to {min(layer.weight.shape)}, or 0 for whole: "
                 f"got {ranks[number]}"
             )

@@ -1,5 +1,7 @@
 """Where a classifier is cut so that a map remains: images [N, 3, H, W] -> features [N, C, h, w].
 
+`fold_batch_norm` writes BatchNorm into the convolutions before it: the same features from fewer layers.
+
 Two cuts: `convolutional_part` leaves out what comes after the last map, global pooling and classifier; `cut_at_stride`
 leaves out more, so that the cells of the map lie closer together. Both go by what a module does, not by which net it is:
 it is a *chain* if it only hands its input from one child to the next, and a chain can be cut between any two children.
@@ -7,6 +9,7 @@ it is a *chain* if it only hands its input from one child to the next, and a cha
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,8 +17,9 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch.nn import functional
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from sppnet.errors import UserError
+from sppnet.errors import ModelError
 from sppnet.models.geometry import IMAGE_SIZE, REDUCING_MODULES, map_geometry, without_data
 
 # What torchvision and timm call the layers behind the last map, and what both do to it without a layer.
@@ -83,7 +87,7 @@ def cut_at_stride(backbone: nn.Module, stride: int, name: str) -> nn.Module:
         The backbone itself if its stride is the one asked for; else the part before the cut. Names of layers stay.
 
     Raises:
-        UserError: the net has no such stride; the message lists those that it has.
+        ModelError: the net has no such stride; the message lists those that it has.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, 2, 1))
@@ -101,13 +105,13 @@ def cut_at_stride(backbone: nn.Module, stride: int, name: str) -> nn.Module:
             reached *= geometry.stride
             cuts.append(_Cut(path, reached, features.shape[1]))
     except ValueError as error:
-        raise UserError(f"backbone {name!r} cannot be used: {error}") from error
+        raise ModelError(f"backbone {name!r} cannot be used: {error}") from error
     if reached == stride:
         return backbone
     fitting = [cut for cut in cuts if cut.stride == stride]
     if not fitting:
         strides = ", ".join(str(each) for each in sorted({cut.stride for cut in cuts}))
-        raise UserError(f"{name} has no map with a cell every {stride} pixels: expected one of the strides {strides}")
+        raise ModelError(f"{name} has no map with a cell every {stride} pixels: expected one of the strides {strides}")
     most = max(cut.channels for cut in fitting)
     return _until(backbone, [cut for cut in fitting if cut.channels == most][-1].path)
 
@@ -168,3 +172,60 @@ def _steps(module: nn.Module) -> tuple[list[tuple[str, nn.Module]], list[fx.Node
         steps[name] = module.get_submodule(name)
         users = list(users[0].users)
     return list(steps.items()), users
+
+
+def fold_batch_norm(backbone: nn.Module) -> None:
+    """Write each BatchNorm's running statistics into the convolution before it, in place; the outputs stay the same.
+
+    A BatchNorm that does not follow a convolution, or that shares it with another layer, stays as it is; so does one where it,
+    or the convolution, is called more than once. Of timm's, which
+    apply an activation too, the activation stays.
+
+    Args:
+        backbone: a module that `torch.fx` can trace; others are left as they are.
+
+    Raises:
+        ValueError: a BatchNorm in training mode, whose statistics are still changing.
+
+    Example:
+        >>> block = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()).eval()
+        >>> fold_batch_norm(block)
+        >>> block[1]
+        Identity()
+    """
+    training = [name for name, each in backbone.named_modules() if isinstance(each, nn.BatchNorm2d) and each.training]
+    if training:
+        raise ValueError(f"BatchNorm {training[0]!r} is in training mode: call eval() before folding")
+    try:
+        graph = _NormTracer().trace(backbone)
+    except Exception:  # whatever makes a net untraceable, folding is only a matter of speed
+        return
+    modules = dict(backbone.named_modules())
+    calls = Counter(node.target for node in graph.nodes)
+    for node in graph.nodes:
+        norm = modules[str(node.target)] if node.op == "call_module" else None
+        if not isinstance(norm, nn.BatchNorm2d):
+            continue
+        (before,) = node.all_input_nodes
+        convolution = modules.get(str(before.target)) if before.op == "call_module" else None
+        rest = _without_norm(norm)
+        once = len(before.users) == 1 and calls[before.target] == calls[node.target] == 1
+        if type(convolution) is nn.Conv2d and once and rest is not None:
+            backbone.set_submodule(str(before.target), fuse_conv_bn_eval(convolution, norm))
+            backbone.set_submodule(str(node.target), rest)
+
+
+class _NormTracer(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, nn.BatchNorm2d) or super().is_leaf_module(m, module_qualified_name)
+
+
+def _without_norm(norm: nn.BatchNorm2d) -> nn.Module | None:
+    """What a layer does beside normalising; None where that is not known."""
+    if norm.running_mean is None:
+        return None
+    if type(norm) is nn.BatchNorm2d:
+        return nn.Identity()
+    if type(norm).__name__ == "BatchNormAct2d":  # timm's
+        return nn.Sequential(norm.get_submodule("drop"), norm.get_submodule("act"))
+    return None

@@ -1,55 +1,66 @@
 """Model files: one .safetensors with the weights in half precision and, as JSON metadata, all that is known of them.
 
-The SVMs and box regressors of `sppnet.models.sppnet.LinearOutputs` keep their single precision: adding a class to a model
-must leave the others' bit for bit.
-
-`save_model` writes one, `load` reads one by path or a shipped model by name. Nothing in a file is executed.
+SVMs and ridge regressors keep their single precision: adding a class to a model must leave the others' bit for bit. A checksum
+covers weights and metadata. `save_model` writes a file, `load` reads one by path, or a shipped model by name, and files of
+earlier versions too. Nothing in a file is executed.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import nn
+from torch import Tensor, nn
 
-from sppnet.errors import UserError
-from sppnet.models.sppnet import Architecture, SPPNet
-from sppnet.whole_file import whole_file
+from sppnet.errors import ModelError, SettingsError
+from sppnet.files import MADE_BY, atomic_write
+from sppnet.models.backbones import SHIPPED
+from sppnet.cache import fingerprint
+from sppnet.models.geometry import Geometry
+from sppnet.models.preprocess import Preprocess
+from sppnet.models.sppnet import Architecture, DetectionSettings, SPPNet, build_model
 
-SHIPPED = {"voc": Path(__file__).with_name("voc.safetensors")}
-FORMAT = "sppnet/1"
-WHOLE = ("svms.", "ridge.")  # tensors of these modules keep their precision
+FORMAT, FIRST_FORMAT = "sppnet/2", "sppnet/1"
+LINEAR_HEADS = ("weights", "biases", "scale")  # of SVMs and ridge regressors: these tensors keep their precision
+SETTINGS = ("architecture", "preprocess", "detection", "geometry")  # of a model, each an object in the metadata
+Settings = TypeVar("Settings", Architecture, Preprocess, DetectionSettings, Geometry)
 
 
-def save_model(model: SPPNet, path: str | Path, training: dict[str, Any]) -> None:
+def save_model(model: SPPNet, path: str | Path) -> None:
     """Write a model file, atomically.
 
     Args:
-        model: any device; floating-point weights are stored in half precision. Single numbers are stored as they are,
-            and so are SVMs, box regressors, and a tensor with a value that half precision cannot hold (beyond 65504).
-        path: ends in .safetensors.
-        training: how it was trained: data, commit, seed, settings, figures. JSON-ready.
+        model: any device; floating-point weights are stored in half precision. Single numbers are stored as they are, and so are
+            SVMs, ridge regressors, and a tensor with a value that half precision cannot hold (beyond 65504). Its ``record`` is
+            what the file says about its training: JSON-ready.
+        path: ends in .safetensors; a model file that is there is replaced.
 
     Raises:
-        UserError: another ending, or a folder that cannot be written to.
+        OutputError: a folder that cannot be written to, or a file that sppnet did not write.
+        SettingsError: another ending.
     """
-    path = Path(path)
-    if path.suffix != ".safetensors":
-        raise UserError(f"a model file's name ends in .safetensors: got {path}")
+    path = check_model_path(path)
     tensors = {name: _stored(name, value.detach().cpu()).contiguous() for name, value in model.state_dict().items()}
-    metadata = {
-        "format": FORMAT,
-        "architecture": json.dumps(dataclasses.asdict(model.architecture)),
-        "training": json.dumps(training),
-    }
-    with whole_file(path) as unfinished:
-        unfinished.write_bytes(save(tensors, metadata))  # `save_file` would leave it readable by the owner alone
+    metadata = {"format": FORMAT, "made_by": MADE_BY, "training": json.dumps(model.record)}
+    for name in SETTINGS:
+        metadata[name] = json.dumps(dataclasses.asdict(getattr(model, name)))
+    with atomic_write(path) as unfinished:
+        # `save_file` would leave it readable by the owner alone
+        unfinished.write_bytes(save(tensors, {**metadata, "checksum": _checksum(tensors, metadata)}))
+
+
+def check_model_path(path: str | Path) -> Path:
+    """The path of a model file to write; a `SettingsError` unless its name ends in .safetensors."""
+    if Path(path).suffix != ".safetensors":
+        raise SettingsError(f"a model file's name ends in .safetensors: got {path}")
+    return Path(path)
 
 
 def load(model: str | Path, device: str | torch.device = "cpu") -> SPPNet:
@@ -60,21 +71,34 @@ def load(model: str | Path, device: str | torch.device = "cpu") -> SPPNet:
         device: where to put it, such as ``"cuda"``.
 
     Returns:
-        The model in evaluation mode, its convolutions' memory channels last.
+        The model in evaluation mode, its convolutions' memory channels last; its ``record`` says how it was trained.
 
     Raises:
-        UserError: no such name or file, or a file that is not a model of this kind.
+        ModelError: no such name or file, a file that is not a model of this kind, or a damaged one.
 
     Example:
-        >>> load("voc").architecture.names[:3]
+        >>> load("voc").class_names[:3]
         ('aeroplane', 'bicycle', 'bird')
     """
     path = find_model(model)
     metadata, tensors = _read(path)
     try:
-        net = SPPNet(_architecture(json.loads(metadata["architecture"])))
+        if metadata["format"] == FIRST_FORMAT:
+            described, tensors = _first_format(metadata, tensors)
+        else:
+            described = {
+                name: json.loads(metadata[name]) for name in ("architecture", "preprocess", "detection", "geometry")
+            }
+        geometry = described.get("geometry")
+        net = build_model(
+            _settings(Architecture, described["architecture"]),
+            _settings(Preprocess, described["preprocess"]),
+            _settings(DetectionSettings, described["detection"]),
+            geometry=None if geometry is None else _settings(Geometry, geometry),
+        )
+        net.record = json.loads(metadata.get("training", "{}"))
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(
+        raise ModelError(
             f"{path} describes a model that this version cannot build ({error}): install what that names, or update sppnet"
         ) from error
     try:
@@ -82,20 +106,16 @@ def load(model: str | Path, device: str | torch.device = "cpu") -> SPPNet:
             {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
         )
     except RuntimeError as error:
-        raise UserError(f"{path} is damaged: its weights do not fit its own description; get the file again") from error
+        raise ModelError(
+            f"{path} is damaged: its weights do not fit its own description; get the file again"
+        ) from error
     net.eval().to(device)
     net.backbone.to(memory_format=torch.channels_last)
     return net
 
 
-def training_record(model: str | Path) -> dict[str, Any]:
-    """How a model was trained, as `save_model` was told; the model is named or found as by `load`."""
-    record: dict[str, Any] = json.loads(_read_metadata(find_model(model)).get("training", "{}"))
-    return record
-
-
 def round_to_stored(module: nn.Module) -> None:
-    """Make the weights what a model file will hold of them, so that what is learned next is learned on these.
+    """Make the weights what a model file will hold of them, so that what is trained next is trained on these.
 
     Example:
         >>> layer = torch.nn.Linear(1, 1)
@@ -109,56 +129,115 @@ def round_to_stored(module: nn.Module) -> None:
             value.copy_(_stored(name, value))
 
 
-def _stored(name: str, value: torch.Tensor) -> torch.Tensor:
-    # A single number keeps its precision: the features' scale may lie outside the range of half precision.
-    if not value.is_floating_point() or not value.ndim or name.startswith(WHOLE):
-        return value
-    half = value.half()
-    return half if half.isfinite().all() else value  # twice the bytes, for a tensor with a weight beyond 65504
-
-
 def find_model(model: str | Path) -> Path:
-    """The file of a shipped model's name, or of a path; a UserError where there is none."""
+    """The file of a shipped model's name, or of a path; a ModelError where there is none."""
     path = SHIPPED.get(str(model), Path(model))
     if not path.is_file():
-        raise UserError(
+        raise ModelError(
             f"no such model: {model}; expected one of the shipped names ({', '.join(SHIPPED)}) "
             "or the path of a .safetensors file made by 'sppnet train'"
         )
     return path
 
 
-def _architecture(fields: Any) -> Architecture:
-    """From what JSON holds; a TypeError where a field is missing, unknown, or of another kind than expected."""
+def _stored(name: str, value: Tensor) -> Tensor:
+    # A single number keeps its precision: the features' scale may lie outside the range of half precision.
+    if not value.is_floating_point() or not value.ndim or name.rpartition(".")[2] in LINEAR_HEADS:
+        return value
+    half = value.half()
+    return half if half.isfinite().all() else value  # twice the bytes, for a tensor with a weight beyond 65504
+
+
+def _settings(kind: type[Settings], fields: Any) -> Settings:
+    """From what JSON holds; a TypeError where a field is unknown, or of another kind than expected."""
     if not isinstance(fields, dict):
-        raise TypeError("its description is not an object with fields")
-    example = Architecture(names=("",))
-    known = {field.name: getattr(example, field.name) for field in dataclasses.fields(Architecture)}
+        raise TypeError(f"its {kind.__name__.lower()} is not an object with fields")
     values: dict[str, Any] = {}
+    required: dict[type, dict[str, Any]] = {
+        Architecture: {"class_names": ("",)},
+        Geometry: {"stride": 1, "offset": 0.5},
+    }
+    example = kind(**required.get(kind, {}))
     for name, value in fields.items():
         value = tuple(value) if isinstance(value, list) else value
-        if name in known and type(value) is not type(known[name]):
+        if not hasattr(example, name) or type(value) is not type(getattr(example, name)):
             raise TypeError(f"{name} is {value!r}")
         values[name] = value
-    return Architecture(**values)
+    return kind(**values)
 
 
-def _read_metadata(path: Path) -> dict[str, str]:
+def _first_format(
+    metadata: Mapping[str, str], tensors: Mapping[str, Tensor]
+) -> tuple[dict[str, dict[str, Any]], dict[str, Tensor]]:
+    """What version 1 of the format held, in today's words."""
+    old: dict[str, Any] = json.loads(metadata["architecture"])
+    for name, usual in (("mapping", "centre"), ("scale_rule", "area")):
+        if old.get(name, usual) != usual:
+            raise ValueError(f"{name} {old[name]!r} is no longer in the package, but in its benchmarks")
+    svm, regression = old.get("classifier") == "svm", old.get("regression", "network")
+    if regression == "ridge-pooled":
+        raise ValueError(
+            "ridge regression on pooled windows is no longer supported: train it anew with 'sppnet train svm'"
+        )
+    architecture: dict[str, Any] = _of(
+        old, "backbone", "backbone_stride", "levels", "hidden", "ranks", "detects", "multi_label"
+    )
+    architecture |= {
+        "class_names": old["names"],
+        "window_classifier": "svm" if svm and old["detects"] else "softmax",
+        "box_regressor": regression,
+        "unit_length": svm and not old["detects"],
+    }
+    preprocess: dict[str, Any] = _of(old, "short_side", "long_side", "fixed_size", "mean", "std")
+    modes = {"native": "keep-aspect", "squash": "warp", "crop": "crop", "pad": "letterbox"}
+    preprocess["resize_mode"] = modes[old.get("fit", "native")]
+    detection = {"proposals": old.get("proposer", "selective-search"), "scales": old.get("scales", ())}
+    renamed = {
+        "image_logits.": "image_classifier.",
+        "window_logits.": None if architecture["window_classifier"] == "svm" else "window_classifier.",
+        "svms.": "window_classifier.",
+        "shared_deltas.": None if regression == "ridge" else "box_regressor.shared.",
+        "class_deltas.": None if regression == "ridge" else "box_regressor.per_class.",
+        "residual_deltas.": None if regression == "ridge" else "box_regressor.residual.",
+        "ridge.": "box_regressor.",
+    }
+    kept: dict[str, Tensor] = {}
+    for key, value in tensors.items():
+        start = next((start for start in renamed if key.startswith(start)), None)
+        new = key if start is None else renamed[start]
+        if new is not None:
+            kept[key if start is None else new + key.removeprefix(start)] = value
+    return {"architecture": architecture, "preprocess": preprocess, "detection": detection}, kept
+
+
+def _of(fields: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {name: fields[name] for name in names if name in fields}
+
+
+def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata: dict[str, str] = file.metadata() or {}
+            kind = metadata.get("format", "no format at all")
+            if kind not in (FORMAT, FIRST_FORMAT):
+                raise ModelError(
+                    f"{path} is not an sppnet model: its metadata names {kind!r}, expected {FORMAT!r}; weights of a backbone alone go "
+                    "to 'sppnet train --weights'"
+                )
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise UserError(
+        raise ModelError(
             f"{path} is not a model file: expected a .safetensors made by 'sppnet train' ({error})"
         ) from error
-    if metadata.get("format") != FORMAT:
-        kind = metadata.get("format", "no format at all")
-        raise UserError(f"{path} is not an sppnet model: its metadata names {kind!r}, expected {FORMAT!r}; "
-                        "weights of a backbone alone go to 'sppnet train --weights'")  # fmt: skip
-    return metadata
+    if kind == FORMAT and metadata.pop("checksum", None) != _checksum(tensors, metadata):
+        raise ModelError(f"{path} is damaged: its checksum does not fit its weights and metadata; get the file again")
+    if kind == FIRST_FORMAT and path not in SHIPPED.values():
+        warnings.warn(f"{path} is of an earlier version, without a checksum: save it again to protect it", stacklevel=3)
+    return metadata, tensors
 
 
-def _read(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
-    metadata = _read_metadata(path)
-    with safe_open(path, framework="pt") as file:
-        return metadata, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    parts: list[Any] = [repr(sorted(metadata.items()))]
+    for name, tensor in sorted(tensors.items()):
+        parts += [f"{name} {list(tensor.shape)} {tensor.dtype}", tensor]
+    return fingerprint(parts, size=16)

@@ -1,4 +1,4 @@
-"""Where a feature cell looks in the image: stride and offset of a backbone, and boxes -> windows.
+"""Where a feature cell looks in the image: stride and offset of a backbone, its channels, the smallest image it takes.
 
 Cell i of a map is centred at pixel ``offset + stride * i`` (continuous: pixel i covers i..i+1). Both numbers follow from
 the kernel, stride, padding and dilation of every layer on the way, read from the backbone's traced graph; anything else
@@ -8,9 +8,8 @@ idea: arXiv:1406.4729, appendix A ("Mapping a Window to Feature Maps"); the auth
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -33,10 +32,12 @@ IMAGE_SIZE = (512, 704)  # of the run without data; its maps have two different 
 
 @dataclass(frozen=True)
 class Geometry:
-    """Cell i is centred at pixel ``offset + stride * i``, along both axes."""
+    """Cell i is centered at pixel ``offset + stride * i``, along both axes."""
 
-    stride: int  # pixels from one cell's centre to the next
-    offset: float  # pixels from the image's edge to the centre of cell 0
+    stride: int  # pixels from one cell's center to the next
+    offset: float  # pixels from the image's edge to the center of cell 0
+    smallest_side: int = 1  # pixels: a smaller image has no map
+    channels: int = 0  # of the map
 
 
 def backbone_geometry(backbone: nn.Module) -> Geometry:
@@ -58,9 +59,40 @@ def backbone_geometry(backbone: nn.Module) -> Geometry:
 
     Example:
         >>> backbone_geometry(nn.Sequential(nn.Conv2d(3, 8, 7, stride=2), nn.ReLU(), nn.MaxPool2d(3, 2)))
-        Geometry(stride=4, offset=5.5)
+        Geometry(stride=4, offset=5.5, smallest_side=11, channels=8)
     """
-    return map_geometry(without_data(backbone), torch.empty(1, 3, *IMAGE_SIZE, device="meta"))[0]
+    geometry, features = map_geometry(without_data(backbone), torch.empty(1, 3, *IMAGE_SIZE, device="meta"))
+    return replace(geometry, smallest_side=smallest_side(backbone), channels=features.shape[1])
+
+
+def smallest_side(backbone: nn.Module) -> int:
+    """The smallest side, in pixels, of an image that has a cell on the map; a smaller one is an error in PyTorch.
+
+    Raises:
+        ValueError: not even an image of 4096 pixels has one.
+
+    Example:
+        >>> smallest_side(nn.Sequential(nn.Conv2d(3, 8, 7, stride=2), nn.MaxPool2d(3, 2)))
+        11
+    """
+    shapes = without_data(backbone)
+
+    def suffices(side: int) -> bool:
+        try:
+            with torch.no_grad():
+                return min(shapes(torch.empty(1, 3, side, side, device="meta")).shape[2:]) > 0
+        except RuntimeError:
+            return False
+
+    low, high = 0, 1  # too small, large enough
+    while not suffices(high):
+        low, high = high, 2 * high
+        if high > 4096:
+            raise ValueError("the backbone gives no map of any image")
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if suffices(middle) else (middle, high)
+    return high
 
 
 def map_geometry(net: nn.Module, images: Tensor) -> tuple[Geometry, Tensor]:
@@ -80,7 +112,7 @@ def map_geometry(net: nn.Module, images: Tensor) -> tuple[Geometry, Tensor]:
         >>> pool = nn.MaxPool2d(3, 2, ceil_mode=True)  # without data anyway
         >>> geometry, features = map_geometry(pool, torch.empty(1, 96, 110, 90, device="meta"))
         >>> geometry, features.shape
-        (Geometry(stride=2, offset=1.5), torch.Size([1, 96, 55, 45]))
+        (Geometry(stride=2, offset=1.5, smallest_side=1, channels=0), torch.Size([1, 96, 55, 45]))
     """
     net = nn.Sequential(net)  # in a container, a single layer is traced as one
     try:
@@ -239,98 +271,3 @@ def _pair(value: Any) -> tuple[int, int]:
 def _holds(tensor: Tensor, size: tuple[int, ...]) -> bool:
     """Whether two neighbouring dimensions of a tensor are the height and width of a map."""
     return any(tensor.shape[start : start + 2] == size for start in range(tensor.ndim - 1))
-
-
-def probe_geometry(backbone: Callable[[Tensor], Tensor], width: int = 512, height: int = 96) -> Geometry:
-    """Measure stride and offset instead: the middle of the pixels that move one cell, for two neighbouring cells.
-
-    Slower than `backbone_geometry`, and an independent check of it. Exact to half a pixel for symmetric reach.
-
-    Args:
-        backbone: images [1, 3, H, W] -> features [1, C, h, w]; every weight's influence must be non-zero, so give it
-            positive weights and no saturating layers (see the tests).
-        width: pixels of the probe image, along which is measured; the middle cells must not see its edges.
-        height: pixels of the probe image, across.
-    """
-    image = torch.rand(1, 3, height, width, requires_grad=True)
-    features = backbone(image)
-    row, middle = features.shape[-2] // 2, features.shape[-1] // 2
-    centres = []
-    for cell in (middle, middle + 1):
-        (gradient,) = torch.autograd.grad(features[0, :, row, cell].sum(), image, retain_graph=True)
-        columns = gradient[0].abs().sum((0, 1)).nonzero().flatten()
-        centres.append((float(columns.min()) + float(columns.max()) + 1) / 2)
-    stride = round(centres[1] - centres[0])
-    return Geometry(stride, centres[0] - stride * middle)
-
-
-def boxes_to_windows(
-    boxes: Tensor, geometry: Geometry, map_size: tuple[int, int], scale: tuple[float, float]
-) -> Tensor:
-    """Map boxes of the original image to windows of its feature map.
-
-    A window holds the cells whose centres lie inside the box (x0 <= centre < x1), as in the paper. Where no centre
-    does, it is the one cell whose centre is nearest the box's; windows are clipped to the map. So no window is empty,
-    wherever the box lies.
-
-    Args:
-        boxes: [R, 4] in pixels of the original image; R may be 0.
-        geometry: stride and offset of the backbone.
-        map_size: (height, width) of the map, in cells, each at least 1.
-        scale: (vertical, horizontal) factor from the original image to the image that the backbone saw.
-
-    Returns:
-        [R, 4] int64, on the device of ``boxes``: x0, y0, x1, y1 in cells, half-open, 0 <= x0 < x1 <= width, likewise y.
-
-    Raises:
-        ValueError: boxes of another shape, or a map without cells.
-
-    Source: arXiv:1406.4729, appendix A: left = floor(x/S) + 1, right = ceil(x/S) - 1, counted in cells' centres.
-
-    Example:
-        >>> boxes = torch.tensor([[0.0, 0, 64, 40], [21, 21, 22, 22]])
-        >>> boxes_to_windows(boxes, Geometry(16, 8.0), (10, 10), (1.0, 1.0))
-        tensor([[0, 0, 4, 2],
-                [1, 1, 2, 2]])
-    """
-    height, width = map_size
-    if boxes.ndim != 2 or boxes.shape[1] != 4 or min(map_size) < 1:
-        raise ValueError(
-            f"expected boxes [R, 4] and a map of at least one cell: got boxes {list(boxes.shape)} and a map of "
-            f"{height} x {width} cells"
-        )
-    factors = torch.tensor([scale[1], scale[0]] * 2, dtype=torch.float64, device=boxes.device)
-    cells = (boxes.double() * factors - geometry.offset) / geometry.stride  # the box in cell centres
-    limits = torch.tensor([width, height], device=boxes.device)
-    nearest = ((cells[:, :2] + cells[:, 2:]) / 2).round().long().clamp(min=0).minimum(limits - 1)
-    start = cells[:, :2].ceil().long().clamp(min=0).minimum(limits)
-    stop = cells[:, 2:].ceil().long().clamp(min=0).minimum(limits)
-    empty = stop <= start
-    start, stop = torch.where(empty, nearest, start), torch.where(empty, nearest + 1, stop)
-    return torch.cat([start, stop], dim=1)
-
-
-def window_residuals(boxes: Tensor, windows: Tensor, geometry: Geometry, scale: tuple[float, float]) -> Tensor:
-    """Where the edges of windows lie beside those of the boxes that they stand for: what rounding to cells lost.
-
-    A cell is taken to cover a stride's width around its centre.
-
-    Args:
-        boxes: [R, 4] in pixels of the original image, each side above 0.
-        windows: [R, 4] in cells, as `boxes_to_windows` gives for them.
-        geometry: stride and offset of the backbone.
-        scale: (vertical, horizontal) factor from the original image to the image that the backbone saw.
-
-    Returns:
-        [R, 4] float32: window edge minus box edge, for x0, y0, x1, y1, in sides of the box; between -1 and 1.
-
-    Example:
-        >>> boxes = torch.tensor([[0.0, 0, 64, 40]])
-        >>> windows = boxes_to_windows(boxes, Geometry(16, 8.0), (10, 10), (1.0, 1.0))
-        >>> window_residuals(boxes, windows, Geometry(16, 8.0), (1.0, 1.0))
-        tensor([[ 0.0000,  0.0000,  0.0000, -0.2000]])
-    """
-    factors = boxes.new_tensor([scale[1], scale[0]] * 2)
-    edges = ((windows - 0.5) * geometry.stride + geometry.offset) / factors  # in pixels of the original
-    sides = (boxes[:, 2:] - boxes[:, :2]).clamp(min=1e-3).repeat(1, 2)
-    return ((edges - boxes) / sides).clamp(-1, 1).float()

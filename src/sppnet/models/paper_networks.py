@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sppnet.models.sppnet import SPPNet
 
 HIDDEN = (4096, 4096)  # widths of the fully connected layers
-# The release's pixels, 0..255 minus 128, as `sppnet.models.sppnet.Architecture` states them. The first weights are made
+# The release's pixels, 0..255 minus 128, as `sppnet.models.preprocess.Preprocess` states them. The first weights are made
 # for these: pixels of variance 1 would start with maps that vary some 60 times less, next to biases of 1.
 PIXEL_MEAN = (128 / 255, 128 / 255, 128 / 255)
 PIXEL_STD = (1 / 255, 1 / 255, 1 / 255)
@@ -168,7 +168,7 @@ def _with_first_weights(**layers: nn.Module) -> nn.Sequential:
     return net
 
 
-def initialise_as_paper(model: SPPNet) -> None:
+def initialize_as_paper(model: SPPNet) -> None:
     """Give a network's fully connected layers, in place, the weights that the paper's nets start with.
 
     Weights from N(0, 0.01), biases 1, in the layers behind the pyramid and in the class scores of images and of windows. A
@@ -176,21 +176,21 @@ def initialise_as_paper(model: SPPNet) -> None:
     What moves boxes, and the backbone, stay as they are: `zf5` and the others come with their first weights.
 
     Args:
-        model: such as ``SPPNet(Architecture(names, "zf5", hidden=HIDDEN, mean=PIXEL_MEAN, std=PIXEL_STD))``.
+        model: such as ``build_model(Architecture(class_names, "zf5", hidden=HIDDEN), Preprocess(mean=PIXEL_MEAN, std=PIXEL_STD))``.
 
     Source: the authors' release, model-defs/Zeiler_conv5.prototxt; for the scores of windows, arXiv:1406.4729, section 4.1.
 
     Example:
-        >>> from sppnet.models.sppnet import Architecture, SPPNet
-        >>> net = SPPNet(Architecture(("cat", "dog"), "zf5", hidden=(8,), multi_label=False))
-        >>> initialise_as_paper(net)
-        >>> net.image_logits.bias.detach()
+        >>> from sppnet.models.sppnet import Architecture, build_model
+        >>> net = build_model(Architecture(("cat", "dog"), "zf5", hidden=(8,), multi_label=False))
+        >>> initialize_as_paper(net)
+        >>> net.image_classifier.bias.detach()
         tensor([1., 1.])
     """
-    scores = [model.image_logits, *([model.window_logits] if model.architecture.detects else [])]
+    scores = [model.image_classifier, *([model.window_classifier] if model.window_classifier is not None else [])]
     for linear in (*model.fully_connected.modules(), *scores):
         if isinstance(linear, nn.Linear):
             nn.init.normal_(linear.weight, std=WEIGHT_STD)
             nn.init.constant_(linear.bias, FULLY_CONNECTED_BIAS)
     if model.architecture.multi_label:
-        nn.init.zeros_(model.image_logits.bias)
+        nn.init.zeros_(model.image_classifier.bias)

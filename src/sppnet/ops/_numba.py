@@ -49,7 +49,7 @@ LARGE_PAGE = 2 << 20  # bytes, on the processors that have them
 MADV_HUGEPAGE = 14  # of Linux; Python's mmap knows it too, but only for memory of its own
 BLOCK = 8  # channels whose gradients lie side by side: those of a window's cells fit into the first cache
 LEAST_CHANNELS = 32  # of a part: a cache line of half precision, so that no two threads write to one
-WINDOWS_AT_ONCE = 512  # of half precision, whose sums are float32: bounds what is held in both
+WINDOW_CHUNK = 512  # of half precision, whose sums are float32: bounds what is held in both
 
 _one_at_a_time = threading.Lock()  # numba's own pool of threads, where there is no OpenMP, ends the process otherwise
 
@@ -75,8 +75,8 @@ def forward(
             return pooled, torch.empty(NO_WINNERS, dtype=torch.int32)
         wide = cells.float()
         pooled = _empty(shape, features.dtype)
-        for start in range(0, len(windows), WINDOWS_AT_ONCE):
-            part = slice(start, start + WINDOWS_AT_ONCE)
+        for start in range(0, len(windows), WINDOW_CHUNK):
+            part = slice(start, start + WINDOW_CHUNK)
             sums = torch.empty_like(pooled[part], dtype=torch.float32)
             _call(kernels.mean, wide.numpy(), rows[part], sides, parts, sums.numpy())
             pooled[part] = sums
@@ -105,7 +105,7 @@ def backward(
         result = torch.zeros(maps, height, width, channels, dtype=dtype)
     else:  # see BLOCK
         result = torch.zeros(maps, -(-channels // BLOCK), height * width, BLOCK, dtype=dtype)
-    at_once = len(windows) if gradient.dtype == dtype else WINDOWS_AT_ONCE
+    at_once = len(windows) if gradient.dtype == dtype else WINDOW_CHUNK
     for start in range(0, len(windows), max(1, at_once)):
         part = slice(start, start + at_once)
         given, rows = gradient[part].to(dtype).contiguous().numpy(), windows[part].contiguous().numpy()

@@ -1,0 +1,91 @@
+"""Options that several commands have, the devices they compute on, and the folders that they cache in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from sppnet.errors import SettingsError
+
+Images = Annotated[list[Path], Parameter(help="Image files, folders (searched through) or patterns such as '*.jpg'.")]
+Data = Annotated[Path, Parameter(help="Annotated images: a VOC folder, COCO JSON with its images, or a YOLO folder.")]
+Folder = Annotated[
+    Path, Parameter(help="A folder of class folders; or of 'train' and perhaps 'val', each of class folders.")
+]
+Model = Annotated[str, Parameter(help="A shipped model's name, or the path of a model file.")]
+Detector = Annotated[str, Parameter(help="A trained detector: the path of a model file, or a shipped name.")]
+NewModel = Annotated[Path, Parameter(help="The model file to write, .safetensors.")]
+Split = Annotated[str, Parameter(help="Of the data set.")]
+Limit = Annotated[int | None, Parameter(help="Only the first so many images.")]
+SkipBad = Annotated[bool, Parameter(negative=(), help="Leave out files that cannot be read, and name them.")]
+Cache = Annotated[Path | None, Parameter(help="Folder for what is computed on the way; left out: beside the output.")]
+AsJson = Annotated[bool, Parameter(name="--json", negative=(), help="Print one JSON document and nothing else.")]
+Device = Annotated[
+    Literal["auto", "cpu", "cuda", "mps"], Parameter(help="Where to compute; auto takes a GPU if there is one.")
+]
+ProposalMethod = Annotated[
+    str | None,
+    Parameter(
+        help="selective-search, edge-boxes, grid, or several joined by +; left out: the one the model was trained with."
+    ),
+]
+Scales = Annotated[
+    tuple[int, ...],
+    Parameter(
+        help="Short sides, such as 480 688 1000: a window is looked at where its object looks the usual size; left out: as the model "
+        "was trained. Several find more, and take longer."
+    ),
+]
+Views = Annotated[
+    Literal["single", "centre-crop", "10-view", "full", "multi-view", "multi-view+full"],
+    Parameter(help="How each image is looked at: once, or many times over, which is slower and may be better."),
+]
+
+
+def chosen_device(name: str) -> str:
+    """PyTorch's name of the device that ``--device`` says; a `SettingsError` where it is not there.
+
+    Example:
+        >>> chosen_device("cpu")
+        'cpu'
+    """
+    import torch
+
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        return "cuda" if available["cuda"] else "cpu"
+    if not available[name]:
+        raise SettingsError(f"device {name!r} is not available here; use --device cpu")
+    return name
+
+
+def checked_limit(limit: int | None) -> int | None:
+    """``--limit`` as it is, at least 1 or left out."""
+    if limit is not None and limit < 1:
+        raise SettingsError(f"--limit must be at least 1: got {limit}; leave it out for all images")
+    return limit
+
+
+def cache_folder(output: Path) -> Path:
+    """The folder beside a command's output, where nothing else was said.
+
+    Example:
+        >>> cache_folder(Path("models/birds.safetensors")).as_posix()
+        'models/birds.cache'
+    """
+    return output.with_name(f"{output.stem}.cache")
+
+
+@contextmanager
+def cache_or_temporary(cache: Path | None) -> Iterator[Path]:
+    """The folder that was asked for; without one, a folder that is gone afterwards."""
+    if cache is not None:
+        yield cache
+        return
+    with TemporaryDirectory(prefix="sppnet-") as folder:
+        yield Path(folder)

@@ -1,0 +1,170 @@
+"""`sppnet train`: a detector, a classifier; SVMs for a detector; a class more for one with SVMs."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from sppnet.classification.train import ClassifierSettings, report_folder, train_classifier
+from sppnet.cli import complain
+from sppnet.cli.options import (
+    AsJson,
+    Cache,
+    Data,
+    Detector,
+    Device,
+    Folder,
+    Limit,
+    NewModel,
+    SkipBad,
+    Split,
+    cache_folder,
+    checked_limit,
+    chosen_device,
+)
+from sppnet.data.annotations import read_annotated
+from sppnet.data.labelled import training_images
+from sppnet.detection.add_class import add_class as add_one_class
+from sppnet.detection.train import DetectorSettings, train_detector, train_svms_of
+from sppnet.models.files import load
+from sppnet.progress import progress_bars
+
+
+def detector(
+    data: Data,
+    /,
+    *,
+    output: NewModel,
+    split: Split = "train",
+    model: Annotated[str | None, Parameter(help="A trained detector to go on from; left out: a new one.")] = None,
+    settings: Annotated[DetectorSettings, Parameter(name="*")] = DetectorSettings(),
+    cache: Cache = None,
+    device: Device = "auto",
+) -> int:
+    """Train a detector: in minutes on a frozen backbone (quick), end to end (standard), or in the paper's stages (paper).
+
+    A stopped run goes on where it was when the same words are given again.
+    """
+    annotated = read_annotated(data, split)
+    with progress_bars() as progress:
+        net = train_detector(
+            annotated, output=output, cache=cache or cache_folder(output), settings=settings, model=model,
+            device=chosen_device(device), progress=progress,
+        )  # fmt: skip
+    return _wrote(output, net.record["seconds"])
+
+
+def svm(
+    model: Detector,
+    data: Data,
+    /,
+    *,
+    output: NewModel,
+    split: Split = "train",
+    ridge: Annotated[bool, Parameter(help="Fit box regression anew, too: one ridge regression for each class.")] = True,
+    limit: Limit = None,
+    cache: Cache = None,
+    device: Device = "auto",
+) -> int:
+    """Train the paper's last stages on a detector: linear SVMs with hard negatives, and box regression.
+
+    Scores are then decision scores, and classes can be added in seconds.
+    """
+    annotated = read_annotated(data, split, checked_limit(limit))
+    with progress_bars() as progress:
+        net = train_svms_of(
+            load(model, chosen_device(device)), annotated, output=output, cache=cache or _cache_of(model, output), ridge=ridge,
+            progress=progress,
+        )  # fmt: skip
+    return _wrote(output, net.record["seconds"])
+
+
+def add_class(
+    model: Detector,
+    name: Annotated[str, Parameter(help="A class of DATA.")],
+    data: Data,
+    /,
+    *,
+    output: NewModel,
+    split: Split = "train",
+    old_negatives: Annotated[
+        bool,
+        Parameter(
+            help="Take windows of the model's own training for negatives, if --cache is its folder; not where those images show "
+            "the class."
+        ),
+    ] = True,
+    limit: Limit = None,
+    cache: Cache = None,
+    device: Device = "auto",
+) -> int:
+    """Add a class to a detector with SVMs; the other classes stay as they are, bit for bit."""
+    annotated = read_annotated(data, split, checked_limit(limit))
+    with progress_bars() as progress:
+        net = add_one_class(
+            load(model, chosen_device(device)), name, annotated, output=output, cache=cache or _cache_of(model, output),
+            old_negatives=old_negatives, progress=progress,
+        )  # fmt: skip
+    added = net.record["added"][-1]
+    old = f" and {added['old_negatives']} windows of the model's own training" if added["old_negatives"] else ""
+    print(f"trained {name!r} on {added['objects']} objects, against what else is in {added['images']} images{old}")
+    return _wrote(output, added["seconds"])
+
+
+def classifier(
+    data: Folder,
+    /,
+    *,
+    output: Annotated[Path, Parameter(help="The model file to write, .safetensors; a report comes beside it.")],
+    settings: Annotated[ClassifierSettings, Parameter(name="*")] = ClassifierSettings(),
+    skip_bad: SkipBad = False,
+    cache: Cache = None,
+    as_json: AsJson = False,
+    device: Device = "auto",
+) -> int:
+    """Train a classifier on a folder of class folders. A stopped run goes on, if given the same words again."""
+    images, validation = training_images(data)
+    with progress_bars() as progress:
+        net = train_classifier(
+            images, validation=validation, output=output, cache=cache or cache_folder(output), settings=settings, skip_bad=skip_bad,
+            device=chosen_device(device), progress=progress,
+        )  # fmt: skip
+    if _is_helper():
+        return 0
+    record = net.record
+    for bad in record["skipped"]:
+        complain(f"left out: {bad['error']}")
+    if as_json:
+        print(json.dumps({"model": str(output), "report": str(report_folder(output)), **record}, indent=1))
+        return 0
+    print(f"wrote {output} ({output.stat().st_size / 1e6:.1f} MB, {record['seconds']} s)")
+    if record["evaluation"] is not None:
+        right, (low, high) = record["evaluation"]["top1"], record["evaluation"]["top1_interval"]
+        print(
+            f"{100 * right:.1f} % of {record['evaluation']['images']} validation images are answered right "
+            f"(95 % interval {100 * low:.1f} to {100 * high:.1f}); confusions and mistakes in {report_folder(output)}"
+        )
+    return 0
+
+
+def _cache_of(model: str, output: Path) -> Path:
+    """Where the model was trained, if that is there."""
+    own = cache_folder(Path(model))
+    return own if own.is_dir() else cache_folder(output)
+
+
+def _is_helper() -> bool:
+    """Whether this is one of several processes, and not the one that answers."""
+    return os.environ.get("LOCAL_RANK", "0") != "0"
+
+
+def _wrote(output: Path, seconds: dict[str, Any]) -> int:
+    if _is_helper():
+        return 0
+    took = ", ".join(f"{stage} {value} s" for stage, value in seconds.items())
+    print(f"wrote {output} ({output.stat().st_size / 1e6:.1f} MB; {took})")
+    return 0
