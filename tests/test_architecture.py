@@ -14,7 +14,7 @@ PACKAGE = REPOSITORY / "src" / "sppnet"
 # A part may import from parts further up and from itself; not from its own line, and never from further down.
 ORDER = (
     ("errors",),
-    ("files", "progress", "whole_file"),
+    ("files", "progress"),
     ("cache",),
     ("boxes", "results"),
     ("ops",),

@@ -12,14 +12,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from sppnet.data.fit import FITS
 from torch import nn
 
 from sppnet.classification import features
 from sppnet.classification.compare import Comparison, FitResult, _differences, compare_fits, native_short_side
 from sppnet.classification.features import LARGEST_ASPECT
-from sppnet.data.fit import FITS
-from sppnet.data.folder import LabelledImages, read_folder
+from sppnet.data.formats.folder import read_folder
 from sppnet.data.images import scaled_size
+from sppnet.data.labelled import LabelledImages
 from sppnet.errors import UserError
 from sppnet.models.sppnet import Architecture, SPPNet
 

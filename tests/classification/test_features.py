@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sppnet.data.fit import fit_image
 from torch import nn
 
 from sppnet.classification import features as module
@@ -27,7 +28,6 @@ from sppnet.classification.features import (
     pooled_features,
 )
 from sppnet.classification.vectors import take_levels, to_vectors, unit_length
-from sppnet.data.fit import fit_image
 from sppnet.errors import UserError
 from sppnet.models.sppnet import IMAGENET_MEAN, IMAGENET_STD, SPPNet
 from sppnet.ops.pyramid_pool import pyramid_pool

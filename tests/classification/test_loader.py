@@ -21,9 +21,9 @@ from sppnet.classification.loader import (
     pooled_batch,
 )
 from sppnet.classification.schedule import TrainingSizes
-from sppnet.data.folder import LabelledImages
 from sppnet.data.images import image_size, read_image
-from sppnet.data.size_buckets import SizeBuckets
+from sppnet.data.labelled import LabelledImages
+from sppnet.data.samplers import SizeBuckets
 from sppnet.models.sppnet import Architecture, SPPNet
 
 NATIVE = Architecture(("a", "b"), short_side=48, long_side=96)

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from sppnet.classification.readable import readable_images
-from sppnet.data.folder import LabelledImages
+from sppnet.data.labelled import LabelledImages
 from sppnet.errors import UserError
 
 
@@ -29,7 +29,7 @@ def test_sizes_are_upright_and_in_order(photos: LabelledImages, tmp_path: Path) 
     exif = turned.getexif()
     exif[0x0112] = 6
     turned.save(tmp_path / "turned.jpg", exif=exif)
-    good = LabelledImages((tmp_path / "turned.jpg", photos.paths[3]), np.array([1, 0]), photos.names)
+    good = LabelledImages((tmp_path / "turned.jpg", photos.paths[3]), np.array([1, 0]), photos.class_names)
     readable = readable_images(good)
     assert readable.images is good
     assert readable.sizes.tolist() == [[50, 20], [30, 43]]

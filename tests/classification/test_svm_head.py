@@ -16,7 +16,7 @@ from sppnet.classification.kept import KeptFeatures, Vectors
 from sppnet.classification.svm import label_targets, train_image_svms
 from sppnet.classification.svm_head import COSTS, HeadChoice, UnitRows, choose_head, train_svm_head
 from sppnet.classification.vectors import to_vectors
-from sppnet.data.folder import LabelledImages
+from sppnet.data.labelled import LabelledImages
 from sppnet.errors import UserError
 from sppnet.models.sppnet import Architecture, SPPNet
 
@@ -55,7 +55,7 @@ def silent(stage: str, done: int, total: int) -> None:
 def learned(
     images: LabelledImages, held_out: LabelledImages, folder: Path, model: SPPNet | None = None
 ) -> tuple[SPPNet, HeadChoice, dict[str, float] | None]:
-    model = model or tiny_model(images.names)
+    model = model or tiny_model(images.class_names)
     choice, measured = train_svm_head(model, images, held_out, folder, seed=0, report=silent)
     return model, choice, measured
 

@@ -29,8 +29,9 @@ from sppnet.classification.readable import Report
 from sppnet.classification.schedule import TrainingSizes
 from sppnet.classification.settings import ClassifierSettings
 from sppnet.classification.train import TrainedClassifier, train_classifier
-from sppnet.data.folder import LabelledImages, read_folder, split_off
+from sppnet.data.formats.folder import read_folder
 from sppnet.data.images import resize_image
+from sppnet.data.labelled import LabelledImages, split_off
 from sppnet.errors import UserError
 from sppnet.models.sppnet import Architecture, SPPNet
 
@@ -54,7 +55,7 @@ def write_photos(folder: Path) -> LabelledImages:
             pixels = rng.integers(0, 150, (height, width, 3), dtype=np.uint8)
             pixels[:, :, 2 * label] += 100
             Image.fromarray(pixels).save(folder / name / f"{number:02}.png")
-    return read_folder(folder, classes=("red", "blue"))
+    return read_folder(folder, class_names=("red", "blue"))
 
 
 def tiny_model(*, norm: bool = True, hidden: tuple[int, ...] = (16,), **changes: Any) -> SPPNet:
@@ -330,7 +331,7 @@ def test_a_killed_run_ends_with_the_same_weights(
 def run_and_be_killed(photos: Path, folder: Path) -> None:
     """Every way of training, killed after each of `KILLED_AFTER` steps; prints the signals that ended them."""
     torch.set_num_threads(1)
-    images = read_folder(photos, classes=("red", "blue"))
+    images = read_folder(photos, class_names=("red", "blue"))
     for way in WAYS:
         for stop in KILLED_AFTER:
 
@@ -375,7 +376,7 @@ def test_two_processes_learn_as_one_with_twice_the_batch(photos: LabelledImages,
 def train_on_two(photos: Path, folder: Path, way: str) -> None:
     """What `test_two_processes_learn_as_one_with_twice_the_batch` starts, and Lightning a second time."""
     torch.set_num_threads(1)
-    images = read_folder(photos, classes=("red", "blue"))
+    images = read_folder(photos, class_names=("red", "blue"))
     result = train_classifier(
         tiny_model(norm=False, hidden=()),
         images.subset(range(2, 18)),

@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from sppnet.detection.maps import compute_maps
 
 from sppnet.data.annotations import DetectionData
+from sppnet.data.formats.voc import read as read_voc
 from sppnet.data.images import read_image
-from sppnet.data.voc import read_voc
 from sppnet.detection.add_class import add_class
 from sppnet.detection.box_regression import BoxRegressionSettings
 from sppnet.detection.evaluate import evaluate_detector
 from sppnet.detection.finetune import FinetuneSettings
 from sppnet.detection.linear_stages import LinearStages
-from sppnet.detection.maps import compute_maps
 from sppnet.detection.predict import Stopwatch, detect, score_windows
 from sppnet.detection.svm import SVMSettings
 from sppnet.detection.train import train_detector
@@ -34,7 +34,7 @@ STAGES = LinearStages("svm", "ridge", SVMSettings(cost=0.01), BoxRegressionSetti
 
 def only(data: DetectionData, name: str) -> DetectionData:
     """The same images with the objects of one class alone."""
-    label = data.names.index(name) + 1
+    label = data.class_names.index(name) + 1
     images = []
     for image in data.images:
         wanted = image.gt_labels == label

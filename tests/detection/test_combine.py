@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-
-from sppnet.data.voc import read_voc
 from sppnet.detection.combine import check_combination, detect_with_several, union
+
+from sppnet.data.formats.voc import read as read_voc
 from sppnet.detection.evaluate import evaluate_detector
 from sppnet.detection.linear_stages import store_svms
 from sppnet.detection.predict import detect

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sppnet.data.voc import read_voc
+from sppnet.data.formats.voc import read as read_voc
 from sppnet.detection.end_to_end import train_end_to_end
 from sppnet.detection.evaluate import evaluate_detector
 from sppnet.detection.fast_rcnn import FastRcnnSettings

@@ -192,7 +192,7 @@ SCRIPT = """
 import os, signal, sys
 from pathlib import Path
 import torch
-from sppnet.data.voc import read_voc
+from sppnet.data.formats.voc import read as read_voc
 from sppnet.detection.end_to_end import train_end_to_end
 from sppnet.detection.fast_rcnn import FastRcnnSettings
 

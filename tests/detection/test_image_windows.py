@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from sppnet.data.annotations import AnnotatedImage
-from sppnet.detection.image_windows import ImageWindows, describe_boxes, feature_scale
 from sppnet.detection.feature_maps import FeatureMaps
+from sppnet.detection.image_windows import ImageWindows, describe_boxes, feature_scale
 from sppnet.models.geometry import boxes_to_windows
 from sppnet.models.sppnet import Architecture, SPPNet
 

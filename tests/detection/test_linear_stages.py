@@ -12,9 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sppnet.data.voc import read_voc
+from sppnet.data.formats.voc import read as read_voc
 from sppnet.detection.box_regression import BoxRegression, BoxRegressionSettings
 from sppnet.detection.evaluate import evaluate_detector
+from sppnet.detection.feature_maps import compute_feature_maps
 from sppnet.detection.finetune import FinetuneSettings
 from sppnet.detection.linear_stages import (
     LinearStages,
@@ -23,7 +24,6 @@ from sppnet.detection.linear_stages import (
     stored_regression,
     stored_svms,
 )
-from sppnet.detection.feature_maps import compute_feature_maps
 from sppnet.detection.predict import Stopwatch, detect, score_windows
 from sppnet.detection.svm import LinearSVMs, SVMSettings
 from sppnet.detection.train import train_detector, train_stages_of
@@ -222,7 +222,7 @@ def test_classes_may_come_in_another_order_and_must_be_the_same(
     data = read_voc(tiny_voc_original, "train")
     turned = dataclasses.replace(
         data,
-        names=data.names[::-1],
+        names=data.class_names[::-1],
         images=tuple(dataclasses.replace(image, gt_labels=3 - image.gt_labels) for image in data.images),
     )
     for name, given in (("a", data), ("b", turned)):

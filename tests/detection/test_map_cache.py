@@ -16,8 +16,8 @@ from PIL import Image
 
 from sppnet.data.images import image_size, read_image
 from sppnet.detection import map_cache
-from sppnet.detection.map_cache import MapCache, is_whole
 from sppnet.detection.feature_maps import FeatureMaps, compute_feature_maps
+from sppnet.detection.map_cache import MapCache, is_whole
 from sppnet.errors import UserError
 from sppnet.models.sppnet import SPPNet
 

@@ -7,13 +7,13 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from sppnet.detection.scales import choose_scale
+from sppnet.models.window_mappings import MAPPINGS, windows_by
 from torch.nn import functional as F
 
 from sppnet.detection.feature_maps import FeatureMaps, compute_feature_maps
-from sppnet.detection.scales import choose_scale
 from sppnet.models.geometry import window_residuals
 from sppnet.models.sppnet import SPPNet
-from sppnet.models.window_mappings import MAPPINGS, windows_by
 
 SIDES = (128, 64, 256)
 BOXES = torch.tensor([[0.0, 0, 150, 100], [20, 10, 60, 70], [100, 50, 110, 60], [0, 0, 149, 30]])

@@ -7,11 +7,11 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from sppnet.detection.scales import choose_scale
 from torch import Tensor
 
 from sppnet.detection.feature_maps import compute_feature_maps
 from sppnet.detection.predict import Stopwatch, detect, detect_in_maps, score_windows, select
-from sppnet.detection.scales import choose_scale
 from sppnet.errors import UserError
 from sppnet.models.sppnet import SPPNet
 from sppnet.proposals.compute import propose

@@ -6,7 +6,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-
 from sppnet.detection.scales import choose_scale
 
 VOC = [(side / 375, side / 375) for side in (480, 576, 688, 864, 1200)]  # of a photo of 500 x 375 pixels

@@ -16,10 +16,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sppnet.detection.state_file import read_state
 from torch import Tensor
 
 from sppnet.detection.image_windows import ImageWindows
-from sppnet.detection.state_file import read_state
 from sppnet.detection.svm import LinearSVMs, SVMSettings, add_svm, cached_windows, train_svms
 from sppnet.detection.svm_solvers import Loss, solve_compiled, solve_liblinear
 from sppnet.errors import UserError

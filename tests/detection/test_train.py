@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from sppnet.data.annotations import DetectionData
-from sppnet.data.voc import read_voc
+from sppnet.data.formats.voc import read as read_voc
 from sppnet.detection.evaluate import evaluate_detector
 from sppnet.detection.finetune import FinetuneSettings
 from sppnet.detection.train import train_detector

@@ -6,7 +6,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-
 from sppnet.detection.voting import vote
 
 BOXES = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 14], [40, 40, 60, 60], [0, 0, 30, 30]])

@@ -8,8 +8,7 @@ import torchvision
 from torch import nn
 
 from sppnet.models.compact import compact_resnet
-from sppnet.models.cut import convolutional_part
-from sppnet.models.cut import fold_batch_norm
+from sppnet.models.cut import convolutional_part, fold_batch_norm
 
 
 def give_statistics(net: nn.Module) -> None:

@@ -6,9 +6,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from sppnet.models.window_mappings import MAPPINGS, windows_by
 
 from sppnet.models.geometry import Geometry
-from sppnet.models.window_mappings import MAPPINGS, windows_by
 
 ZF5 = Geometry(16, 20.5)  # of the release, with the pads that it was trained with: its offset0 is 21, counted from 1
 PADDED = Geometry(16, 15.5)  # the paper's x = S x', with pixels and cells counted from 1

@@ -26,7 +26,7 @@ from sppnet.classification.cross_validation import fold_accuracies, mean_interva
 from sppnet.classification.features import LARGEST_ASPECT, image_features
 from sppnet.classification.readable import readable_images
 from sppnet.data.fit import FITS, fitted_size
-from sppnet.data.folder import LabelledImages
+from sppnet.data.labelled import LabelledImages
 from sppnet.errors import UserError
 from sppnet.models.sppnet import SPPNet
 
@@ -220,7 +220,7 @@ def compare_fits(
         )
     if side < model.smallest_side:
         raise UserError(f"the side must be at least {model.smallest_side} pixels with this backbone: got {side}")
-    few = [name for name, count in zip(images.names, images.counts(), strict=True) if count == 1]
+    few = [name for name, count in zip(images.class_names, images.counts(), strict=True) if count == 1]
     if few:
         raise UserError(f"expected at least two images of every class, got one of {_listed(few[:5])}")
     given = len(images)
@@ -301,7 +301,7 @@ def native_short_side(sizes: Sequence[tuple[int, int]], side: int, minimum: int 
 def _drawn(images: LabelledImages, share: float, seed: int) -> LabelledImages:
     """Some of the images: of each class its share, and two at least."""
     rng = np.random.default_rng(seed)
-    of_class = [rng.permutation(np.flatnonzero(images.labels == label)) for label in range(len(images.names))]
+    of_class = [rng.permutation(np.flatnonzero(images.labels == label)) for label in range(len(images.class_names))]
     return images.subset(np.sort(np.concatenate([each[: max(2, round(share * len(each)))] for each in of_class])))
 
 

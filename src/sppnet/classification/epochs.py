@@ -16,6 +16,7 @@ import numpy as np
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from sppnet.cache import Part, fingerprint
 from sppnet.classification.kept import KeptFeatures, Vectors
 from sppnet.classification.loader import (
     HeldOutViews,
@@ -31,8 +32,7 @@ from sppnet.classification.loop import fit
 from sppnet.classification.module import ClassifierModule, Loaders
 from sppnet.classification.readable import ReadableImages, Report
 from sppnet.classification.settings import ClassifierSettings
-from sppnet.data.size_buckets import SizeBuckets
-from sppnet.cache import Part, fingerprint
+from sppnet.data.samplers import SizeBuckets
 from sppnet.models.cut import fold_batch_norm
 from sppnet.models.sppnet import SPPNet
 

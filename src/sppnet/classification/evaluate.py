@@ -17,8 +17,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from sppnet.classification.views import Views, view_scores, views_for
-from sppnet.data.images import ImageError, read_image
-from sppnet.errors import UserError
+from sppnet.data.images import read_image
+from sppnet.errors import ImageError, UserError
 from sppnet.metrics.classification import class_accuracies, label_ranks, wilson_interval
 from sppnet.models.sppnet import SPPNet
 
@@ -212,16 +212,18 @@ def _labels_of_model(model: SPPNet, images: Labelled) -> np.ndarray:
     if len(images.labels) != len(images.paths):
         raise ValueError(f"expected one label for each of the {len(images.paths)} images, got {len(images.labels)}")
     used = sorted(set(np.asarray(images.labels).tolist()))
-    if used[0] < 0 or used[-1] >= len(images.names):
-        raise ValueError(f"labels: expected 0..{len(images.names) - 1}, one for each name, got {used[0]}..{used[-1]}")
-    unknown = [images.names[label] for label in used if images.names[label] not in names]
+    if used[0] < 0 or used[-1] >= len(images.class_names):
+        raise ValueError(
+            f"labels: expected 0..{len(images.class_names) - 1}, one for each name, got {used[0]}..{used[-1]}"
+        )
+    unknown = [images.class_names[label] for label in used if images.class_names[label] not in names]
     if unknown:
         raise UserError(
             f"the model does not know {len(unknown)} of the {len(used)} classes of the data, such as "
             f"{', '.join(map(repr, unknown[:3]))}; it knows {len(names)}: {', '.join(map(repr, names[:3]))}"
             f"{' ...' if len(names) > 3 else ''}. Classes are matched by name: rename the folders, or give another model"
         )
-    place = [names.index(name) if name in names else -1 for name in images.names]
+    place = [names.index(name) if name in names else -1 for name in images.class_names]
     return np.array(place, np.int64)[np.asarray(images.labels)]
 
 

@@ -19,8 +19,8 @@ from torch import Tensor
 from sppnet.classification.feature_cache import FeatureCache, net_digest
 from sppnet.classification.pooled import pool_images
 from sppnet.classification.readable import Report
-from sppnet.data.images import ImageError, content_key, read_image
-from sppnet.errors import UserError
+from sppnet.data.images import content_key, read_image
+from sppnet.errors import ImageError, UserError
 from sppnet.models.backbones import map_shape
 from sppnet.models.precision import precision_of
 from sppnet.models.sppnet import SPPNet

@@ -19,9 +19,9 @@ from sppnet.classification.kept import Vectors
 from sppnet.classification.schedule import TrainingSizes
 from sppnet.data.augment import random_mirror, random_region, vary_light
 from sppnet.data.fit import fit_image, fitted_size
-from sppnet.data.folder import LabelledImages
 from sppnet.data.images import read_image, resize_image
-from sppnet.data.size_buckets import SizeBuckets
+from sppnet.data.labelled import LabelledImages
+from sppnet.data.samplers import SizeBuckets
 from sppnet.models.sppnet import Architecture
 
 Batch = dict[str, Any]

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from sppnet.data.folder import LabelledImages
-from sppnet.data.images import ImageError, image_size, read_image
-from sppnet.errors import UserError
+from sppnet.data.images import image_size, read_image
+from sppnet.data.labelled import LabelledImages
+from sppnet.errors import ImageError, UserError
 
 NAMED = 5  # bad files that one message lists
 Report = Callable[[str, int, int], None]  # stage, done, total

@@ -27,7 +27,7 @@ from sppnet.classification.newton import FloatArray
 from sppnet.classification.readable import Report
 from sppnet.classification.svm import label_targets, solve_gram
 from sppnet.classification.vectors import to_vectors
-from sppnet.data.folder import LabelledImages
+from sppnet.data.labelled import LabelledImages
 from sppnet.errors import UserError
 from sppnet.models.sppnet import SPPNet
 

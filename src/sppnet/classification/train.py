@@ -1,6 +1,6 @@
 """Train a classifier on labelled images of any size: the head on a frozen backbone, or the whole network.
 
-Files that can be read -> batches of like sizes (`sppnet.data.size_buckets`) -> a network that learns, seen by held-out
+Files that can be read -> batches of like sizes (`sppnet.data.samplers`) -> a network that learns, seen by held-out
 images after every epoch -> the model that was best on those. Or, for a model with SVMs, files -> pooled vectors -> SVMs
 (`sppnet.classification.svm_head`), of which held-out images choose nothing. A run that was stopped, by whatever means, goes on
 from its last checkpoint, or with the vectors that it has, and ends with the same weights, bit for bit on a CPU, as if never
@@ -23,8 +23,8 @@ from sppnet.classification.pooled import calibrate, spread
 from sppnet.classification.readable import Report, readable_images
 from sppnet.classification.settings import ClassifierSettings
 from sppnet.classification.svm_head import check_count, train_svm_head
-from sppnet.data.folder import LabelledImages, split_off
 from sppnet.data.images import read_image
+from sppnet.data.labelled import LabelledImages, split_off
 from sppnet.errors import UserError
 from sppnet.metrics.classification import wilson_interval
 from sppnet.models.mixed_batch import MixedBatch
@@ -89,14 +89,14 @@ def train_classifier(
 
     Example:
         >>> from PIL import Image
-        >>> from sppnet.data.folder import read_folder
+        >>> from sppnet.data.formats.folder import read_folder
         >>> from sppnet.models.sppnet import Architecture, SPPNet
         >>> for name, colour in {"red": (200, 0, 0), "blue": (0, 0, 200)}.items():
         ...     Path("photos", name).mkdir(parents=True)
         ...     for i in range(4):
         ...         Image.new("RGB", (40 + i, 50 - i), colour).save(f"photos/{name}/{i}.png")
         >>> images = read_folder("photos")
-        >>> shape = Architecture(images.names, levels=(1,), hidden=(), detects=False, multi_label=False, short_side=32)
+        >>> shape = Architecture(images.class_names, levels=(1,), hidden=(), detects=False, multi_label=False, short_side=32)
         >>> backbone = sppnet.load("voc").backbone
         >>> trained = train_classifier(SPPNet(shape, backbone), images, checkpoints=Path("work"))
         >>> trained.figures["held_out"]["accuracy"]
@@ -133,7 +133,7 @@ def train_classifier(
             "train": len(learnt.images),
             "held_out": len(watched.images),
             "held_out_were": "given" if given else "split off",
-            "classes": len(train.names),
+            "classes": len(train.class_names),
             "skipped": [{"path": str(path), "error": error} for path, error in (*learnt.broken, *watched.broken)],
         },
         "classifier": model.architecture.classifier,
@@ -155,9 +155,9 @@ def _check(
     architecture, sizes = model.architecture, settings.sizes
     if architecture.multi_label:
         raise ValueError("train_classifier: expected a model of one class an image: Architecture(multi_label=False)")
-    if train.names != architecture.names or held_out.names != architecture.names:
+    if train.class_names != architecture.names or held_out.class_names != architecture.names:
         raise UserError(
-            f"the data's classes are not the model's: {_some(train.names)} against {_some(architecture.names)}"
+            f"the data's classes are not the model's: {_some(train.class_names)} against {_some(architecture.names)}"
         )
     _check_classes(train)
     if settings.learn == "all" and sizes.rule == "native" and architecture.fit == "native":
@@ -184,7 +184,7 @@ def _check(
 
 
 def _check_classes(train: LabelledImages) -> None:
-    present = [name for name, count in zip(train.names, train.counts(), strict=True) if count]
+    present = [name for name, count in zip(train.class_names, train.counts(), strict=True) if count]
     if len(present) < 2:
         raise UserError(f"expected images of at least two classes to learn from, got {_some(tuple(present)) or 'none'}")
 

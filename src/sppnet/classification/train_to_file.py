@@ -17,8 +17,8 @@ from sppnet.classification.log import write_log
 from sppnet.classification.readable import Report
 from sppnet.classification.settings import RANDOM, ClassifierSettings
 from sppnet.classification.train import TrainedClassifier, train_classifier
-from sppnet.data.folder import LabelledImages
 from sppnet.data.images import read_image
+from sppnet.data.labelled import LabelledImages
 from sppnet.errors import UserError
 from sppnet.models.backbones import OWN, OWN_NETS, build_backbone
 from sppnet.models.compact import compact_resnet

@@ -12,7 +12,7 @@ from cyclopts import Parameter
 from sppnet.classification.compare import CompareSettings, compare_resize_modes
 from sppnet.cli import complain
 from sppnet.cli.options import AsJson, Cache, Device, SkipBad, cache_folder, chosen_device
-from sppnet.data.labelled import training_images
+from sppnet.data.formats.folder import training_images
 from sppnet.progress import progress_bars
 from sppnet.visualize.plots import plot_comparison, plot_format
 

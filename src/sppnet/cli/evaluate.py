@@ -22,8 +22,8 @@ from sppnet.cli.options import (
     checked_limit,
     chosen_device,
 )
-from sppnet.data.annotations import annotated_layout, read_annotated
-from sppnet.data.labelled import evaluation_images
+from sppnet.data.dataset import annotated_layout, read_annotated
+from sppnet.data.formats.folder import evaluation_images
 from sppnet.detection.evaluate import NO_COCO, evaluate_detector
 from sppnet.detection.suppression import DetectSettings
 from sppnet.errors import SettingsError

@@ -150,7 +150,7 @@ def check_folder(
     root = Path(root)
     if layout == "auto":
         layout = annotated_layout(root) or ("classes" if _has_class_folders(root) else "images")
-    annotated = ANNOTATED.get(layout)  # type: ignore[call-overload]  # of class folders and plain ones there is none
+    annotated = ANNOTATED[layout] if layout in ("voc", "coco", "yolo") else None
     parsed: Parsed = annotated.check(root) if annotated else folder.check(root) if layout == "classes" else _plain(root)
     groups = _groups(parsed)
     listing = None if annotated else list_images(root)
@@ -215,7 +215,7 @@ def _object_findings(parsed: Parsed, facts: Mapping[Path, ImageFacts]) -> Iterat
     empty = []
     for entry in parsed.entries():
         fact = None if entry.path is None else facts.get(entry.path)
-        if entry.path is not None and not entry.seen:
+        if entry.path is not None and entry.annotated and not entry.seen:
             empty.append(entry.path.name)
         elif fact is not None:
             yield from _size_findings(entry, fact)

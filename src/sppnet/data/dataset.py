@@ -10,7 +10,7 @@ from typing import Literal
 from sppnet.data.annotations import DetectionData
 from sppnet.data.formats import coco, folder, voc, yolo
 from sppnet.data.labelled import LabelledImages
-from sppnet.errors import DataError, SettingsError
+from sppnet.errors import DataError
 
 AnnotatedLayout = Literal["voc", "coco", "yolo"]
 ANNOTATED: dict[AnnotatedLayout, ModuleType] = {"voc": voc, "coco": coco, "yolo": yolo}
@@ -59,7 +59,7 @@ def read_annotated(root: str | os.PathLike[str], split: str = "train", limit: in
         what = "no annotated images found" if os.path.exists(root) else "no such file or folder"
         expected = ", ".join(f"{module.NAME} ({module.LAYOUT})" for module in ANNOTATED.values())
         raise DataError(Path(root), f"{what}; expected one of {expected}")
-    data: DetectionData = ANNOTATED[layout].read(root, split, _checked_limit(limit))
+    data: DetectionData = ANNOTATED[layout].read(root, split, limit)
     return data
 
 
@@ -88,11 +88,5 @@ def read_dataset(
         ('cat', 'dog')
     """
     if annotated_layout(root) is None and folder.recognize(Path(root)):
-        return folder.read(root, split, _checked_limit(limit))
+        return folder.read(root, split, limit)
     return read_annotated(root, split, limit)
-
-
-def _checked_limit(limit: int | None) -> int | None:
-    if limit is not None and limit < 1:
-        raise SettingsError(f"limit must be at least 1 or None: got {limit}")
-    return limit

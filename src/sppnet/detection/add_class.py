@@ -85,7 +85,7 @@ def add_class(
     files, cache, maps = windows_of(net, data, work, report)
     prepared = time.perf_counter()
 
-    label = data.names.index(name) + 1
+    label = data.class_names.index(name) + 1
     windows = MappedWindows(net, cache, data.images, files, maps, classes=1, label=label)
     settings = SVMSettings(**record.get("svm", {}))
     old: list[ImageWindows] = []
@@ -181,9 +181,9 @@ def _check(net: SPPNet, model: str, name: str, data: DetectionData) -> None:
         )
     if name in net.class_names:
         raise UserError(f"{model} has the class {name!r} already")
-    if name not in data.names:
-        raise UserError(f"the data has no class {name!r}, only {', '.join(data.names[:20])}")
-    label = data.names.index(name) + 1
+    if name not in data.class_names:
+        raise UserError(f"the data has no class {name!r}, only {', '.join(data.class_names[:20])}")
+    label = data.class_names.index(name) + 1
     if not any(((image.gt_labels == label) & ~image.difficult).any() for image in data.images):
         raise UserError(f"split {data.split!r} holds no object of class {name!r} ({len(data)} images)")
 

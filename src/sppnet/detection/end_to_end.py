@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from sppnet.cache import Part, fingerprint
 from sppnet.data.annotations import DetectionData
 from sppnet.data.images import content_key
 from sppnet.detection.fast_rcnn import FastRcnnSettings, learn_end_to_end
@@ -25,7 +26,6 @@ from sppnet.detection.train import Report, calibrate, check_training, proposals_
 from sppnet.errors import UserError
 from sppnet.models.backbones import build_backbone
 from sppnet.models.files import find_model, load, save_model, training_record
-from sppnet.cache import Part, fingerprint
 from sppnet.models.provenance import trained_by
 from sppnet.models.sppnet import Architecture, SPPNet
 from sppnet.proposals.files import load_proposals
@@ -94,7 +94,7 @@ def train_end_to_end(
     images = []
     for image, file in zip(annotated, files, strict=True):
         candidates = find_candidates(
-            image, load_proposals(file)[0], len(data.names), settings.foreground_iou, settings.background_iou
+            image, load_proposals(file)[0], len(data.class_names), settings.foreground_iou, settings.background_iou
         )
         if len(candidates.labels):
             images.append(LearningImage(image.path, candidates))

@@ -14,8 +14,8 @@ from sppnet.data.annotations import DetectionData
 from sppnet.data.images import read_image
 from sppnet.detection import NMS_IOU, VOTE_IOU
 from sppnet.detection.combine import check_combination, union
-from sppnet.detection.map_cache import MapCache
 from sppnet.detection.feature_maps import compute_feature_maps
+from sppnet.detection.map_cache import MapCache
 from sppnet.detection.predict import Stopwatch, score_kind, score_windows, select
 from sppnet.detection.train import Report, proposals_of
 from sppnet.errors import UserError
@@ -91,11 +91,11 @@ def evaluate_detector(
     models = (model,) if isinstance(model, SPPNet) else tuple(model)
     check_combination(models)
     names = models[0].class_names
-    data.check_names(names)
+    data.check_class_names(names)
     if not data.images:
         raise UserError(f"split {data.split!r} holds no images: nothing to evaluate on")
     report = report or (lambda stage, done, total: None)
-    to_data_label = np.array([0] + [data.names.index(name) + 1 for name in names])
+    to_data_label = np.array([0] + [data.class_names.index(name) + 1 for name in names])
     watch, found, whole, kind = Stopwatch(), [], [], score_kind(models[0])
     with watch.stage("proposals"):
         own = [proposer or net.architecture.proposer for net in models]
@@ -113,7 +113,7 @@ def evaluate_detector(
                 maps = compute_feature_maps(net, pixels) if cache is None else cache.get(net, image.path, pixels)
             with watch.stage("whole image"), torch.inference_mode(), autocast(net.device):
                 answer_of_whole = net.image_classifier(net.fully_connected(maps.pool(net, maps.whole_window())))[0]
-                in_data_order = [net.class_names.index(name) for name in data.names]
+                in_data_order = [net.class_names.index(name) for name in data.class_names]
                 logits.append(answer_of_whole.float().cpu().numpy()[in_data_order])
             answers.append(score_windows(net, maps, boxes, watch))
         whole.append(np.mean(logits, axis=0))
@@ -128,10 +128,10 @@ def evaluate_detector(
     boxes_truth = [(image.gt_boxes, image.gt_labels, image.difficult) for image in data.images]
     image_truth = [(image.gt_labels, image.difficult) for image in data.images]
     return DetectorEvaluation(
-        evaluate_voc(found, boxes_truth, data.names),
-        _coco(found, boxes_truth, data.names),
-        detection_errors(found, boxes_truth, data.names),
-        evaluate_voc_images(np.stack(whole), image_truth, data.names),
+        evaluate_voc(found, boxes_truth, data.class_names),
+        _coco(found, boxes_truth, data.class_names),
+        detection_errors(found, boxes_truth, data.class_names),
+        evaluate_voc_images(np.stack(whole), image_truth, data.class_names),
         len(data),
         kind,
         {stage: seconds / len(data) for stage, seconds in watch.seconds.items()},

@@ -29,16 +29,15 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from sppnet.detection.feature_maps import FeatureMaps
 from sppnet.detection.finetune import REFERENCE_WIDTH, detection_losses
 from sppnet.detection.image_batches import ImageBatches, LearningImage, Sample
 from sppnet.detection.learning_layers import choose_layers
-from sppnet.detection.feature_maps import FeatureMaps
-from sppnet.progress import Progress
 from sppnet.detection.steps import Steps
 from sppnet.errors import UserError
-from sppnet.models.precision import autocast
-from sppnet.models.precision import fast_backward
+from sppnet.models.precision import autocast, fast_backward
 from sppnet.models.sppnet import SPPNet
+from sppnet.progress import Progress
 
 WARM_UP = 0.05  # of all steps
 LOG_EVERY = 10  # steps

@@ -27,8 +27,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from sppnet.boxes import flip_boxes, flip_deltas
-from sppnet.detection.map_cache import MapCache
 from sppnet.detection.feature_maps import Progress
+from sppnet.detection.map_cache import MapCache
 from sppnet.detection.steps import Steps
 from sppnet.detection.targets import Candidates, draw
 from sppnet.models.precision import autocast

@@ -25,13 +25,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sppnet.cache import fingerprint
 from sppnet.data.annotations import AnnotatedImage
 from sppnet.detection.box_regression import BoxRegression, BoxRegressionSettings, train_box_regression
 from sppnet.detection.map_cache import MapCache
 from sppnet.detection.mapped_windows import MappedWindows
 from sppnet.detection.svm import LinearSVMs, SVMSettings, train_svms
 from sppnet.errors import UserError
-from sppnet.cache import fingerprint
 from sppnet.models.sppnet import CLASSIFIERS, REGRESSIONS, LinearOutputs, SPPNet
 
 Report = Callable[[str, int, int], None]  # stage, done, total

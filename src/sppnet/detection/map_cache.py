@@ -23,12 +23,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from sppnet.cache import fingerprint
 from sppnet.data.images import content_key, image_size, read_image
 from sppnet.detection.feature_maps import FeatureMaps, compute_feature_maps
-from sppnet.progress import Progress
 from sppnet.errors import UserError
-from sppnet.cache import fingerprint
 from sppnet.models.sppnet import SPPNet
+from sppnet.progress import Progress
 from sppnet.whole_file import whole_file
 
 ENTRY = "image_maps"  # of the files' metadata: what else `FeatureMaps` holds, and the checksum

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from sppnet.cache import Part, fingerprint
 from sppnet.data.annotations import AnnotatedImage
 from sppnet.detection.image_windows import ImageWindows, WindowsOfImages, describe_boxes
 from sppnet.detection.map_cache import MapCache
-from sppnet.cache import Part, fingerprint
 from sppnet.models.sppnet import SPPNet
 from sppnet.proposals.files import load_proposals
 

@@ -15,17 +15,17 @@ from typing import Any
 
 import torch
 
+from sppnet.cache import Part, fingerprint
 from sppnet.data.annotations import DetectionData
 from sppnet.data.images import image_size, read_image
+from sppnet.detection.feature_maps import compute_feature_maps
 from sppnet.detection.finetune import FinetuneSettings, TrainingImage, finetune
 from sppnet.detection.linear_stages import LinearStages, train_linear_stages
 from sppnet.detection.map_cache import MapCache
-from sppnet.detection.feature_maps import compute_feature_maps
 from sppnet.detection.targets import find_candidates
 from sppnet.errors import UserError
 from sppnet.models.backbones import build_backbone
 from sppnet.models.files import find_model, load, round_to_stored, save_model, training_record
-from sppnet.cache import Part, fingerprint
 from sppnet.models.provenance import trained_by
 from sppnet.models.sppnet import Architecture, SPPNet
 from sppnet.progress import Progress, no_progress
@@ -95,7 +95,7 @@ def train_detector(
     images = []
     for image, file in zip(data.images, files, strict=True):
         candidates = find_candidates(
-            image, load_proposals(file)[0], len(data.names), settings.foreground_iou, settings.background_iou
+            image, load_proposals(file)[0], len(data.class_names), settings.foreground_iou, settings.background_iou
         )
         if len(candidates.labels):
             size = image_size(image.path)  # the annotation's may be wrong; the map was made of what the file holds

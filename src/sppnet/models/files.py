@@ -19,10 +19,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from sppnet.cache import fingerprint
 from sppnet.errors import ModelError, SettingsError
 from sppnet.files import MADE_BY, atomic_write
 from sppnet.models.backbones import SHIPPED
-from sppnet.cache import fingerprint
 from sppnet.models.geometry import Geometry
 from sppnet.models.preprocess import Preprocess
 from sppnet.models.sppnet import Architecture, DetectionSettings, SPPNet, build_model

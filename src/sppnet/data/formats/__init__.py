@@ -19,7 +19,7 @@ import numpy as np
 
 from sppnet.data.annotations import AnnotatedImage, DetectionData
 from sppnet.data.images import image_size
-from sppnet.errors import DataError, ImageError
+from sppnet.errors import DataError, ImageError, SettingsError
 
 Severity = Literal["error", "warning", "note"]
 Size = tuple[int, int]  # (height, width)
@@ -80,6 +80,7 @@ class Entry:
     place: Place  # where the size is stated
     stated: Size | None = None
     label: str = ""  # of the whole image, in class folders
+    annotated: bool = True  # whether anything says what is in it
     objects: list[Object] = field(default_factory=list)
     seen: set[Object] = field(default_factory=set)
 
@@ -91,7 +92,7 @@ class Entry:
         except ImageError:
             return _UNKNOWN
 
-    def annotated(self, label_of: dict[str, int]) -> AnnotatedImage:
+    def image(self, label_of: dict[str, int]) -> AnnotatedImage:
         """The form that training works on; an `ImageError` where the size is not stated and cannot be measured."""
         assert self.path is not None, "a missing image is an error, which was raised before"
         return AnnotatedImage(
@@ -142,7 +143,7 @@ class Parsed:
         """The one split that was parsed; a `DataError` of the first finding that is an error."""
         raise_first_error(self.findings)
         label_of = {name: label for label, name in enumerate(self.class_names, start=1)}
-        images = tuple(entry.annotated(label_of) for entry in self.entries())
+        images = tuple(entry.image(label_of) for entry in self.entries())
         return DetectionData(tuple(self.class_names), images, split)
 
 
@@ -152,6 +153,13 @@ def raise_first_error(findings: Iterable[Finding]) -> None:
     if errors:
         more = f" (and {len(errors) - 1} more: `sppnet check` names each)" if len(errors) > 1 else ""
         raise DataError(errors[0].path, errors[0].message + more, errors[0].line)
+
+
+def checked_limit(limit: int | None) -> int | None:
+    """How many images are read, at least 1, or None for all; a `SettingsError` for another number."""
+    if limit is not None and limit < 1:
+        raise SettingsError(f"limit must be at least 1, or left out for all images: got {limit}")
+    return limit
 
 
 def checked_size(height: int, width: int) -> Size | None:

@@ -29,6 +29,7 @@ from sppnet.data.formats import (
     Parsed,
     Severity,
     Size,
+    checked_limit,
     checked_size,
     choose_split,
     cut_box,
@@ -89,7 +90,7 @@ def read(
         Traceback (most recent call last):
         sppnet.errors.DataError: no/such/folder: no such file or folder; expected COCO annotations: annotations/instances_...
     """
-    parsed = _parse(Path(root), split, limit)
+    parsed = _parse(Path(root), split, checked_limit(limit))
     if drop_faulty:
         parsed.findings = [finding for finding in parsed.findings if finding.kind != "box"]
     return parsed.data(split)
@@ -204,11 +205,12 @@ def _parse_file(file: _File, parsed: Parsed, limit: int | None) -> None:
         parsed.findings.append(Finding(file.path, None, "error", "list", "no images in it"))
     for index, content in enumerate(file.annotations):
         place = partial(file.find, "annotations", index)
-        number = content.get("image_id") if isinstance(content, dict) else None
-        if not (_is_whole(number) or isinstance(number, str)) or number not in entries:
-            message = f"image_id {number!r} is none of the {len(entries)} images' ids"
+        image_id = content.get("image_id") if isinstance(content, dict) else None
+        if not (_is_whole(image_id) or isinstance(image_id, str)) or image_id not in entries:
+            message = f"image_id {image_id!r} is none of the {len(entries)} images' ids"
+            message = message if isinstance(content, dict) else f"expected an object with fields, got {_shown(content)}"
             parsed.findings.append(place("error", "image-id", message))
-        elif (of := entries[number]) is not None:
+        elif (of := entries[image_id]) is not None:
             parsed.add(of, place, partial(_object, content, file.classes, of.size))
     parsed.splits[file.split] = [entry for entry in entries.values() if entry is not None]
 

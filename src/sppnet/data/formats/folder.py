@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from sppnet.data.find import Listing, checked_folder, is_hidden, list_images
-from sppnet.data.formats import Entry, Finding, Parsed, choose_split, raise_first_error, some
+from sppnet.data.formats import Entry, Finding, Parsed, Severity, checked_limit, choose_split, raise_first_error, some
 from sppnet.data.labelled import LabelledImages
 from sppnet.errors import DataError
 
@@ -49,6 +49,7 @@ def read(root: str | os.PathLike[str], split: str = TRAIN, limit: int | None = N
         Traceback (most recent call last):
         sppnet.errors.UserError: no/such/folder: no such folder; expected a folder of images
     """
+    checked_limit(limit)
     parts = split_parts(root)
     if parts:
         name = choose_split(Path(root), split, parts)
@@ -156,7 +157,7 @@ def check(root: Path) -> Parsed:
         parsed.findings += _stray_findings(root, list_images(root, deep=False).images)
     parsed.findings += _findings(train, most=_ALL)
     for index, other in enumerate(others):
-        severity = "error" if index == 0 else "warning"  # training reads the first
+        severity: Severity = "error" if index == 0 else "warning"  # training reads the first
         parsed.findings += [replace(found, severity=severity) for found in _validation_findings(train, other, _ALL)]
     parsed.findings += _name_findings(train, lone=not others)
     for name, part in parts.items():

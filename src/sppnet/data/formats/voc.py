@@ -24,6 +24,7 @@ from sppnet.data.formats import (
     Parsed,
     Place,
     Size,
+    checked_limit,
     checked_size,
     choose_split,
     cut_box,
@@ -82,7 +83,7 @@ def read(root: str | os.PathLike[str], split: str = "train", limit: int | None =
         Traceback (most recent call last):
         sppnet.errors.DataError: no/such/folder: no such folder; expected a folder with Annotations, ImageSets, JPEGImages
     """
-    return _Parser(Path(root)).parse(split, limit).data(split)
+    return _Parser(Path(root)).parse(split, checked_limit(limit)).data(split)
 
 
 def check(root: Path) -> Parsed:
@@ -102,7 +103,7 @@ def check(root: Path) -> Parsed:
     if bare:
         message = f"{len(bare)} images have no annotation, and are in no list ({bare[0].name} ...)"
         parsed.findings.append(Finding(folder / "JPEGImages", None, "note", "unannotated", message))
-        parsed.splits[""] += [Entry(path.stem, path, partial(Finding, path, None)) for path in bare]
+        parsed.splits[""] += [Entry(path.stem, path, partial(Finding, path, None), annotated=False) for path in bare]
     if parser.zeros:
         message = (
             f"{parser.zeros} times xmin or ymin is 0, but VOC counts from 1: do these boxes lie a pixel too far left?"
@@ -122,9 +123,9 @@ class _Parser:
         self.zeros = 0
         self.images: dict[str, Path] = {}  # one listing of the folder instead of a look-up for each image
         for path in sorted((self.folder / "JPEGImages").iterdir()):
-            if path.suffix.lower() in IMAGE_ENDINGS and not is_hidden(path.name):
-                if path.stem not in self.images or path.suffix == ".jpg":
-                    self.images[path.stem] = path
+            image = path.suffix.lower() in IMAGE_ENDINGS and not is_hidden(path.name)
+            if image and (path.stem not in self.images or path.suffix == ".jpg"):
+                self.images[path.stem] = path
 
     def parse(self, split: str | None = None, limit: int | None = None) -> Parsed:
         """One split, or all of them and, as the split "", what no list names."""
@@ -191,9 +192,10 @@ class _Parser:
         try:
             tree, lines = _parse_xml(path)
         except (expat.ExpatError, OSError, ValueError, LookupError) as error:  # the last two: a false encoding
-            damaged = isinstance(error, expat.ExpatError)
-            reason = f"not readable as a VOC annotation: {expat.ErrorString(error.code) if damaged else error}"
-            line = error.lineno if damaged else None
+            what, line = (
+                (expat.ErrorString(error.code), error.lineno) if isinstance(error, expat.ExpatError) else (error, None)
+            )
+            reason = f"not readable as a VOC annotation: {what}"
             self.parsed.findings.append(Finding(path, line, "error", "annotation", reason))
             return entry
         place = partial(_place, path, lines)

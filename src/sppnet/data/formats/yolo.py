@@ -24,7 +24,9 @@ from sppnet.data.formats import (
     Finding,
     Object,
     Parsed,
+    Severity,
     Size,
+    checked_limit,
     choose_split,
     cut_box,
     plain_split,
@@ -82,7 +84,7 @@ def read(root: str | os.PathLike[str], split: str = "train", limit: int | None =
         Traceback (most recent call last):
         sppnet.errors.DataError: no/such/folder: no such file or folder; expected a YOLO folder: data.yaml, or images/ and ...
     """
-    return _parse(_find_folder(Path(root)), split, limit).data(split)
+    return _parse(_find_folder(Path(root)), split, checked_limit(limit)).data(split)
 
 
 def check(root: Path) -> Parsed:
@@ -138,7 +140,7 @@ def _parse(folder: _Folder, split: str | None = None, limit: int | None = None) 
         try:
             images = list(_split_images(folder, name).items())[:limit]
         except DataError as error:  # a YAML names a test part even where an export has none
-            severity = "warning" if split is None and plain_split(name) == "test" else "error"
+            severity: Severity = "warning" if split is None and plain_split(name) == "test" else "error"
             parsed.findings.append(Finding(error.path, error.line, severity, "missing", error.reason))
             continue
         for image_id, path in images:
@@ -234,10 +236,10 @@ def _from_yaml(path: Path) -> _Folder:
         raise DataError(path, "not the YAML of a YOLO folder; expected names, train and val in it")
     names = content["names"]
     if isinstance(names, dict):
-        numbers = [str(number) for number in range(len(names))]
-        if set(names) != set(numbers):
+        indices = [str(index) for index in range(len(names))]
+        if set(names) != set(indices):
             raise DataError(path, f"names are numbered {_shown(sorted(names))}; expected 0, 1, 2 ... without gaps")
-        names = [names[number] for number in numbers]
+        names = [names[index] for index in indices]
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise DataError(path, "names are not a list of names, nor a mapping from 0, 1, 2 ... to names")
     checked = _checked_names([name.strip() for name in names], path)
@@ -254,8 +256,9 @@ def _from_yaml(path: Path) -> _Folder:
             splits[name] = places
     if not splits:
         raise DataError(path, "no splits; expected train and val, each a folder of images or a list of images")
-    whole = isinstance(shape, list) and all(isinstance(number, str) and number.isdecimal() for number in shape)
-    return _Folder(path.parent, checked, splits, path, math.prod(map(int, shape)) if whole else 0)
+    numbers = [number for number in shape if isinstance(number, str)] if isinstance(shape, list) else []
+    whole = len(numbers) == 2 and all(number.isdecimal() and len(number) < 5 for number in numbers)
+    return _Folder(path.parent, checked, splits, path, math.prod(int(number) for number in numbers) if whole else 0)
 
 
 def _resolved(base: Path, value: str) -> Path:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from sppnet.data.size_buckets import SizeBuckets
+from sppnet.data.samplers import SizeBuckets
 
 SIZES = [(int(h), int(w)) for h, w in np.random.default_rng(0).integers(100, 500, (500, 2))]
 
