@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from sppnet.layers import PyramidPool, RegionPyramidPool
-from sppnet.ops import _export, _reference
-from sppnet.ops.windows import whole_windows
+from sppnet.ops import _export, _torch
+from sppnet.ops.bins import whole_windows
 
 LEVELS = ((6, 3, 2, 1), (6, 4, 3, 2, 1), (5, 1), (7, 3), (1, 2, 3, 6), (3, 3), (1,))
 DYNAMIC = {"images": {0: "n", 2: "h", 3: "w"}, "features": {0: "n", 2: "h", 3: "w"}, "windows": {0: "r"}}
@@ -102,16 +102,16 @@ def test_the_formulas_are_the_definition(seed: int, levels: tuple[int, ...], red
         (_export.region_pyramid_pool(features, windows, levels, reduce), windows),
         (_export.pyramid_pool(features, levels, reduce), whole_windows(features)),
     ):
-        agree(pooled, _reference.region_pyramid_pool(features, which, levels, reduce), reduce)
+        agree(pooled, _torch.definition(features, which, levels, reduce), reduce)
 
 
 @pytest.mark.parametrize("reduce", ["max", "mean"])
 def test_what_is_not_finite_stays_in_its_bins(reduce: str) -> None:
     features, windows = broken_maps()
     pooled = _export.region_pyramid_pool(features, windows, (3, 2, 1), reduce)
-    agree(pooled, _reference.region_pyramid_pool(features, windows, (3, 2, 1), reduce), reduce)
+    agree(pooled, _torch.definition(features, windows, (3, 2, 1), reduce), reduce)
     whole = _export.pyramid_pool(features, (3, 2, 1), reduce)
-    agree(whole, _reference.region_pyramid_pool(features, whole_windows(features), (3, 2, 1), reduce), reduce)
+    agree(whole, _torch.definition(features, whole_windows(features), (3, 2, 1), reduce), reduce)
 
 
 def test_a_bin_of_too_many_cells_is_refused() -> None:
@@ -204,7 +204,7 @@ def test_windows_of_any_number_and_maps_of_any_size(
     for maps, height, width, count in [(1, 1, 1, 2), (3, 13, 17, 1), (1, 75, 75, 200), (2, 300, 4, 50), (1, 5, 6, 0)]:
         features = torch.randn(maps, 3, height, width, generator=random)
         windows = random_windows(count, features, random)
-        expected = _reference.region_pyramid_pool(features, windows, levels, reduce)
+        expected = _torch.definition(features, windows, levels, reduce)
         agree(pool(features=features, windows=windows), expected, reduce)
 
 
@@ -215,7 +215,7 @@ def test_ten_thousand_random_windows(exported_regions: tuple[InOnnxRuntime, tupl
     pool, levels, reduce = exported_regions
     for seed in range(500):
         features, windows = random_maps(seed, count=20, largest=60)
-        expected = _reference.region_pyramid_pool(features, windows, levels, reduce)
+        expected = _torch.definition(features, windows, levels, reduce)
         agree(pool(features=features, windows=windows), expected, reduce)
 
 
@@ -225,12 +225,12 @@ def test_ten_thousand_random_windows(exported_regions: tuple[InOnnxRuntime, tupl
 def test_other_dtypes_and_what_is_not_finite(reduce: str, dtype: torch.dtype) -> None:
     features, windows = (tensor.to(dtype) if tensor.is_floating_point() else tensor for tensor in broken_maps())
     pooled = InOnnxRuntime(RegionPyramidPool((3, 2, 1), reduce=reduce), features=features, windows=windows)
-    expected = _reference.region_pyramid_pool(features, windows, (3, 2, 1), reduce)
+    expected = _torch.definition(features, windows, (3, 2, 1), reduce)
     torch.testing.assert_close(
         pooled(features=features, windows=windows), expected, rtol=1e-3, atol=1e-3, equal_nan=True
     )
     whole = InOnnxRuntime(PyramidPool((3, 2, 1), reduce=reduce), features=features)
-    expected = _reference.region_pyramid_pool(features, whole_windows(features), (3, 2, 1), reduce)
+    expected = _torch.definition(features, whole_windows(features), (3, 2, 1), reduce)
     torch.testing.assert_close(whole(features=features), expected, rtol=1e-3, atol=1e-3, equal_nan=True)
 
 

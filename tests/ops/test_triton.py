@@ -21,7 +21,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sppnet.ops import _reference, _torch
+from sppnet.ops import _torch
 from sppnet.ops.pyramid_pool import region_pyramid_pool
 
 pytest.importorskip("triton", reason="needs Triton, which comes with PyTorch's builds for CUDA")
@@ -83,7 +83,7 @@ def random_gradient(pooled: Tensor, seed: int) -> Tensor:
 
 def definition(features: Tensor, windows: Tensor, levels: tuple[int, ...], reduce: str) -> Tensor:
     """Means in float64, then rounded."""
-    return _reference.region_pyramid_pool(features.double(), windows, levels, reduce).to(features.dtype)
+    return _torch.definition(features.double(), windows, levels, reduce).to(features.dtype)
 
 
 def gradient_of_definition(

@@ -13,14 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sppnet.ops.bins import bin_count
-from sppnet.ops.windows import check_windows, whole_windows
+from sppnet.ops.bins import bin_count, check_windows, whole_windows
 
 NO_WINNERS = (0, 0, 0)  # the shape of the second result where it is not wanted
 
 
-@torch.library.custom_op("sppnet::region_pyramid_pool", mutates_args=(), device_types=("cpu", "cuda"))
-def region_pyramid_pool(
+def forward(
     features: Tensor,
     windows: Tensor | None,
     levels: Sequence[int],
@@ -44,6 +42,12 @@ def region_pyramid_pool(
     from sppnet.ops import _numba  # numba takes half a second to import
 
     return _numba.forward(features, windows, levels, reduce, keep_winners=keep_winners)
+
+
+# Its first call imports PyTorch's compiler, which takes seconds: who wants no gradient calls `forward`.
+region_pyramid_pool = torch.library.custom_op(
+    "sppnet::region_pyramid_pool", forward, mutates_args=(), device_types=("cpu", "cuda")
+)
 
 
 @region_pyramid_pool.register_fake
