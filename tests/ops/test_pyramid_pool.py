@@ -359,10 +359,10 @@ def test_a_gradient_is_the_same_on_any_number_of_threads() -> None:
 def test_a_gradient_that_nobody_announced() -> None:
     features, windows = random_maps(6)
     with torch.no_grad():
-        pooled, winners = _operator.region_pyramid_pool(features, windows, (3, 1), "max", "numba", False)
+        pooled, winners = _operator.region_pyramid_pool(features, windows, (3, 1), "max", False)
     assert winners.numel() == 0
     given = torch.ones_like(pooled)
-    arguments = (given, features, windows, pooled, winners, (3, 1), "max", "numba")
+    arguments = (given, features, windows, pooled, winners, (3, 1), "max")
     found = _operator.region_pyramid_pool_backward(*arguments)
     features.requires_grad_()
     region_pyramid_pool(features, windows, (3, 1)).sum().backward()
@@ -386,7 +386,7 @@ def test_no_windows_still_have_a_gradient() -> None:
 def test_opcheck(reduce: str, whole: bool, dtype: torch.dtype) -> None:
     features, windows = random_maps(8, dtype)
     features.requires_grad_()
-    arguments = (features, None if whole else windows, (3, 2), reduce, "numba", True)
+    arguments = (features, None if whole else windows, (3, 2), reduce, True)
     assert set(torch.library.opcheck(_operator.region_pyramid_pool, arguments).values()) == {"SUCCESS"}
 
 

@@ -33,22 +33,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sppnet.ops.bins import bin_count
+from sppnet.ops._operator import INTEGERS, NO_WINNERS, infinity_and_nan
+from sppnet.ops.bins import bin_count, nesting
 
-_INTEGERS = {
-    torch.float16: torch.int16,
-    torch.bfloat16: torch.int16,
-    torch.float32: torch.int32,
-    torch.float64: torch.int64,
-}
-_INFINITY_AND_NAN = {  # their bits: whatever is larger than infinity in magnitude is NaN, of which one stands for all
-    torch.float16: (0x7C00, 0x7E00),
-    torch.bfloat16: (0x7F80, 0x7FC0),
-    torch.float32: (0x7F800000, 0x7FC00000),
-    torch.float64: (0x7FF0000000000000, 0x7FF8000000000000),
-}
-NO_WINNERS = (0, 0, 0)
-PAGE = mmap.PAGESIZE
 LARGE_PAGE = 2 << 20  # bytes, on the processors that have them
 MADV_HUGEPAGE = 14  # of Linux; Python's mmap knows it too, but only for memory of its own
 BLOCK = 8  # channels whose gradients lie side by side: those of a window's cells fit into the first cache
@@ -69,27 +56,24 @@ def forward(
     parts = _parts(len(windows), features.shape[1])
     rows = windows.contiguous().numpy()
     if reduce == "mean":
-        sides = np.array(levels)
-        if features.dtype in (torch.float32, torch.float64):
-            pooled = _empty(shape, features.dtype)
-            _run(_mean, cells.numpy(), rows, sides, parts, pooled.numpy())
-            return pooled, torch.empty(NO_WINNERS, dtype=torch.int32)
-        wide = cells.float()
         pooled = _empty(shape, features.dtype)
-        for start in range(0, len(windows), WINDOW_CHUNK):
-            part = slice(start, start + WINDOW_CHUNK)
-            sums = torch.empty_like(pooled[part], dtype=torch.float32)
-            _run(_mean, wide.numpy(), rows[part], sides, parts, sums.numpy())
-            pooled[part] = sums
+        is_half = pooled.itemsize == 2
+        wide, chunk = (cells.float(), WINDOW_CHUNK) if is_half else (cells, max(1, len(windows)))
+        for start in range(0, len(windows), chunk):
+            part = slice(start, start + chunk)
+            means = torch.empty_like(pooled[part], dtype=wide.dtype) if is_half else pooled
+            _run(_mean, wide.numpy(), rows[part], np.array(levels), parts, means.numpy())
+            if is_half:
+                pooled[part] = means
         return pooled, torch.empty(NO_WINNERS, dtype=torch.int32)
-    integer = _INTEGERS[features.dtype]
+    integer = INTEGERS[features.dtype]
     bits = cells.view(integer).flatten(0, 2)  # [N * H * W, C]
     ordered = torch.empty_like(bits)
-    _run(_order, bits.numpy(), *_INFINITY_AND_NAN[features.dtype], ordered.numpy())
+    _run(_order, bits.numpy(), *infinity_and_nan(features.dtype), ordered.numpy())
     pooled = _empty(shape, integer)
     winners = _empty(shape if keep_winners else NO_WINNERS, torch.int32)
-    of_maps = ordered.view(cells.shape).numpy()
-    _run(_max, of_maps, rows, _plan(levels), parts, pooled.numpy(), winners.numpy())
+    of_maps, plan = ordered.view(cells.shape).numpy(), np.array(nesting(levels))
+    _run(_max, of_maps, rows, plan, parts, pooled.numpy(), winners.numpy())
     return pooled.view(features.dtype), winners
 
 
@@ -105,9 +89,9 @@ def backward(
     else:  # see BLOCK
         result = torch.zeros(maps, -(-channels // BLOCK), height * width, BLOCK, dtype=dtype)
         parts = min(result.shape[1], 4 * torch.get_num_threads())
-    at_once = len(windows) if gradient.dtype == dtype else WINDOW_CHUNK
-    for start in range(0, len(windows), max(1, at_once)):
-        part = slice(start, start + at_once)
+    chunk = max(1, len(windows)) if gradient.dtype == dtype else WINDOW_CHUNK
+    for start in range(0, len(windows), chunk):
+        part = slice(start, start + chunk)
         given, rows = gradient[part].to(dtype).contiguous().numpy(), windows[part].contiguous().numpy()
         if reduce == "mean":
             _run(_mean_gradient, given, rows, np.array(levels), parts, result.numpy())
@@ -124,8 +108,8 @@ def _empty(shape: tuple[int, int, int], dtype: torch.dtype) -> Tensor:
     """Memory for results, in large pages where Linux has them: page by page it costs more time than pooling."""
     memory = torch.empty(shape, dtype=dtype)
     if memory.nbytes >= LARGE_PAGE and sys.platform == "linux":
-        first = -(-memory.data_ptr() // PAGE) * PAGE
-        last = (memory.data_ptr() + memory.nbytes) // PAGE * PAGE
+        first = -(-memory.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+        last = (memory.data_ptr() + memory.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
         # An advice: that it is not taken, by a kernel without large pages, does no harm.
         ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), MADV_HUGEPAGE)
     return memory
@@ -139,17 +123,6 @@ def _parts(tasks: int, channels: int) -> int:
     """Into how many parts the channels are cut, so that there is work for every thread."""
     wanted = -(-4 * torch.get_num_threads() // max(1, tasks))
     return max(1, min(wanted, channels // LEAST_CHANNELS))
-
-
-def _plan(levels: Sequence[int]) -> np.ndarray:
-    """Levels from fine to coarse: [levels, 4] with the bins per side, where they start in the output, and the same two of
-    the finer level that each is derived from (or -1)."""
-    starts = np.cumsum([0, *(n * n for n in levels)])[:-1].tolist()
-    plan: list[tuple[int, int, int, int]] = []
-    for level, start in sorted(zip(levels, starts, strict=True), reverse=True):
-        nested = [(n, its_start) for n, its_start, _, _ in plan if n % level == 0]
-        plan.append((level, start, *min(nested, default=(-1, -1))))  # the coarsest has the fewest bins to read
-    return np.array(plan, dtype=np.int64)
 
 
 def _run(kernel: _Kernel, *arguments: Any) -> None:

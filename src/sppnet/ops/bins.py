@@ -45,6 +45,22 @@ def bin_count(levels: Sequence[int]) -> int:
     return sum(level * level for level in levels)
 
 
+def nesting(levels: Sequence[int]) -> list[tuple[int, int, int, int]]:
+    """The levels from fine to coarse, each with where its bins start in the output, and the same two of the finer level
+    whose bins make up its own (or zeros): of several, the coarsest has the fewest bins to read.
+
+    Example:
+        >>> nesting((6, 4, 3))
+        [(6, 0, 0, 0), (4, 36, 0, 0), (3, 52, 6, 0)]
+    """
+    starts = [bin_count(levels[:k]) for k in range(len(levels))]
+    plan: list[tuple[int, int, int, int]] = []
+    for level, start in sorted(zip(levels, starts, strict=True), reverse=True):
+        finer = [(n, its_start) for n, its_start, _, _ in plan if n % level == 0]
+        plan.append((level, start, *min(finer, default=(0, 0))))
+    return plan
+
+
 def check_levels(levels: Sequence[int]) -> tuple[int, ...]:
     """The levels as a tuple of ints, or a ValueError that shows what is wrong with them.
 

@@ -20,7 +20,6 @@ from sppnet.ops.bins import check_levels, check_windows, whole_windows
 IMPLEMENTATIONS = ("auto", "reference", "torch", "numba", "triton", "export")
 HAS_TRITON = find_spec("triton") is not None  # it comes with PyTorch's builds for CUDA on Linux
 OLDEST_GPU = (7, 5)  # compute capability: what the kernels are compiled for in the tests
-COMPILED_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def pyramid_pool(
@@ -70,7 +69,7 @@ def pyramid_pool(
         return _export.pyramid_pool(features, levels, reduce)
     if chosen == "reference":
         return _torch.definition(features, whole_windows(features), levels, reduce)
-    return _compiled(features, None, levels, reduce, chosen)
+    return _compiled(features, None, levels, reduce)
 
 
 def region_pyramid_pool(
@@ -135,7 +134,7 @@ def region_pyramid_pool(
         check_windows(windows, features)
         pool = _torch.region_pyramid_pool if chosen == "torch" else _torch.definition
         return pool(features, windows, levels, reduce)
-    return _compiled(features, windows, levels, reduce, chosen)
+    return _compiled(features, windows, levels, reduce)
 
 
 def choose(device: str, dtype: torch.dtype, *, to_onnx: bool, has_triton: bool) -> str:
@@ -154,7 +153,7 @@ def choose(device: str, dtype: torch.dtype, *, to_onnx: bool, has_triton: bool) 
     """
     if to_onnx:
         return "export"
-    if dtype in COMPILED_DTYPES:
+    if dtype in _operator.INTEGERS:
         if device == "cpu":
             return "numba"
         if device == "cuda" and has_triton:
@@ -167,40 +166,30 @@ def _implementation(name: str, features: Tensor) -> str:
     if name == "auto":
         has_triton = HAS_TRITON and device == "cuda" and torch.cuda.get_device_capability(features.device) >= OLDEST_GPU
         if torch._C._get_tracing_state() is not None and torch.onnx.is_in_onnx_export():
-            raise ValueError(
-                "pyramid pooling needs PyTorch's newer ONNX exporter: pass dynamo=True to torch.onnx.export"
-            )
+            raise ValueError("pyramid pooling needs the newer ONNX exporter: pass dynamo=True to torch.onnx.export")
         to_onnx = torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export()
         chosen = choose(device, dtype, to_onnx=to_onnx, has_triton=has_triton)
         return "torch" if chosen in ("numba", "triton") and _is_transformed() else chosen
     if name not in IMPLEMENTATIONS:
         raise ValueError(f"implementation must be one of {', '.join(IMPLEMENTATIONS)}: got {name!r}")
-    if name == "numba" and (device != "cpu" or dtype not in COMPILED_DTYPES):
+    if name == "triton" and not HAS_TRITON:
+        raise ValueError("implementation 'triton' needs Triton, which is not installed: use 'torch'")
+    takes = {"numba": "cpu", "triton": "cuda"}
+    if name in takes and (device != takes[name] or dtype not in _operator.INTEGERS):
         raise ValueError(
-            f"implementation 'numba' takes CPU maps of 16, 32 or 64 bit floats: got {dtype} on {device}; use 'torch'"
+            f"implementation {name!r} takes {takes[name].upper()} maps of 16, 32 or 64 bit floats: "
+            f"got {dtype} on {device}; use 'torch'"
         )
-    if name == "triton":
-        if not HAS_TRITON:
-            raise ValueError("implementation 'triton' needs Triton, which is not installed: use 'torch'")
-        from sppnet.ops import _triton
-
-        if not _triton.supports(features):
-            raise ValueError(
-                f"implementation 'triton' takes CUDA maps of 16, 32 or 64 bit floats: got {dtype} on {device}; "
-                "use 'torch'"
-            )
-    if name in ("numba", "triton") and _is_transformed():
+    if name in takes and _is_transformed():
         raise ValueError(f"implementation {name!r} works neither under torch.func nor in forward mode: use 'torch'")
     return name
 
 
-def _compiled(
-    features: Tensor, windows: Tensor | None, levels: tuple[int, ...], reduce: str, implementation: str
-) -> Tensor:
+def _compiled(features: Tensor, windows: Tensor | None, levels: tuple[int, ...], reduce: str) -> Tensor:
     wants_gradient = features.requires_grad and torch.is_grad_enabled()
     pool = _operator.region_pyramid_pool if wants_gradient or _is_traced(features) else _operator.forward
     pooled: Tensor
-    pooled, _ = pool(features, windows, levels, reduce, implementation, wants_gradient)
+    pooled, _ = pool(features, windows, levels, reduce, wants_gradient)
     return pooled
 
 
