@@ -7,7 +7,6 @@ import os
 import re
 import struct
 import threading
-import time
 import tracemalloc
 import zlib
 from collections.abc import Callable
@@ -152,25 +151,26 @@ def test_the_limit_is_that_of_reading(photos: Path, monkeypatch: pytest.MonkeyPa
 
 def test_very_large_images_are_decoded_one_at_a_time(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(check_images, "_ALONE", 1999)
-    inside, most, lock = 0, 0, threading.Lock()
+    meeting, met = threading.Barrier(2), []
 
-    def slow_read(path: Path) -> np.ndarray:
-        nonlocal inside, most
-        with lock:
-            inside += 1
-            most = max(most, inside)
-        time.sleep(0.01)
-        with lock:
-            inside -= 1
+    def read_in_company(path: Path) -> np.ndarray:
+        """Waits for another thread to come here too: long where one has to, and not long where none may."""
+        try:
+            meeting.wait(timeout)
+            met.append(path)
+        except threading.BrokenBarrierError:
+            meeting.reset()
         return read_image(path)
 
-    monkeypatch.setattr(check_images, "read_image", slow_read)
+    monkeypatch.setattr(check_images, "read_image", read_in_company)
     paths = sorted(path for path in photos.rglob("*") if path.is_file())
+    timeout = 0.02
     facts, findings = inspect_images(paths, workers=4)
-    assert (len(facts), findings, most) == (6, [], 1)
+    assert (len(facts), findings, met) == (6, [], [])
     monkeypatch.setattr(check_images, "_ALONE", 10**9)
+    timeout = 100
     inspect_images(paths, workers=4)
-    assert most > 1
+    assert sorted(met) == paths
 
 
 def test_too_little_memory_is_an_error_of_that_file(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from sppnet.detection.feature_maps import compute_feature_maps
 from sppnet.errors import UserError
 from sppnet.models.compact import compact_resnet
 from sppnet.models.sppnet import Architecture, SPPNet
-from sppnet.ops.windows import whole_windows
+from sppnet.ops.bins import whole_windows
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from torch import Tensor
 from sppnet.data.images import read_image
 from sppnet.models.precision import autocast
 from sppnet.models.sppnet import SPPNet
-from sppnet.ops.windows import whole_windows
+from sppnet.ops.bins import whole_windows
 from sppnet.results import Classification
 
 VALUES_AT_ONCE = 1 << 24  # of pooled bins in one pass of the head: 64 MB

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sppnet.data.images import read_image
 from sppnet.models.sppnet import SPPNet
-from sppnet.ops.windows import whole_windows
+from sppnet.ops.bins import whole_windows
 from sppnet.results import Classification
 
 

@@ -25,7 +25,7 @@ from sppnet.errors import UserError
 from sppnet.models.geometry import boxes_to_windows
 from sppnet.models.precision import autocast
 from sppnet.models.sppnet import WINDOW_CHUNK, SPPNet
-from sppnet.ops.windows import whole_windows
+from sppnet.ops.bins import whole_windows
 from sppnet.results import Classification
 
 Place = tuple[float, float]  # where a window lies: the share, 0..1, of the free room (across, down) that is before it
