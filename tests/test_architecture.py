@@ -26,8 +26,9 @@ ORDER = (
     ("evaluation",),
     ("cli",),
 )
-# Detections.draw, for notebooks, imports upward, inside the method: whoever does not draw needs neither of these.
-EXCEPTIONS = {("results", "data"), ("results", "visualize")}
+# Inside a method: what users ask of a result (draw it) and of a model (detect, classify, embed) is one call away, while whoever only
+# holds a result or builds a network imports neither pictures nor prediction.
+EXCEPTIONS = {("results", "data"), ("results", "visualize"), ("models", "detection"), ("models", "classification")}
 RANK = {part: rank for rank, parts in enumerate(ORDER) for part in parts}
 
 # Names that say nothing, and so collect everything.
