@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -131,3 +133,13 @@ def test_a_relative_import_is_read_as_its_absolute_name(tmp_path: Path, monkeypa
     path.write_text("from ..cli import main\nfrom . import _torch\n\ndef f():\n    import sppnet.models.files\n")
     assert list(imports(path)) == [(1, "sppnet.cli.main"), (2, "sppnet.ops._torch"), (5, "sppnet.models.files")]
     assert [part_of(name) for _, name in imports(path)] == ["cli", "ops", "models"]
+
+
+def test_proposals_and_results_do_without_torch() -> None:
+    """A first answer must not wait for what it does not compute with."""
+    modules = (
+        "sppnet.results, sppnet.visualize, sppnet.metrics.errors, sppnet.proposals.compute, sppnet.proposals.recall"
+    )
+    code = f"import sys, {modules}; print(sorted({{'torch', 'torchvision', 'matplotlib', 'scipy'}} & set(sys.modules)))"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout == "[]\n"

@@ -232,6 +232,7 @@ def test_a_drawing_of_whatever_reads_as_an_image(tmp_path):
     assert drawn.size == (900, 700)
     assert FOUND.draw(tmp_path / "a.png").tobytes() == FOUND.draw(Image.fromarray(photo)).tobytes() == drawn.tobytes()
     assert drawn.tobytes() != photo.tobytes()
+    assert ANSWER.draw(tmp_path / "a.png", title="a.png").width == 900
 
 
 def test_notebooks_show_a_table():
