@@ -41,9 +41,7 @@ def cache_directory(cache: Path | None) -> Iterator[Path]:
         yield Path(folder)
 
 
-def proposals_of(
-    data: DetectionData, method: str, cache: Path, progress: Progress = no_progress
-) -> list[np.ndarray]:
+def proposals_of(data: DetectionData, method: str, cache: Path, progress: Progress = no_progress) -> list[np.ndarray]:
     """The proposals [R, 4] of each image, in order; those that the cache directory lacks are computed, several at a time.
 
     They stay in memory, 30 KB an image, as every stage of a training asks for them.
