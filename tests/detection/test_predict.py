@@ -64,7 +64,7 @@ def test_a_kept_box_goes_where_its_neighbours_vote_for() -> None:
 def test_nothing_found() -> None:
     found = chosen([[1, 0, 0]] * 3)
     assert len(found) == 0
-    assert found.to_dict() == {"boxes": [], "scores": [], "score_kind": "probability", "labels": [], "names": []}
+    assert found.to_dict() == {"boxes": [], "scores": [], "score_kind": "probability", "labels": [], "class_names": []}
 
 
 def test_slivers_are_dropped() -> None:

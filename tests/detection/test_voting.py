@@ -28,8 +28,8 @@ def test_the_mean_by_score_of_what_overlaps_enough() -> None:
 
 def test_margins_count_by_what_they_have_above_the_background() -> None:
     margins = torch.tensor([[0.0, 0.5], [0, -0.5], [0, 3], [0, 3]])  # weights 1.5 and .5
-    assert voted(margins, kind="margin") == [pytest.approx([0, 0, 10, 11])]
-    assert voted(torch.tensor([[0.0, -1.1], [0, -1.2], [0, -3], [0, -3]]), kind="margin") == [[0, 0, 10, 10]]
+    assert voted(margins, kind="decision") == [pytest.approx([0, 0, 10, 11])]
+    assert voted(torch.tensor([[0.0, -1.1], [0, -1.2], [0, -3], [0, -3]]), kind="decision") == [[0, 0, 10, 10]]
 
 
 def test_other_classes_have_no_vote() -> None:
