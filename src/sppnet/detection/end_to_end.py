@@ -134,7 +134,6 @@ def train_end_to_end(
     key |= {"preprocess": repr(model.preprocess), "scales": str(model.short_sides)}
     steps = math.ceil(settings.epochs * len(images) / (settings.images_per_step * devices))
 
-<<<<<<< HEAD
     def loss(photos: Sequence[Photo], step: int) -> dict[str, Tensor]:
         maps = []
         with fast_backward(model.backbone):
@@ -144,11 +143,6 @@ def train_end_to_end(
                 maps.append((FeatureMaps((features,), (scale,), photo.size), photo.windows, None))
         batch = pool_windows(model, maps).to(model.device)
         return detection_losses(model, batch, settings.image_weight)
-=======
-    started = time.perf_counter()
-    files = proposals_of(data, model.architecture.proposer, work, report)
-    seconds["proposals"] = time.perf_counter() - started
->>>>>>> main
 
     model.train()
     model.backbone.eval()  # its BatchNorm and dropout stay as they are in use

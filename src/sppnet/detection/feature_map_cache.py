@@ -50,9 +50,7 @@ def proposals_of(data: DetectionData, method: str, cache: Path, progress: Progre
         UserError: images that cannot be read; all are named.
     """
     images = [(image.image_id, image.path) for image in data.images]
-    files, errors = proposals_for(
-        images, cache / "proposals" / method, method, progress=lambda *done: progress("proposals", *done[-2:])
-    )
+    files, errors = proposals_for(images, cache / "proposals" / method, method, progress=progress)
     if errors:
         named = "; ".join(map(str, errors.values()))
         raise UserError(f"{len(errors)} of {len(images)} images cannot be used: {named}")
