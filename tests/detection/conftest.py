@@ -52,7 +52,9 @@ def variant() -> Callable[..., SPPNet]:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             net = build_model(*parts, backbone=model.backbone, geometry=model.geometry).eval()
-        fits = {name: value for name, value in model.state_dict().items() if net.state_dict()[name].shape == value.shape}
+        fits = {
+            name: value for name, value in model.state_dict().items() if net.state_dict()[name].shape == value.shape
+        }
         net.load_state_dict(fits, strict=False)
         return net
 

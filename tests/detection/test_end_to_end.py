@@ -36,7 +36,9 @@ SETTINGS = EndToEndSettings(epochs=3, windows_per_image=8, checkpoint_interval=3
 # Batches
 
 
-def batches(model: SPPNet, photos: Sequence[TrainingImage], short_sides: Sequence[int] = (64,), **settings: Any) -> PhotoBatches:
+def batches(
+    model: SPPNet, photos: Sequence[TrainingImage], short_sides: Sequence[int] = (64,), **settings: Any
+) -> PhotoBatches:
     return PhotoBatches(photos, model.preprocess, short_sides, replace(SETTINGS, windows_per_image=4, **settings))
 
 
@@ -174,7 +176,9 @@ def test_the_loss_of_windows_reaches_the_convolutions(
         train_end_to_end(net, photos, SETTINGS, tmp_path)
 
 
-@pytest.mark.parametrize(("train_layers", "convolutions"), [("none", set[str]()), ("-1", {"last"}), ("all", {"first", "last"})])
+@pytest.mark.parametrize(
+    ("train_layers", "convolutions"), [("none", set[str]()), ("-1", {"last"}), ("all", {"first", "last"})]
+)
 def test_what_is_trained_and_what_stays(
     tiny_detector: SPPNet, photos: list[TrainingImage], tmp_path: Path, train_layers: str, convolutions: set[str]
 ) -> None:
@@ -263,9 +267,9 @@ from pathlib import Path
 import torch
 from sppnet.data.voc import read_voc
 from sppnet.detection.end_to_end import EndToEndSettings, train_end_to_end
-from sppnet.detection.feature_map_cache import proposals_of
 from sppnet.detection.targets import training_images
 from sppnet.models.files import load
+from sppnet.proposals.compute import proposals_of
 
 if __name__ == "__main__":
     torch.set_num_threads(1)

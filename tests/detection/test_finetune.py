@@ -21,12 +21,16 @@ from sppnet.detection.finetune import CachedBatches, FinetuneSettings, WindowBat
 from sppnet.detection.targets import TrainingImage
 from sppnet.models.sppnet import SPPNet
 
-SETTINGS = FinetuneSettings(steps=12, images_per_step=2, windows_per_image=2, foreground_share=0.5, checkpoint_interval=4, seed=3)
+SETTINGS = FinetuneSettings(
+    steps=12, images_per_step=2, windows_per_image=2, foreground_share=0.5, checkpoint_interval=4, seed=3
+)
 LEFT, RIGHT = torch.tensor([[0.0, 0, 64, 64]]), torch.tensor([[64.0, 0, 128, 64]])
 
 
 @pytest.fixture(scope="module")
-def maps(tiny_detector: SPPNet, photos: list[TrainingImage], tmp_path_factory: pytest.TempPathFactory) -> FeatureMapCache:
+def maps(
+    tiny_detector: SPPNet, photos: list[TrainingImage], tmp_path_factory: pytest.TempPathFactory
+) -> FeatureMapCache:
     cache = FeatureMapCache(tiny_detector, tmp_path_factory.mktemp("maps"))
     cache.fill([photo.path for photo in photos], flip=True)
     return cache
@@ -38,7 +42,9 @@ def maps(tiny_detector: SPPNet, photos: list[TrainingImage], tmp_path_factory: p
 def losses_of(logits: Tensor, deltas: Tensor, image_logits: Tensor, batch: WindowBatch) -> dict[str, Tensor]:
     """Of a network that says just that."""
     net = SimpleNamespace(
-        fully_connected=lambda pooled: pooled, heads=lambda *_: (logits, deltas), image_classifier=lambda _: image_logits
+        fully_connected=lambda pooled: pooled,
+        heads=lambda *_: (logits, deltas),
+        image_classifier=lambda _: image_logits,
     )
     return detection_losses(cast(SPPNet, net), batch, image_weight=0.5)
 
@@ -88,7 +94,9 @@ def test_the_same_seed_and_number_give_the_same_batch(maps: FeatureMapCache, pho
     assert not torch.equal(batches[5].pooled, batches[6].pooled)
 
 
-def test_flipped_images_have_flipped_boxes(tiny_detector: SPPNet, photos: list[TrainingImage], maps: FeatureMapCache) -> None:
+def test_flipped_images_have_flipped_boxes(
+    tiny_detector: SPPNet, photos: list[TrainingImage], maps: FeatureMapCache
+) -> None:
     seen = set()
     batches = CachedBatches(photos[:1], maps, replace(SETTINGS, images_per_step=1))
     for step in range(8):
@@ -203,7 +211,9 @@ def test_only_a_run_of_the_same_kind_is_taken_up(
     def steps_done(images: list[TrainingImage], **settings: Any) -> int:
         done: list[int] = []
         how = replace(SETTINGS, steps=2, **settings)
-        finetune(copy.deepcopy(tiny_detector), images, maps, how, tmp_path, progress=lambda _, step, __: done.append(step))
+        finetune(
+            copy.deepcopy(tiny_detector), images, maps, how, tmp_path, progress=lambda _, step, __: done.append(step)
+        )
         return len(done)
 
     assert steps_done(photos) == 2

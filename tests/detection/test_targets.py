@@ -148,4 +148,6 @@ def test_every_image_comes_once_before_any_comes_again(count: int, seed: int) ->
 
 
 def test_every_epoch_has_its_own_order() -> None:
-    assert [image_at(position, 20, 0) for position in range(20)] != [image_at(position, 20, 0) for position in range(20, 40)]
+    assert [image_at(position, 20, 0) for position in range(20)] != [
+        image_at(position, 20, 0) for position in range(20, 40)
+    ]

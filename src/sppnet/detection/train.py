@@ -28,7 +28,7 @@ from sppnet.data.annotations import AnnotatedImage, DetectionData
 from sppnet.data.images import content_key, read_image
 from sppnet.detection.box_regression import BoxRegressionSettings
 from sppnet.detection.end_to_end import EndToEndSettings, train_end_to_end, trainable_layers
-from sppnet.detection.feature_map_cache import FeatureMapCache, cache_directory, proposals_of
+from sppnet.detection.feature_map_cache import FeatureMapCache, cache_directory
 from sppnet.detection.feature_maps import compute_feature_maps
 from sppnet.detection.finetune import FinetuneSettings, WindowSettings, finetune
 from sppnet.detection.linear_heads import LinearHeadSettings, train_image_svms, train_linear_heads
@@ -44,6 +44,7 @@ from sppnet.models.preprocess import Preprocess
 from sppnet.models.provenance import trained_by
 from sppnet.models.sppnet import Architecture, DetectionSettings, SPPNet, build_model
 from sppnet.progress import Progress, no_progress, timed
+from sppnet.proposals.compute import proposals_of
 
 Preset = Literal["quick", "standard", "paper"]
 Stage = Literal["fine-tuning", "end to end", "linear heads"]
