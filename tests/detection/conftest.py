@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -52,8 +51,9 @@ def variant() -> Callable[..., SPPNet]:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             net = build_model(*parts, backbone=model.backbone, geometry=model.geometry).eval()
+        own = net.state_dict()
         fits = {
-            name: value for name, value in model.state_dict().items() if net.state_dict()[name].shape == value.shape
+            name: value for name, value in model.state_dict().items() if name in own and own[name].shape == value.shape
         }
         net.load_state_dict(fits, strict=False)
         return net
