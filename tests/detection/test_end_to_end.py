@@ -235,7 +235,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(
     assert net.window_classifier is not None
     with torch.no_grad():
         net.window_classifier.weight[0, 0] = torch.inf
-    with pytest.raises(SettingsError, match="training diverged at step 1: .*; take a smaller learning rate"):
+    with pytest.raises(SettingsError, match=r"training diverged at step 1: .*; take a smaller learning rate"):
         train_end_to_end(net, photos, SETTINGS, tmp_path)
 
 
@@ -252,7 +252,7 @@ def test_long_gradients_are_shortened(tiny_detector: SPPNet, photos: list[Traini
     ("setting", "message"),
     [
         ({"epochs": 0}, "epochs must be at least 1: got 0"),
-        ({"learning_rate": 0.0}, "learning_rate must be above 0 and at most 1: got 0.0"),
+        ({"foreground_share": 0.0}, "foreground_share must be above 0 and at most 1: got 0.0"),
         ({"background_iou": 0.5}, "expected 0 <= background_iou < foreground_iou <= 1: got 0.5 and 0.5"),
     ],
 )

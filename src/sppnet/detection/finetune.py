@@ -48,9 +48,8 @@ class WindowSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("foreground_share", "learning_rate"):
-            if not 0 < getattr(self, name) <= 1:
-                raise SettingsError(f"{name} must be above 0 and at most 1: got {getattr(self, name)}")
+        if not 0 < self.foreground_share <= 1:
+            raise SettingsError(f"foreground_share must be above 0 and at most 1: got {self.foreground_share}")
         if not 0 <= self.background_iou < self.foreground_iou <= 1:
             raise SettingsError(
                 "expected 0 <= background_iou < foreground_iou <= 1: "

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from cyclopts import Parameter
 
-from sppnet.cache import fingerprint, read_tensors, write_tensors
+from sppnet.cache import Part, fingerprint, read_tensors, write_tensors
 from sppnet.data.annotations import AnnotatedImage, DetectionData
 from sppnet.data.images import content_key, read_image
 from sppnet.detection.box_regression import BoxRegressionSettings
@@ -31,7 +31,7 @@ from sppnet.detection.end_to_end import EndToEndSettings, train_end_to_end, trai
 from sppnet.detection.feature_map_cache import FeatureMapCache, cache_directory
 from sppnet.detection.feature_maps import compute_feature_maps
 from sppnet.detection.finetune import FinetuneSettings, WindowSettings, finetune
-from sppnet.detection.linear_heads import LinearHeadSettings, train_image_svms, train_linear_heads
+from sppnet.detection.linear_heads import train_image_svms, train_linear_heads
 from sppnet.detection.svm import SVMSettings
 from sppnet.detection.targets import training_images
 from sppnet.detection.windows_of_images import WindowsOfImages
@@ -106,6 +106,8 @@ class DetectorSettings:
         for name in ("short_side", "epochs", "checkpoint_interval"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise SettingsError(f"{name} must be at least 1: got {getattr(self, name)}")
+        if self.learning_rate is not None and not 0 < self.learning_rate <= 1:
+            raise SettingsError(f"learning_rate must be above 0 and at most 1: got {self.learning_rate}")
         if not 0 <= self.seed < 2**32:
             raise SettingsError(f"seed must be a whole number from 0 to {2**32 - 1}: got {self.seed}")
         if self.preset == "quick":
@@ -135,11 +137,6 @@ class DetectorSettings:
         if self.train_layers == "none":
             return ("fine-tuning",)
         return ("end to end",) if starts or self.weights == RANDOM else ("fine-tuning", "end to end")
-
-    def linear_heads(self) -> LinearHeadSettings:
-        interval = self.given("checkpoint_interval")
-        ridge = None if self.ridge is False else BoxRegressionSettings(**interval)
-        return LinearHeadSettings(SVMSettings(seed=self.seed, **interval), ridge)
 
     def given(self, *names: str) -> dict[str, Any]:
         """Those of these settings that are not left out."""
@@ -188,15 +185,15 @@ def train_detector(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     net.eval().to(device)
     net.backbone.to(memory_format=torch.channels_last)
-    before, net.record = net.record, {}
     stages = settings.stages(starts=model is not None)
     shared = settings.given("flip", "learning_rate", "checkpoint_interval", "seed")
     seconds: dict[str, float] = {}
+    record: dict[str, Any] = {}
     with cache_directory(cache) as folder:
-        if model is None:
-            _set_feature_scale(net, data.images, folder)
         with timed(seconds, "proposals"):
             proposals = proposals_of(data, net.detection.proposals, folder, progress)
+        if model is None:
+            _set_feature_scale(net, data.images, folder)
         ious = (WindowSettings.foreground_iou, WindowSettings.background_iou)
         images = list(training_images(data.images, proposals, len(net.class_names), *ious))
         maps = FeatureMapCache(net, folder / "feature-maps")
@@ -218,20 +215,25 @@ def train_detector(
                 train_end_to_end(net, images, whole, folder, progress=progress)
             round_to_stored(net)
         if "linear heads" in stages:
+            svm = SVMSettings(**settings.given("checkpoint_interval", "seed"))
+            ridge = None if settings.ridge is False else BoxRegressionSettings(**settings.given("checkpoint_interval"))
+            windows = WindowsOfImages(net, maps, data.images, proposals)
+            record |= train_linear_heads(net, windows, folder, svm=svm, ridge=ridge, progress=progress)
             if settings.preset == "quick" and model is None:
                 with timed(seconds, "image classifier"):
-                    _train_image_classifier(net, maps, data.images, settings.seed, progress)
-            windows = WindowsOfImages(net, maps, data.images, proposals)
-            train_linear_heads(net, windows, settings.linear_heads(), folder=folder, progress=progress)
+                    record["image_classifier"] = _train_image_classifier(
+                        net, maps, data.images, settings.seed, progress
+                    )
             round_to_stored(net)
     net.requires_grad_(True)
-    net.record |= {
+    net.record = {
         **trained_by(),
         "data": {"split": data.split, "images": len(data), "objects": sum(len(i.gt_labels) for i in data.images)},
-        "settings": dataclasses.asdict(settings),
+        "settings": dataclasses.asdict(settings) | {"weights": settings.weights and Path(settings.weights).name},
         "stages": list(stages),
-        "started_from": before or None,
-        "seconds": {stage: round(value) for stage, value in seconds.items()} | net.record.get("seconds", {}),
+        "started_from": None if model is None else net.record,
+        **record,
+        "seconds": {stage: round(value) for stage, value in seconds.items()} | record.get("seconds", {}),
     }
     if output is not None:
         save_model(net, output)
@@ -267,7 +269,7 @@ def check_training(data: DetectionData, output: Path | None) -> None:
 
 
 def _new_model(settings: DetectorSettings, class_names: tuple[str, ...]) -> SPPNet:
-    """A detector on a backbone that was trained on something else."""
+    """A detector whose backbone alone has been trained, on something else."""
     name = settings.backbone or COMPACT
     weights = settings.weights or pretrained_weights(name)
     if (settings.train_layers or "all") != "all" or settings.preset != "standard":
@@ -318,7 +320,7 @@ def _start(model: SPPNet | str | Path, settings: DetectorSettings) -> SPPNet:
 def _set_feature_scale(net: SPPNet, images: Sequence[AnnotatedImage], folder: Path) -> None:
     """Scale the features so that their mean square over the first images is 1; found once for a backbone and images."""
     paths = [image.path for image in images[:SCALE_IMAGES]]
-    parts = [net.backbone.state_dict(), repr(net.preprocess), *(content_key(path) for path in paths)]
+    parts: list[Part] = [net.backbone.state_dict(), repr(net.preprocess), *(content_key(path) for path in paths)]
     file = folder / "feature-maps" / f"scale-{fingerprint(parts, size=8)}.safetensors"
     found = read_tensors(file)
     if found is None:
@@ -332,7 +334,7 @@ def _set_feature_scale(net: SPPNet, images: Sequence[AnnotatedImage], folder: Pa
 
 def _train_image_classifier(
     net: SPPNet, maps: FeatureMapCache, images: Sequence[AnnotatedImage], seed: int, progress: Progress
-) -> None:
+) -> dict[str, Any]:
     """SVMs that say which classes are in a whole image, where no fully connected layers learned it with the windows."""
     head_features = np.empty((len(images), net.image_classifier.in_features), np.float16)
     present = np.full((len(images), len(net.class_names)), -1, np.int8)
@@ -343,5 +345,4 @@ def _train_image_classifier(
         present[row, image.gt_labels[image.difficult] - 1] = 0
         present[row, image.gt_labels[~image.difficult] - 1] = 1
         progress("image classifier", row + 1, len(images))
-    choice = train_image_svms(net, head_features, present, seed=seed)
-    net.record["image_classifier"] = choice.to_dict()
+    return train_image_svms(net, head_features, present, seed=seed).to_dict()
