@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -53,3 +53,21 @@ def _log_lines() -> Progress:
             print(f"{stage}: {done} of {total}", file=sys.stderr, flush=True)
 
     return show
+
+
+@contextmanager
+def timed(seconds: MutableMapping[str, float], stage: str) -> Iterator[None]:
+    """Add the time that is spent within it to that of a stage.
+
+    Example:
+        >>> seconds = {}
+        >>> with timed(seconds, "maps"):
+        ...     pass
+        >>> list(seconds)
+        ['maps']
+    """
+    started = time.perf_counter()
+    try:
+        yield
+    finally:
+        seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - started

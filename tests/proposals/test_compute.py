@@ -10,10 +10,11 @@ import pytest
 from PIL import Image
 
 from sppnet.data.images import content_key
+from sppnet.data.voc import read_voc
 from sppnet.errors import UserError
 from sppnet.metrics.detections import overlaps
 from sppnet.proposals import compute
-from sppnet.proposals.compute import METHODS, check_method, method_settings, proposals_for, propose
+from sppnet.proposals.compute import METHODS, check_method, method_settings, proposals_for, proposals_of, propose
 from sppnet.proposals.files import IMPORTED, load_proposals, save_proposals
 from sppnet.proposals.grid import grid_boxes
 from sppnet.proposals.selective_search import drop_near_duplicates, selective_search
@@ -166,3 +167,14 @@ def test_mistakes_of_the_caller(tmp_path: Path, images: list[tuple[str, Path]]) 
     with pytest.raises(UserError, match="cannot be written"):
         proposals_for(images, tmp_path / "file", "grid")
     assert proposals_for([], tmp_path / "out", "grid") == ({}, {})
+
+
+def test_the_proposals_of_a_data_set(tiny_voc: Path, tmp_path: Path) -> None:
+    data = read_voc(tiny_voc, "train")
+    first, again = (proposals_of(data, "grid", tmp_path) for _ in range(2))
+    assert len(first) == 8
+    assert all(np.array_equal(one, other) for one, other in zip(first, again, strict=True))
+    for image in data.images[:2]:
+        image.path.write_bytes(image.path.read_bytes()[:300])
+    with pytest.raises(UserError, match=r"2 of 8 images cannot be used: .*000000\.jpg: .*; .*000001\.jpg: "):
+        proposals_of(data, "grid", tmp_path)

@@ -48,18 +48,18 @@ def proposals(
     missing: tuple[str, ...] = ()
     with progress_bars() as progress, cache_or_temporary(cache) as folder:
         if source is None:
-            files = proposals_of(annotated, method, folder, progress)
-            file_of = {image.image_id: file for image, file in zip(annotated.images, files, strict=True)}
+            found = proposals_of(annotated, method, folder, progress)
+            boxes = {image.image_id: boxes for image, boxes in zip(annotated.images, found, strict=True)}
         else:
             cached = folder / "proposals" / IMPORTED
             imported = import_proposals(source, annotated, cached, progress)
-            file_of, missing = dict(imported.files), imported.missing
-        boxes = {image_id: load_proposals(file)[0] for image_id, file in file_of.items()}
+            boxes = {image_id: load_proposals(file)[0] for image_id, file in imported.files.items()}
+            missing = imported.missing
     answer = recall_report(annotated, boxes)
     print(json.dumps(answer, indent=1) if as_json else format_recall(answer))
     if source is not None:
         dropped = f"{imported.dropped} empty or outside their image"
-        print(f"{imported.boxes} boxes of {len(file_of)} images in {cached}; {dropped}", file=sys.stderr)
+        print(f"{imported.boxes} boxes of {len(boxes)} images in {cached}; {dropped}", file=sys.stderr)
     if missing:
         some = ", ".join(missing[:5]) + (" ..." if len(missing) > 5 else "")
         return complain(f"{source} has no boxes of {len(missing)} of {len(annotated)} images, which need some: {some}")

@@ -2,35 +2,33 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from sppnet.data.annotations import DetectionData
 from sppnet.data.images import read_image
-from sppnet.detection import NMS_IOU, VOTE_IOU
-from sppnet.detection.combine import check_combination, union
+from sppnet.detection.feature_map_cache import FeatureMapCache, cache_directory
 from sppnet.detection.feature_maps import compute_feature_maps
-from sppnet.detection.map_cache import MapCache
-from sppnet.detection.predict import Stopwatch, score_kind, score_windows, select
-from sppnet.detection.train import Report, proposals_of
+from sppnet.detection.predict import check_combination, score_kind, score_windows, union
+from sppnet.detection.suppression import DetectSettings, select
 from sppnet.errors import UserError
 from sppnet.metrics.coco import CocoResult, evaluate_coco
 from sppnet.metrics.errors import DetectionErrors, detection_errors
 from sppnet.metrics.voc import VocResult, evaluate_voc, evaluate_voc_images
-from sppnet.models.precision import autocast
 from sppnet.models.sppnet import SPPNet
-from sppnet.proposals.files import load_proposals
+from sppnet.progress import Progress, no_progress, timed
+from sppnet.proposals.compute import proposals_of
 from sppnet.results import ScoreKind
 
-# Low: average precision asks for the whole ranking. Of margins, what hard negative mining calls easy is left out.
+# Low: average precision asks for the whole ranking. Of decision scores, what hard negative mining calls easy is left out.
 SCORE_THRESHOLDS: dict[ScoreKind, float] = {"probability": 0.01, "decision": -1.2}
-MOST = 300  # boxes per image; COCO counts the 100 best
-MOST_PER_CLASS = 100  # boxes per image by margin, as released: classes' margins are not made to be compared
+RANKED = DetectSettings(max_detections=300)  # COCO counts the 100 best of an image
+MAX_PER_CLASS = 100  # boxes per image by decision score, as released: classes' scores are not made to be compared
 NO_COCO = "COCO's average precision needs two more packages: pip install 'sppnet[coco]'"
 
 
@@ -44,102 +42,103 @@ class DetectorEvaluation:
     whole_images: VocResult  # of the ranking of whole images, class by class
     images: int
     score_kind: ScoreKind  # what the boxes were ranked by
-    seconds_per_image: dict[str, float]  # by stage; proposals that were found in the work folder cost next to nothing
+    seconds_per_image: dict[str, float]  # by stage; what was cached costs next to nothing
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready: the boxes' ``map`` and ``classes``, ``coco`` (None where it could not be counted), ``errors``,
         ``classification``, ``images``, ``score_kind``, ``seconds_per_image``."""
-        classification = {"map": self.whole_images.to_dict()["map"]}
-        seconds = {stage: round(value, 5) for stage, value in self.seconds_per_image.items()}
         return {
             **self.result.to_dict(),
             "coco": self.coco.to_dict()["coco"] if self.coco else None,
             "errors": self.errors.to_dict(),
-            "classification": classification,
+            "classification": {"map": self.whole_images.to_dict()["map"]},
             "images": self.images,
             "score_kind": self.score_kind,
-            "seconds_per_image": seconds,
+            "seconds_per_image": {stage: round(value, 5) for stage, value in self.seconds_per_image.items()},
         }
 
 
 def evaluate_detector(
     model: SPPNet | Sequence[SPPNet],
     data: DetectionData,
-    work: Path,
-    report: Report | None = None,
     *,
-    vote_iou: float = VOTE_IOU,
-    proposer: str | None = None,
-    maps_folder: Path | None = None,
+    cache: Path | None = None,
+    cache_maps: bool = False,
+    proposals: str | None = None,
+    settings: DetectSettings = RANKED,
+    progress: Progress = no_progress,
+    **options: Any,
 ) -> DetectorEvaluation:
     """Detect in every image of ``data`` and compare with its objects.
 
     Args:
-        model: a detector whose classes are those of the data, in any order; or several, whose answers are combined
-            (`sppnet.detection.combine`; of whole images, the mean of their logits).
+        model: a detector whose classes are those of the data, in any order; or several, whose answers are combined: see
+            `sppnet.detection.predict.union`; of whole images, the mean of their logits.
         data: a split that the model was not trained on.
-        work: proposals are kept below this folder; missing ones are computed, several images at a time.
-        report: told of each stage's progress: its name, done, total.
-        vote_iou: see `sppnet.detect`; 0: boxes stay, as in the paper.
-        proposer: another than the model's own, for all of them.
-        maps_folder: read maps that are kept below it (`sppnet.detection.map_cache`), and keep those that are missing: several models
-            of one frozen backbone are scored sooner. Then the seconds of "maps" are of reading.
+        cache: proposals that lie below this folder are read, and missing ones written; None: they are computed for this once.
+        cache_maps: feature maps, too: several models of one frozen backbone are scored sooner.
+        proposals: another method than the model's own, for all of them.
+        settings, options: as of `sppnet.detect`; where no score threshold is given, a low one.
+        progress: called with "proposals" and "detection", images done, all.
 
     Raises:
-        UserError: the model and the data have different classes, or the data has no images.
+        ModelError: models that cannot be combined, or one that only classifies.
+        UserError: the model and the data have different classes, or the data has no images, or some that cannot be read.
     """
     models = (model,) if isinstance(model, SPPNet) else tuple(model)
     check_combination(models)
-    names = models[0].class_names
-    data.check_class_names(names)
+    class_names, kind = models[0].class_names, score_kind(models[0])
+    data.check_names(class_names)
     if not data.images:
         raise UserError(f"split {data.split!r} holds no images: nothing to evaluate on")
-    report = report or (lambda stage, done, total: None)
-    to_data_label = np.array([0] + [data.class_names.index(name) + 1 for name in names])
-    watch, found, whole, kind = Stopwatch(), [], [], score_kind(models[0])
-    with watch.stage("proposals"):
-        own = [proposer or net.architecture.proposer for net in models]
-        proposers = set(own)
-        files = {name: proposals_of(data, name, work, report) for name in sorted(proposers)}
-    caches = [None if maps_folder is None else MapCache.of(net, maps_folder) for net in models]
-    for done, image in enumerate(data.images):
-        with watch.stage("decode"):
-            pixels = read_image(image.path)
-        answers, logits = [], []
-        for net, source, cache in zip(models, own, caches, strict=True):
-            with watch.stage("proposals"):
-                boxes, _ = load_proposals(files[source][done])
-            with watch.stage("maps"):
-                maps = compute_feature_maps(net, pixels) if cache is None else cache.get(net, image.path, pixels)
-            with watch.stage("whole image"), torch.inference_mode(), autocast(net.device):
-                answer_of_whole = net.image_classifier(net.fully_connected(maps.pool(net, maps.whole_window())))[0]
-                in_data_order = [net.class_names.index(name) for name in data.class_names]
-                logits.append(answer_of_whole.float().cpu().numpy()[in_data_order])
-            answers.append(score_windows(net, maps, boxes, watch))
-        whole.append(np.mean(logits, axis=0))
-        with watch.stage("nms"):
-            scores, moved = union(models, answers)
-            most = (None, MOST_PER_CLASS) if kind == "decision" else (MOST, None)
-            answer = select(
-                scores, moved, names, SCORE_THRESHOLDS[kind], NMS_IOU, most[0], kind, most[1], vote_iou=vote_iou
-            )
-        found.append((answer.boxes, answer.scores, to_data_label[answer.labels]))
-        report("detection", done + 1, len(data.images))
+    settings = replace(settings, **options)
+    if settings.score_threshold is None:
+        settings = replace(settings, score_threshold=SCORE_THRESHOLDS[kind])
+    max_per_class = None
+    if kind == "decision":
+        max_per_class, settings = MAX_PER_CLASS, replace(settings, max_detections=MAX_PER_CLASS * len(class_names))
+    to_data_label = np.array([0] + [data.names.index(name) + 1 for name in class_names])
+    seconds: dict[str, float] = defaultdict(float)
+    found, image_logits = [], []
+    with cache_directory(cache) as folder:
+        with timed(seconds, "proposals"):
+            methods = [proposals or net.detection.proposals for net in models]
+            boxes = {method: proposals_of(data, method, folder, progress) for method in sorted(set(methods))}
+        caches = [FeatureMapCache(net, folder / "feature-maps") for net in models if cache_maps]
+        for index, image in enumerate(data.images):
+            answers, logits = [], []
+            if not cache_maps:
+                with timed(seconds, "decode"):
+                    pixels = read_image(image.path)
+            for number, (net, method) in enumerate(zip(models, methods, strict=True)):
+                with timed(seconds, "feature maps"):
+                    maps = caches[number].read(image.path) if cache_maps else compute_feature_maps(net, pixels)
+                with timed(seconds, "whole image"), net.inference():
+                    head_features = net.fully_connected(maps.pool(net, maps.whole_window()))
+                    order = [net.class_names.index(name) for name in data.names]
+                    logits.append(net.image_classifier(head_features)[0, order].float().cpu().numpy())
+                with timed(seconds, "windows"):
+                    answers.append(score_windows(net, maps, boxes[method][index]))
+            image_logits.append(np.mean(logits, axis=0))
+            with timed(seconds, "suppression"):
+                answer = select(*union(models, answers), class_names, settings, kind, max_per_class)
+            found.append((answer.boxes, answer.scores, to_data_label[answer.labels]))
+            progress("detection", index + 1, len(data))
     boxes_truth = [(image.gt_boxes, image.gt_labels, image.difficult) for image in data.images]
     image_truth = [(image.gt_labels, image.difficult) for image in data.images]
     return DetectorEvaluation(
-        evaluate_voc(found, boxes_truth, data.class_names),
-        _coco(found, boxes_truth, data.class_names),
-        detection_errors(found, boxes_truth, data.class_names),
-        evaluate_voc_images(np.stack(whole), image_truth, data.class_names),
+        evaluate_voc(found, boxes_truth, data.names),
+        _coco(found, boxes_truth, data.names),
+        detection_errors(found, boxes_truth, data.names),
+        evaluate_voc_images(np.stack(image_logits), image_truth, data.names),
         len(data),
         kind,
-        {stage: seconds / len(data) for stage, seconds in watch.seconds.items()},
+        {stage: value / len(data) for stage, value in seconds.items()},
     )
 
 
-def _coco(found: list[Any], truth: list[Any], names: tuple[str, ...]) -> CocoResult | None:
+def _coco(found: list[Any], truth: list[Any], class_names: tuple[str, ...]) -> CocoResult | None:
     try:
-        return evaluate_coco(found, truth, names)
+        return evaluate_coco(found, truth, class_names)
     except UserError:  # a package is missing, and nothing else
         return None

@@ -1,49 +1,71 @@
-"""Which proposals a detector learns from, and what each should answer.
+"""Which proposals a detector is trained on, and what each should answer.
 
 Foreground: overlap of at least ``foreground_iou`` with an object; background: between ``background_iou`` and that. What
-lies below is left out: it teaches little. Difficult objects are not learned, and what overlaps one is not background.
+lies below is left out: it teaches little. Difficult objects are not trained on, and what overlaps one is not background.
 Source: arXiv:1406.4729, section 4.1 (25 % foreground, [.5, 1] against [.1, .5)).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sppnet.boxes import box_iou, encode_boxes
+from sppnet.boxes import box_iou, encode_boxes, flip_boxes, flip_deltas
 from sppnet.data.annotations import AnnotatedImage
-
-DELTA_SCALE = (0.1, 0.1, 0.2, 0.2)  # spread of box deltas among foreground windows: brings them to about 1 (1504.08083)
+from sppnet.models.heads import DELTA_SCALE
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """The windows of one image that training may draw."""
+    """Windows of one image, and what they should answer."""
 
-    boxes: Tensor  # [R, 4] pixels of the original image: foreground first, then background
+    boxes: Tensor  # [R, 4] pixels of the image: foreground first, then background
     labels: Tensor  # [R] int64, 0 = background
     deltas: Tensor  # [R, 4] box deltas to the object, over DELTA_SCALE; 0 for background
-    foreground: int  # how many of R are foreground
+    num_foreground: int  # of R
     image_labels: Tensor  # [K] float32: 1 for each class that is in the image
 
 
+@dataclass(frozen=True)
+class TrainingImage:
+    """An image file, and the windows of it that training may draw; at least one."""
+
+    path: Path
+    candidates: Candidates
+
+
+def training_images(
+    images: Sequence[AnnotatedImage],
+    proposals: Sequence[np.ndarray],
+    num_classes: int,
+    foreground_iou: float,
+    background_iou: float,
+) -> Iterator[TrainingImage]:
+    """The images, each with its proposals [R, 4], that have something to train on; see `find_candidates`."""
+    for image, boxes in zip(images, proposals, strict=True):
+        candidates = find_candidates(image, boxes, num_classes, foreground_iou, background_iou)
+        if len(candidates.labels):
+            yield TrainingImage(image.path, candidates)
+
+
 def find_candidates(
-    image: AnnotatedImage, proposals: np.ndarray, classes: int, foreground_iou: float, background_iou: float
+    image: AnnotatedImage, proposals: np.ndarray, num_classes: int, foreground_iou: float, background_iou: float
 ) -> Candidates:
     """Sort an image's proposals, and its objects themselves, into foreground and background.
 
     Args:
         image: the image and its objects.
-        proposals: [R, 4] float32, pixels of the original image.
-        classes: K.
+        proposals: [R, 4] float32, pixels of the image.
+        num_classes: K.
         foreground_iou: at least this overlap with an object makes a window foreground.
         background_iou: at least this, and less than ``foreground_iou``, makes it background.
 
     Example:
-        >>> from pathlib import Path
         >>> image = AnnotatedImage("1", Path("1.jpg"), (50, 100), np.array([[0, 0, 40, 40]], np.float32),
         ...                        np.array([2]), np.array([False]))
         >>> proposals = np.array([[0, 0, 40, 30], [20, 20, 60, 60], [80, 0, 90, 10]], np.float32)
@@ -53,7 +75,7 @@ def find_candidates(
     easy = ~image.difficult
     objects, labels = torch.from_numpy(image.gt_boxes[easy]), torch.from_numpy(image.gt_labels[easy])
     boxes = torch.cat([objects, torch.from_numpy(proposals)])
-    image_labels = torch.zeros(classes)
+    image_labels = torch.zeros(num_classes)
     image_labels[torch.from_numpy(image.gt_labels) - 1] = 1
     best, which = _best_overlap(boxes, objects)
     best_difficult, _ = _best_overlap(boxes, torch.from_numpy(image.gt_boxes[image.difficult]))
@@ -79,21 +101,43 @@ def _best_overlap(boxes: Tensor, objects: Tensor) -> tuple[Tensor, Tensor]:
     return best, which
 
 
-def draw(candidates: Candidates, count: int, foreground_share: float, rng: np.random.Generator) -> np.ndarray:
-    """Indices of ``count`` candidates, at most ``foreground_share`` of them foreground; fewer where there are fewer.
+def draw(candidates: Candidates, count: int, foreground_share: float, rng: np.random.Generator) -> Candidates:
+    """``count`` of the candidates, at most ``foreground_share`` of them foreground; fewer where there are fewer.
 
     Example:
-        >>> import torch
         >>> few = Candidates(torch.zeros(5, 4), torch.tensor([1, 1, 0, 0, 0]), torch.zeros(5, 4), 2, torch.zeros(1))
-        >>> sorted(draw(few, 4, 0.25, np.random.default_rng(0)).tolist())[1:]
-        [2, 3, 4]
+        >>> draw(few, 4, 0.25, np.random.default_rng(0)).labels
+        tensor([1, 0, 0, 0])
     """
-    background = len(candidates.labels) - candidates.foreground
-    of_foreground = min(candidates.foreground, round(count * foreground_share))
+    background = len(candidates.labels) - candidates.num_foreground
+    of_foreground = min(candidates.num_foreground, round(count * foreground_share))
     of_background = min(background, count - of_foreground)
-    return np.concatenate(
+    chosen = np.concatenate(
         [
-            rng.choice(candidates.foreground, of_foreground, replace=False),
-            candidates.foreground + rng.choice(background, of_background, replace=False),
+            rng.choice(candidates.num_foreground, of_foreground, replace=False),
+            candidates.num_foreground + rng.choice(background, of_background, replace=False),
         ]
     )
+    return Candidates(
+        candidates.boxes[chosen],
+        candidates.labels[chosen],
+        candidates.deltas[chosen],
+        of_foreground,
+        candidates.image_labels,
+    )
+
+
+def flip(candidates: Candidates, width: int) -> Candidates:
+    """The same windows in the flipped image, which is ``width`` pixels wide."""
+    return replace(candidates, boxes=flip_boxes(candidates.boxes, width), deltas=flip_deltas(candidates.deltas))
+
+
+def image_at(position: int, count: int, seed: int) -> int:
+    """Which of ``count`` images comes at a position of all that training shows: each once before any comes again.
+
+    Example:
+        >>> sorted(image_at(position, 3, seed=0) for position in (3, 4, 5))
+        [0, 1, 2]
+    """
+    epoch, within = divmod(position, count)
+    return int(np.random.default_rng([seed, 1, epoch]).permutation(count)[within])

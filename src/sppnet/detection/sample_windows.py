@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,27 +12,26 @@ from torch import Tensor
 from sppnet.data.images import read_image
 from sppnet.detection.feature_maps import compute_feature_maps
 from sppnet.models.sppnet import SPPNet
+from sppnet.progress import Progress, no_progress
 from sppnet.proposals.compute import propose
 
 WINDOWS = 6000  # in all; each [M, C] in half precision
 
 
-def sample_windows(
-    model: SPPNet, photos: Sequence[Path], *, seed: int = 0, progress: Callable[[int, int], None] | None = None
-) -> Tensor:
+def sample_windows(model: SPPNet, photos: Sequence[Path], *, seed: int = 0, progress: Progress = no_progress) -> Tensor:
     """Pool some of the windows that a detector would look at in these photos; of a classifier, the whole images.
 
     Args:
-        model: proposes, makes the maps and pools.
+        model: proposes, computes the feature maps and pools.
         photos: files; some dozens do for a detector, some hundreds for a classifier.
         seed: of the choice among a photo's windows.
-        progress: called with photos done, and all.
+        progress: called with "photos", photos done, all.
 
     Returns:
         [R, M, C] float16, R at most 6000, on the CPU.
 
     Raises:
-        UserError: a file that is not an image.
+        ImageError: a file that is not an image.
 
     Example:
         >>> from PIL import Image
@@ -43,17 +42,14 @@ def sample_windows(
     each = max(1, WINDOWS // max(1, len(photos)))
     rng = np.random.default_rng(seed)
     parts = []
-    for done, photo in enumerate(photos):
+    for done, photo in enumerate(photos, start=1):
         image = read_image(photo)
         maps = compute_feature_maps(model, image)
+        windows = maps.whole_window()
         if model.architecture.detects:
-            boxes = propose(image, model.architecture.proposer)
-            chosen = torch.from_numpy(boxes[rng.permutation(len(boxes))[:each]])
-            windows, _ = maps.windows(model, chosen)
-        else:
-            windows = maps.whole_window()
+            boxes = propose(image, model.detection.proposals)
+            windows, _ = maps.windows(model, torch.from_numpy(boxes[rng.permutation(len(boxes))[:each]]))
         with torch.inference_mode():
             parts.append(maps.pool(model, windows).half().cpu())
-        if progress:
-            progress(done + 1, len(photos))
+        progress("photos", done, len(photos))
     return torch.cat(parts)
