@@ -24,13 +24,14 @@ from typing import Any
 import numpy as np
 from environment import environment
 from results_file import read_results, write_results, write_text
+from sklearn.metrics import confusion_matrix
 from torch import nn
 
 from sppnet.classification.features import Look, Pooling, fill_features, layer_names, pooled_features
 from sppnet.classification.svm import choose_cost, label_targets, solve_gram
 from sppnet.classification.vectors import take_levels, to_vectors, unit_length
 from sppnet.data.folder import LabelledImages, merge, per_class, split_folder
-from sppnet.metrics.classification import confusion_matrix, mean_class_accuracy
+from sppnet.metrics.classification import class_accuracies
 from sppnet.models.backbones import build_backbone
 
 TRAIN, TEST_AT_MOST = 30, 50  # images a class
@@ -149,7 +150,8 @@ def accuracy_of_splits(
 
 
 def _mean_class(truth: np.ndarray, margins: np.ndarray, images: LabelledImages) -> float:
-    return mean_class_accuracy(confusion_matrix(truth, margins.argmax(1), len(images.names)))
+    confusion = confusion_matrix(truth, margins.argmax(1), labels=range(len(images.names)))
+    return float(np.nanmean(class_accuracies(confusion)))
 
 
 # For both benchmarks

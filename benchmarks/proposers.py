@@ -127,7 +127,7 @@ def page(result: dict[str, Any]) -> str:
     lines += [
         "",
         "A name with numbers is a working size: the longest side, in pixels, of the image that is searched. In the package",
-        'they are `Proposer("selective-search")`, `"grid"`, `"edge-boxes"` (350 each where it applies) and unions such as',
+        'they are `"selective-search"`, `"grid"`, `"edge-boxes"` (350 each where it applies) and unions such as',
         '`"edge-boxes+grid"`; a detector looks at those it was trained on, unless `--proposer` says others.',
         "",
         f"{result['environment']['text']}.",

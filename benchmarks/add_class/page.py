@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.add_class.race import reached
 from benchmarks.add_class.results import target_of
-from sppnet.visualize.canvas import new_figure, save_figure
+from sppnet.visualize.plots import new_figure, save_figure
 
 WAYS = {
     "old": "the other classes, before",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from benchmarks.ladder.results import Results, average_precision, seconds_of
 from benchmarks.ladder.testing import STAGES
-from sppnet.visualize.canvas import new_figure, save_figure
+from sppnet.visualize.plots import new_figure, save_figure
 
 # Of Okabe and Ito.
 FAMILIES = {"rcnn": "#D55E00", "spp1": "#0072B2", "spp5": "#56B4E9", "e2e": "#009E73"}

@@ -35,6 +35,7 @@ from sppnet.detection.svm import SVMSettings, train_svms
 from sppnet.detection.targets import Candidates, find_candidates
 from sppnet.detection.train import proposals_of
 from sppnet.models.files import load, round_to_stored, save_model
+from sppnet.progress import no_progress
 from sppnet.proposals.files import load_proposals, proposals_path
 from sppnet.terminal import write_json
 
@@ -47,8 +48,7 @@ def work_of_windows(ladder: Ladder) -> Path:
 
 def window_files(ladder: Ladder, data: DetectionData, report: Report | None = None) -> list[Path]:
     """The files of the proposals that R-CNN looks at, one for each image; missing ones are written."""
-    progress = partial(report, "proposals") if report else None
-    files = proposals_of(data, ladder.settings.proposer, ladder.work, progress)
+    files = proposals_of(data, ladder.settings.proposer, ladder.work, report or no_progress)
     most = ladder.settings.rcnn_proposals
     if not most:
         return files

@@ -36,7 +36,7 @@ def proposals_step(ladder: Ladder) -> Step:
     folder = ladder.work / "proposals" / ladder.settings.proposer
 
     def run(report: Report) -> None:
-        proposals_of(ladder.train, ladder.settings.proposer, ladder.work, partial(report, "proposals"))
+        proposals_of(ladder.train, ladder.settings.proposer, ladder.work, report)
 
     def leaves() -> dict[str, Iterable[Path]]:
         return {"proposals": [proposals_path(folder, image.image_id) for image in ladder.train.images]}

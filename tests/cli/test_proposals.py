@@ -7,21 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from safetensors.torch import save_file
 
 
 def test_proposals_made_elsewhere(sppnet: Callable[..., Any], tiny_voc: Path, tmp_path: Path) -> None:
-    """R-CNN's file of boxes, those of the objects: imported, measured, trained on, evaluated and detected with."""
-    from scipy.io import savemat
-
+    """A file of boxes, those of the objects: imported, measured, trained on, evaluated and detected with."""
     from sppnet.data.voc import read_voc
 
     data = read_voc(tiny_voc, "val")
-    names, cells = np.empty((len(data), 1), object), np.empty((1, len(data)), object)
-    for place, image in enumerate(data.images):  # y0 x0 y1 x1 from 1, the last pixel included
-        names[place, 0], cells[0, place] = image.image_id, image.gt_boxes[:, [1, 0, 3, 2]] + [1, 1, 0, 0]
-    boxes, work, model = tmp_path / "boxes.mat", tmp_path / "work", tmp_path / "m.safetensors"
-    savemat(boxes, {"images": names, "boxes": cells})
+    boxes, work, model = tmp_path / "boxes.npz", tmp_path / "work", tmp_path / "m.safetensors"
+    np.savez(boxes, **{image.image_id: image.gt_boxes for image in data.images})
 
     sppnet("proposals", tiny_voc, "--split", "val", "--import", boxes).refused("--cache")
     ran = sppnet("proposals", tiny_voc, "--split", "val", "--import", boxes, "--cache", work, "--json")
@@ -45,6 +41,13 @@ def test_proposals_made_elsewhere(sppnet: Callable[..., Any], tiny_voc: Path, tm
     assert ran.status == 2
     assert [entry["file"] for entry in ran.document["images"]] == [str(photo)]
     assert ran.document["errors"] == [{"file": str(other), "error": f"{other}: no boxes of '000000' in {boxes}"}]
+
+
+def test_boxes_in_another_order_are_named(sppnet: Callable[..., Any], tiny_voc: Path, tmp_path: Path) -> None:
+    """y before x, of a wide image: neither an import nor `detect` takes them."""
+    Image.new("RGB", (120, 40)).save(tmp_path / "wide.png")
+    np.savez(tmp_path / "boxes.npz", wide=np.array([[0, 60, 40, 110]]))
+    sppnet("detect", tmp_path / "wide.png", "--proposals", tmp_path / "boxes.npz").refused("1 of 1 that are not")
 
 
 def test_images_without_imported_proposals_are_named(

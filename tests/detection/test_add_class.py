@@ -20,7 +20,7 @@ from sppnet.detection.box_regression import BoxRegressionSettings
 from sppnet.detection.evaluate import evaluate_detector
 from sppnet.detection.finetune import FinetuneSettings
 from sppnet.detection.linear_stages import LinearStages
-from sppnet.detection.feature_maps import compute_feature_maps
+from sppnet.detection.maps import compute_maps
 from sppnet.detection.predict import Stopwatch, detect, score_windows
 from sppnet.detection.svm import SVMSettings
 from sppnet.detection.train import train_detector
@@ -45,7 +45,7 @@ def only(data: DetectionData, name: str) -> DetectionData:
 
 def answer_of(net: SPPNet, image: np.ndarray) -> tuple[Any, ...]:
     """All that `score_windows` wants to know of an image."""
-    return compute_feature_maps(net, image), propose(image, "grid"), Stopwatch()
+    return compute_maps(net, image), propose(image, "grid"), Stopwatch()
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ def test_the_other_classes_stay_bit_for_bit(folder: Path, tiny_voc_original: Pat
         assert (new.numel() > old.numel()) == bool(grew), name
 
     model = load(folder / "both.safetensors")
-    assert model.class_names == ("circle", "square")
+    assert model.architecture.names == ("circle", "square")
     image = read_image(data.images[0].path)
     (one, boxes), (two, more_boxes) = (
         score_windows(net, *answer_of(net, image)) for net in (load(folder / "circles.safetensors"), model)
@@ -122,7 +122,7 @@ def test_what_the_other_svms_ended_with_is_to_be_told_apart_too(folder: Path, ti
     named = DetectionData(("ring",), data.images, data.split)
     third = add_class(folder / "both.safetensors", "ring", named, folder / "three.safetensors", folder / "work")
     assert third["added"][1]["old_negatives"] > third["added"][0]["old_negatives"], "those of the class before too"
-    assert load(folder / "three.safetensors").class_names == ("circle", "square", "ring")
+    assert load(folder / "three.safetensors").architecture.names == ("circle", "square", "ring")
 
     state.write_bytes(b"damaged")
     again = add_class(file, "square", data, folder / "again.safetensors", folder / "work")
@@ -134,8 +134,8 @@ def test_the_whole_image_is_asked_as_a_window(folder: Path, tiny_voc_original: P
     add_class(folder / "circles.safetensors", "square", data, folder / "both.safetensors", folder / "work")
     model = load(folder / "both.safetensors")
     weights = model.svms.weights[1] * model.svms.scale
-    torch.testing.assert_close(model.image_classifier.weight[1], weights, atol=1e-3, rtol=1e-2)  # half precision
-    assert detect(data.images[0].path, model, score_threshold=-1.2).score_kind == "margin"
+    torch.testing.assert_close(model.image_logits.weight[1], weights, atol=1e-3, rtol=1e-2)  # half precision
+    assert detect(data.images[0].path, model, score_threshold=-1.2).score_kind == "decision"
 
 
 def test_a_model_without_svms_says_what_to_do(tiny_detector: SPPNet, tiny_voc: Path, tmp_path: Path) -> None:

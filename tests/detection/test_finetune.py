@@ -1,57 +1,52 @@
-"""Training the fully connected layers: its batches, its losses, and that a resumed run equals an unbroken one."""
+"""Fine-tuning the fully connected layers: its batches, its losses, and that a resumed run equals an unbroken one."""
 
 from __future__ import annotations
 
 import copy
-import dataclasses
 import math
-import signal
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor
 
-from sppnet.detection.finetune import (
-    FinetuneSettings,
-    TrainingImage,
-    WindowBatches,
-    _Finetune,
-    detection_losses,
-    finetune,
-)
-from sppnet.detection.map_cache import MapCache
-from sppnet.detection.targets import Candidates
+from sppnet.detection.feature_map_cache import FeatureMapCache
+from sppnet.detection.finetune import CachedBatches, FinetuneSettings, WindowBatch, detection_losses, finetune
+from sppnet.detection.targets import TrainingImage
 from sppnet.models.sppnet import SPPNet
 
-SETTINGS = FinetuneSettings(steps=12, images_per_step=2, windows_per_image=8, checkpoint_every=4, seed=3)
-LEFT, RIGHT = [0.0, 0, 64, 64], [64.0, 0, 128, 64]  # of images 128 px wide and 64 px high: maps of 4 x 2 cells
+SETTINGS = FinetuneSettings(
+    steps=12, images_per_step=2, windows_per_image=2, foreground_share=0.5, checkpoint_interval=4, seed=3
+)
+LEFT, RIGHT = torch.tensor([[0.0, 0, 64, 64]]), torch.tensor([[64.0, 0, 128, 64]])
 
 
-@pytest.fixture
-def cache(tiny_detector: SPPNet, tmp_path: Path) -> MapCache:
-    return MapCache.of(tiny_detector, tmp_path / "maps")
+@pytest.fixture(scope="module")
+def maps(
+    tiny_detector: SPPNet, photos: list[TrainingImage], tmp_path_factory: pytest.TempPathFactory
+) -> FeatureMapCache:
+    cache = FeatureMapCache(tiny_detector, tmp_path_factory.mktemp("maps"))
+    cache.fill([photo.path for photo in photos], flip=True)
+    return cache
 
 
-@pytest.fixture
-def images(tiny_detector: SPPNet, cache: MapCache, tmp_path: Path) -> list[TrainingImage]:
-    """Five photos, each with an object of class 1 on the left and background on the right."""
-    rng = np.random.default_rng(0)
-    paths = [tmp_path / f"{index}.png" for index in range(5)]
-    for path in paths:
-        Image.fromarray(rng.integers(0, 255, (64, 128, 3), dtype=np.uint8)).save(path)
-    candidates = Candidates(
-        boxes=torch.tensor([LEFT, RIGHT]),
-        labels=torch.tensor([1, 0]),
-        deltas=torch.tensor([[0.5, -0.25, 0.1, 0.2], [0.0, 0, 0, 0]]),
-        foreground=1,
-        image_labels=torch.tensor([1.0, 0]),
+# Losses
+
+
+def losses_of(logits: Tensor, deltas: Tensor, image_logits: Tensor, batch: WindowBatch) -> dict[str, Tensor]:
+    """Of a network that says just that."""
+    net = SimpleNamespace(
+        fully_connected=lambda pooled: pooled,
+        heads=lambda *_: (logits, deltas),
+        image_classifier=lambda _: image_logits,
     )
-    files = cache.fill(tiny_detector, paths)
-    return [TrainingImage(candidates, files[path], (64, 128)) for path in paths]
+    return detection_losses(cast(SPPNet, net), batch, image_weight=0.5)
 
 
 def test_losses_worked_by_hand() -> None:
@@ -59,100 +54,83 @@ def test_losses_worked_by_hand() -> None:
     window_logits = torch.tensor([[0.0, 0, math.log(2)], [math.log(2), 0, 0]])  # each gives the truth 2 of 4 parts
     deltas = torch.tensor([[[9.0, 9, 9, 9], [0.5, 2, 0, 0]], [[9.0, 9, 9, 9], [9, 9, 9, 9]]])
     image_logits = torch.tensor([[0.0, math.log(3)]])
-    batch = {
-        "labels": torch.tensor([2, 0]),
-        "deltas": torch.tensor([[0.0, 0, 0, 0], [7, 7, 7, 7]]),
-        "image_labels": torch.tensor([[0.0, 1]]),
-    }
-    losses = detection_losses(window_logits, deltas, image_logits, batch)
+    truth = torch.tensor([[0.0, 0, 0, 0], [7, 7, 7, 7]])
+    batch = WindowBatch(torch.zeros(3, 1), torch.zeros(2, 4), torch.tensor([2, 0]), truth, torch.tensor([[0.0, 1]]))
+    losses = losses_of(window_logits, deltas, image_logits, batch)
     assert losses["windows"].item() == pytest.approx(math.log(2))
     # smooth L1 of the true class's deltas alone: .5 * .5 ** 2 + (2 - .5), over both windows
     assert losses["boxes"].item() == pytest.approx((0.125 + 1.5) / 2)
     assert losses["images"].item() == pytest.approx((math.log(2) + math.log(4 / 3)) / 2)
+    assert losses["loss"].item() == pytest.approx(float(losses["windows"] + losses["boxes"] + losses["images"] / 2))
 
 
 def test_a_batch_without_foreground_has_no_box_loss() -> None:
-    batch = {"labels": torch.tensor([0]), "deltas": torch.zeros(1, 4), "image_labels": torch.zeros(1, 2)}
-    losses = detection_losses(torch.zeros(1, 3), torch.ones(1, 2, 4, requires_grad=True), torch.zeros(1, 2), batch)
+    batch = WindowBatch(torch.zeros(2, 1), torch.zeros(1, 4), torch.tensor([0]), torch.zeros(1, 4), torch.zeros(1, 2))
+    losses = losses_of(torch.zeros(1, 3), torch.ones(1, 2, 4, requires_grad=True), torch.zeros(1, 2), batch)
     assert losses["boxes"].item() == 0
     losses["boxes"].backward()  # and its gradient is no NaN
 
 
-def test_what_a_batch_holds(tiny_detector: SPPNet, cache: MapCache, images: list[TrainingImage]) -> None:
-    batch = WindowBatches(images, tiny_detector, cache, SETTINGS)[0]
-    assert {name: list(value.shape) for name, value in batch.items()} == {
-        "pooled": [2 + 4, 5, 384],  # 2 whole images, then 2 windows of each (there are no more); levels (2, 1)
+# Batches
+
+
+def test_what_a_batch_holds(maps: FeatureMapCache, photos: list[TrainingImage]) -> None:
+    batch = CachedBatches(photos, maps, SETTINGS)[0]
+    assert {name: list(value.shape) for name, value in batch._asdict().items()} == {
+        "pooled": [2 + 4, 5, 384],  # 2 whole images, then 2 windows of each; levels (2, 1)
         "residuals": [4, 4],
         "labels": [4],
         "deltas": [4, 4],
         "image_labels": [2, 2],
     }
-    assert batch["pooled"].dtype == torch.float16
-    assert batch["labels"].tolist() == [1, 0, 1, 0]
+    assert batch.pooled.dtype == torch.float16
+    assert batch.labels.tolist() == [1, 0, 1, 0]
 
 
-def test_the_same_seed_and_step_give_the_same_batch(
-    tiny_detector: SPPNet, cache: MapCache, images: list[TrainingImage]
-) -> None:
-    batches, again = (WindowBatches(images, tiny_detector, cache, SETTINGS) for _ in range(2))
-    assert len(batches) == 12
+def test_the_same_seed_and_number_give_the_same_batch(maps: FeatureMapCache, photos: list[TrainingImage]) -> None:
+    batches, again = (CachedBatches(photos, maps, SETTINGS) for _ in range(2))
     again[3]  # what was asked for before does not matter
-    for name, value in batches[5].items():
-        assert torch.equal(value, again[5][name])
-    assert not torch.equal(batches[5]["pooled"], batches[6]["pooled"])
+    assert all(torch.equal(one, other) for one, other in zip(batches[5], again[5], strict=True))
+    assert not torch.equal(batches[5].pooled, batches[6].pooled)
 
 
-def test_every_image_once_before_any_twice(tiny_detector: SPPNet, cache: MapCache, images: list[TrainingImage]) -> None:
-    batches = WindowBatches(images, tiny_detector, cache, SETTINGS)
-    shown = [index for step in range(10) for index in batches._images_of(step)]
-    rounds = [shown[start : start + 5] for start in range(0, 20, 5)]
-    assert all(Counter(each) == Counter(range(5)) for each in rounds)
-    assert len({tuple(each) for each in rounds}) > 1
-
-
-def test_mirror_images_have_mirrored_boxes(tiny_detector: SPPNet, cache: MapCache, images: list[TrainingImage]) -> None:
-    # A pretended mirror image, which is the very same map: its left window must be pooled from the right half.
-    twice = [TrainingImage(image.candidates, (image.maps[0],) * 2, image.size) for image in images]
-    batches = WindowBatches(twice, tiny_detector, cache, SETTINGS)
+def test_flipped_images_have_flipped_boxes(
+    tiny_detector: SPPNet, photos: list[TrainingImage], maps: FeatureMapCache
+) -> None:
     seen = set()
-    for step in range(12):
+    batches = CachedBatches(photos[:1], maps, replace(SETTINGS, images_per_step=1))
+    for step in range(8):
         batch = batches[step]
-        for row, index in enumerate(batches._images_of(step)):
-            features = cache.read(images[index].maps[0]).whole_map
-            left, right = (tiny_detector.pool(features, torch.tensor([[0, x, 0, x + 2, 2]]))[0] for x in (0, 2))
-            window, delta = batch["pooled"][2 + 2 * row], batch["deltas"][2 * row].tolist()
-            mirrored = delta == pytest.approx([-0.5, -0.25, 0.1, 0.2])
-            assert mirrored or delta == pytest.approx([0.5, -0.25, 0.1, 0.2])
-            # Cells are centred at 0.5, 32.5, 64.5, 96.5 px: two in each half.
-            assert torch.equal(window, right if mirrored else left)
-            seen.add(mirrored)
+        flipped = batch.deltas[0].tolist() == pytest.approx([-0.5, -0.25, 0.1, 0.2])
+        assert flipped or batch.deltas[0].tolist() == pytest.approx([0.5, -0.25, 0.1, 0.2])
+        features = maps.read(photos[0].path, flip=flipped).whole_map
+        x0 = 2 if flipped else 0  # cells are centered at 0.5, 32.5, 64.5, 96.5 px: two in each half
+        assert torch.equal(batch.pooled[1], tiny_detector.pool(features, torch.tensor([[0, x0, 0, x0 + 2, 2]]))[0])
+        seen.add(flipped)
     assert seen == {True, False}
+    assert all(CachedBatches(photos, maps, replace(SETTINGS, flip=False))[step].deltas[0, 0] > 0 for step in range(8))
 
 
 def test_of_several_scales_every_window_gets_any_or_the_one_that_suits_it(
-    tiny_detector: SPPNet, images: list[TrainingImage], tmp_path: Path
+    tiny_detector: SPPNet, variant: Callable[..., SPPNet], photos: list[TrainingImage], tmp_path: Path
 ) -> None:
-    scales = (64, 128, 256)
-    model = SPPNet(dataclasses.replace(tiny_detector.architecture, scales=scales), tiny_detector.backbone).eval()
-    several = MapCache.of(model, tmp_path / "maps")
-    files = several.fill(model, [tmp_path / f"{index}.png" for index in range(5)], mirrored=False)
-    of_scales = [dataclasses.replace(image, maps=maps) for image, maps in zip(images, files.values(), strict=True)]
-    maps = several.read(of_scales[0].maps[0])
-    left, right = torch.tensor([LEFT]), torch.tensor([RIGHT])
+    model = variant(tiny_detector, scales=(64, 128, 256))
+    several = FeatureMapCache(model, tmp_path)
+    maps = several.read(photos[0].path)
 
-    def pooled_at(box: torch.Tensor, scale: int) -> torch.Tensor:
+    def pooled_at(box: Tensor, scale: int) -> Tensor:
         return maps.pool(model, maps.windows(model, box, torch.tensor([scale]))[0])[0]
 
     seen = Counter[tuple[int, ...]]()
-    suited = dataclasses.replace(SETTINGS, images_per_step=1, steps=60, random_scale=False)
-    for settings in (suited, dataclasses.replace(suited, random_scale=True)):
-        batches = WindowBatches([of_scales[0]], model, several, settings)
-        for step in range(settings.steps):
-            whole, *windows = batches[step]["pooled"]
+    suited = replace(SETTINGS, images_per_step=1, flip=False, random_scale=False)
+    for settings in (suited, replace(suited, random_scale=True)):
+        batches = CachedBatches(photos[:1], several, settings)
+        for step in range(60 if settings.random_scale else 2):
+            whole, *windows = batches[step].pooled
             assert torch.equal(whole, maps.pool(model, maps.whole_window())[0])
             found = [
                 [scale for scale in range(3) if torch.equal(window, pooled_at(box, scale))]
-                for window, box in zip(windows, (left, right), strict=True)
+                for window, box in zip(windows, (LEFT, RIGHT), strict=True)
             ]
             if settings.random_scale:
                 seen[tuple(scale for (scale,) in found)] += 1
@@ -161,95 +139,85 @@ def test_of_several_scales_every_window_gets_any_or_the_one_that_suits_it(
     assert len(seen) == 9, "each window draws by itself"
 
 
-def test_layers_with_wide_inputs_learn_slower(tiny_detector: SPPNet) -> None:
-    """Adam moves every weight by about the learning rate: summed over a wide input, that is a large step."""
-    net = copy.deepcopy(tiny_detector)
-    module = _Finetune(net, SETTINGS)
-    groups = module.configure_optimizers()["optimizer"].param_groups
-    rates = {id(group["params"][0]): group["initial_lr"] for group in groups}
-    first = net.fully_connected[1].weight  # [16, 5 bins x 384 channels]
-    assert rates[id(first)] == pytest.approx(SETTINGS.learning_rate * 1024 / 1920)
-    assert rates[id(net.window_classifier.weight)] == SETTINGS.learning_rate
-    assert rates[id(net.residual_deltas.weight)] == SETTINGS.learning_rate
-    assert len(rates) == len(list(module.parameters()))
+# Training
 
 
 def trained(
-    model: SPPNet, images: list[TrainingImage], cache: MapCache, folder: Path, settings: FinetuneSettings = SETTINGS
+    model: SPPNet, photos: list[TrainingImage], maps: FeatureMapCache, folder: Path, **settings: Any
 ) -> dict[str, Tensor]:
     net = copy.deepcopy(model)
-    assert finetune(net, images, cache, settings, folder) is net
+    finetune(net, photos, maps, replace(SETTINGS, **settings), folder)
     assert not net.training
     return net.state_dict()
 
 
 @pytest.mark.parametrize(
     ("steps", "interrupted_at", "taken_up_at"),
-    [(12, 6, 4), (12, 2, 0), (12, 11, 8), (10, 9, 8)],  # checkpoints every 4 steps; the last stretch may be shorter
+    [(12, 6, 4), (12, 2, 0), (10, 9, 8)],  # checkpoints every 4 steps; the last interval may be shorter
 )
 def test_an_interrupted_run_ends_with_the_same_weights(
     tiny_detector: SPPNet,
-    cache: MapCache,
-    images: list[TrainingImage],
+    maps: FeatureMapCache,
+    photos: list[TrainingImage],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     steps: int,
     interrupted_at: int,
     taken_up_at: int,
 ) -> None:
-    settings = dataclasses.replace(SETTINGS, steps=steps)
-    batch = WindowBatches.__getitem__
+    batch = CachedBatches.__getitem__
     asked: list[int] = []
     interrupted = False
 
-    def noting(self: WindowBatches, step: int) -> dict[str, Tensor]:
-        asked.append(step)
-        if interrupted and step == interrupted_at:
+    def noting(self: CachedBatches, n: int) -> WindowBatch:
+        asked.append(n)
+        if interrupted and n == interrupted_at:
             raise KeyboardInterrupt
-        return batch(self, step)
+        return batch(self, n)
 
-    monkeypatch.setattr(WindowBatches, "__getitem__", noting)
-    unbroken = trained(tiny_detector, images, cache, tmp_path / "unbroken", settings)
+    monkeypatch.setattr(CachedBatches, "__getitem__", noting)
+    unbroken = trained(tiny_detector, photos, maps, tmp_path / "unbroken", steps=steps)
     assert asked == list(range(steps))
-
-    at_interrupt = signal.getsignal(signal.SIGINT)
     interrupted = True
     with pytest.raises(KeyboardInterrupt):
-        trained(tiny_detector, images, cache, tmp_path / "broken", settings)
-    assert signal.getsignal(signal.SIGINT) == at_interrupt  # a second Ctrl-C works as the first
+        trained(tiny_detector, photos, maps, tmp_path / "broken", steps=steps)
 
     interrupted = False
     asked.clear()
-    told: list[tuple[int, int]] = []
+    told: list[tuple[str, int, int]] = []
     net = copy.deepcopy(tiny_detector)
-    finetune(net, images, cache, settings, tmp_path / "broken", lambda done, total: told.append((done, total)))
+    settings = replace(SETTINGS, steps=steps)
+    finetune(net, photos, maps, settings, tmp_path / "broken", progress=lambda *done: told.append(done))
     assert asked == list(range(taken_up_at, steps))
-    assert told == [(step + 1, steps) for step in asked]
+    assert told == [("fine-tuning", step + 1, steps) for step in asked]
     for name, value in net.state_dict().items():
         assert torch.equal(value, unbroken[name]), name
 
 
-def test_the_backbone_stays_and_the_rest_learns(
-    tiny_detector: SPPNet, cache: MapCache, images: list[TrainingImage], tmp_path: Path
+def test_the_backbone_stays_and_the_rest_is_trained(
+    tiny_detector: SPPNet, maps: FeatureMapCache, photos: list[TrainingImage], tmp_path: Path
 ) -> None:
     before = tiny_detector.state_dict()
-    after = trained(tiny_detector, images, cache, tmp_path / "run")
-    learned = {name.split(".")[0] for name, value in after.items() if not torch.equal(value, before[name])}
-    assert learned == {
-        "fully_connected",
-        "window_logits",
-        "shared_deltas",
-        "class_deltas",
-        "residual_deltas",
-        "image_logits",
-    }
-    checkpoint = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)
-    assert not any("backbone" in name for name in checkpoint["state_dict"])
+    after = trained(tiny_detector, photos, maps, tmp_path, steps=5, checkpoint_interval=3)
+    changed = {name.split(".")[0] for name, value in after.items() if not torch.equal(value, before[name])}
+    assert changed == {"fully_connected", "window_classifier", "box_regressor", "image_classifier"}
+    (checkpoint,) = tmp_path.glob("fine-tuning-*/step-00000005.safetensors")  # 5 does not divide by 3
+    assert sum(value.shape[:1] == (384,) for value in load_file(checkpoint).values()) == 0  # no convolution's
 
 
-def test_a_run_that_does_not_divide_by_its_checkpoints(
-    tiny_detector: SPPNet, cache: MapCache, images: list[TrainingImage], tmp_path: Path
+def test_only_a_run_of_the_same_kind_is_taken_up(
+    tiny_detector: SPPNet, maps: FeatureMapCache, photos: list[TrainingImage], tmp_path: Path
 ) -> None:
-    uneven = FinetuneSettings(steps=5, images_per_step=2, windows_per_image=8, checkpoint_every=3)
-    trained(tiny_detector, images, cache, tmp_path / "run", uneven)
-    assert torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["global_step"] == 5
+    def steps_done(images: list[TrainingImage], **settings: Any) -> int:
+        done: list[int] = []
+        how = replace(SETTINGS, steps=2, **settings)
+        finetune(
+            copy.deepcopy(tiny_detector), images, maps, how, tmp_path, progress=lambda _, step, __: done.append(step)
+        )
+        return len(done)
+
+    assert steps_done(photos) == 2
+    assert steps_done(photos) == 0  # it was finished
+    assert steps_done(photos, checkpoint_interval=1) == 0  # which changes nothing
+    assert steps_done(photos, learning_rate=2e-3) == 2
+    assert steps_done(photos[:4]) == 2

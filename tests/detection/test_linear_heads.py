@@ -186,11 +186,11 @@ def test_scores_say_what_they_are(trainer: Callable[..., Path], tiny_voc_origina
     model = load(trainer())
     data = read_voc(tiny_voc_original, "train")
     found = detect(data.images[0].path, model)
-    assert found.score_kind == found.to_dict()["score_kind"] == found.above(0.1).score_kind == "margin"
+    assert found.score_kind == found.to_dict()["score_kind"] == found.above(0.1).score_kind == "decision"
     assert (found.scores >= -0.75).all()
     assert len(detect(data.images[0].path, model, score_threshold=-1.2)) > len(found)
     answer = evaluate_detector(model, data, tmp_path / "work")
-    assert answer.score_kind == answer.to_dict()["score_kind"] == "margin"
+    assert answer.score_kind == answer.to_dict()["score_kind"] == "decision"
     assert min(result.scores.min() for result in answer.result.classes) < -0.9, "nearly the whole ranking"
     assert answer.result.map07 > 0.05
 

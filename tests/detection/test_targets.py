@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from sppnet.boxes import decode_boxes
 from sppnet.data.annotations import AnnotatedImage
-from sppnet.detection.targets import DELTA_SCALE, Candidates, draw, find_candidates
+from sppnet.detection.targets import Candidates, draw, find_candidates, flip, image_at
+from sppnet.models.heads import DELTA_SCALE
 
 A, B = [0, 0, 40, 40], [100, 0, 140, 40]  # an object of class 2; a difficult one of class 1
 
@@ -46,7 +47,7 @@ def test_a_worked_example() -> None:
     )
     assert found.boxes.tolist() == [A, [0, 0, 40, 30], [0, 0, 40, 20], [20, 0, 60, 40], [120, 0, 160, 40]]
     assert found.labels.tolist() == [2, 2, 2, 0, 0]
-    assert found.foreground == 3
+    assert found.num_foreground == 3
     assert found.image_labels.tolist() == [1, 1, 0]  # a difficult object is in the photo all the same
 
 
@@ -67,7 +68,7 @@ def test_a_window_takes_the_object_that_it_overlaps_most() -> None:
 def test_an_image_without_objects_is_all_background() -> None:
     found = candidates_of(annotated([], [], []), [0, 0, 40, 30], [20, 0, 60, 40])
     assert found.labels.tolist() == [0, 0]
-    assert found.foreground == 0
+    assert found.num_foreground == 0
     assert found.image_labels.tolist() == [0, 0, 0]
 
 
@@ -91,7 +92,12 @@ def test_without_proposals_the_objects_themselves_are_left() -> None:
 def pool_of(foreground: int, background: int) -> Candidates:
     count = foreground + background
     labels = torch.tensor([1] * foreground + [0] * background)
-    return Candidates(torch.zeros(count, 4), labels, torch.zeros(count, 4), foreground, torch.ones(1))
+    numbered = torch.arange(count)[:, None].repeat(1, 4).float()
+    return Candidates(numbered, labels, torch.zeros(count, 4), foreground, torch.ones(1))
+
+
+def drawn(pool: Candidates, count: int, share: float = 0.25, seed: int = 0) -> list[int]:
+    return draw(pool, count, share, np.random.default_rng(seed)).boxes[:, 0].int().tolist()
 
 
 @pytest.mark.parametrize(
@@ -105,9 +111,10 @@ def pool_of(foreground: int, background: int) -> Candidates:
     ],
 )
 def test_shares_of_a_draw(foreground: int, background: int, expected: tuple[int, int]) -> None:
-    chosen = draw(pool_of(foreground, background), 64, 0.25, np.random.default_rng(0))
-    assert ((chosen < foreground).sum(), (chosen >= foreground).sum()) == expected
-    assert len(set(chosen.tolist())) == len(chosen)
+    found = draw(pool_of(foreground, background), 64, 0.25, np.random.default_rng(0))
+    assert (int((found.labels > 0).sum()), int((found.labels == 0).sum())) == expected
+    assert found.num_foreground == expected[0]
+    assert len(set(found.boxes[:, 0].tolist())) == len(found.labels)
 
 
 @given(st.integers(0, 30), st.integers(0, 30), st.integers(1, 40), st.floats(0, 1), st.integers(0, 9))
@@ -115,12 +122,32 @@ def test_a_draw_is_within_bounds_without_repeats_and_repeatable(
     foreground: int, background: int, count: int, share: float, seed: int
 ) -> None:
     pool = pool_of(foreground, background)
-    chosen, again = (draw(pool, count, share, np.random.default_rng(seed)).tolist() for _ in range(2))
-    assert chosen == again
+    chosen = drawn(pool, count, share, seed)
+    assert chosen == drawn(pool, count, share, seed)
     assert len(set(chosen)) == len(chosen) <= count
     assert set(chosen) <= set(range(foreground + background))
 
 
 def test_draws_differ_from_seed_to_seed() -> None:
-    first, second = (draw(pool_of(50, 50), 16, 0.25, np.random.default_rng(seed)).tolist() for seed in (0, 1))
-    assert first != second
+    assert drawn(pool_of(50, 50), 16, seed=0) != drawn(pool_of(50, 50), 16, seed=1)
+
+
+def test_in_a_flipped_image_windows_and_what_they_should_answer_are_flipped() -> None:
+    found = candidates_of(annotated([A], [2], [False]), [0, 0, 40, 30], [10, 0, 40, 40])
+    flipped = flip(found, 200)
+    assert flipped.boxes[0].tolist() == [160, 0, 200, 40]
+    moved = decode_boxes(flipped.boxes, flipped.deltas * torch.tensor(DELTA_SCALE))
+    torch.testing.assert_close(moved, torch.tensor([[160.0, 0, 200, 40]] * 3))
+    assert torch.equal(flipped.labels, found.labels)
+
+
+@given(st.integers(1, 20), st.integers(0, 9))
+def test_every_image_comes_once_before_any_comes_again(count: int, seed: int) -> None:
+    shown = [image_at(position, count, seed) for position in range(3 * count)]
+    assert all(sorted(shown[start : start + count]) == list(range(count)) for start in range(0, 3 * count, count))
+
+
+def test_every_epoch_has_its_own_order() -> None:
+    assert [image_at(position, 20, 0) for position in range(20)] != [
+        image_at(position, 20, 0) for position in range(20, 40)
+    ]

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sppnet.errors import UserError
 from sppnet.metrics.errors import KINDS, detection_errors
 from sppnet.metrics.voc import evaluate_voc
-from sppnet.visualize import plot_errors
 
 NAMES = ("cat", "dog", "cow")
 # Two cats side by side, a difficult one, a dog far away.
@@ -31,7 +27,7 @@ def found(*cats: tuple[list[int], float]) -> tuple[list[list[int]], list[float],
 
 
 def test_an_image_worked_by_hand() -> None:
-    """Two cats, so the two surest count: one badly placed, one that is a dog; the third, right, comes too late for them."""
+    """Two cats, so the two most confident count: one poorly localised, one that is a dog; the third, right, comes too late for them."""
     detections = found(
         ([40, 0, 50, 10], 0.95),  # the difficult cat: left out
         ([0, 0, 10, 3], 0.9),  # .3 of the first cat
@@ -102,15 +98,3 @@ def test_no_images_and_lists_that_do_not_agree() -> None:
     assert detection_errors([], [], NAMES).total().n_objects == 0
     with pytest.raises(ValueError, match="of the same images, got 0 and 1"):
         detection_errors([], [TRUTH], NAMES)
-
-
-def test_a_picture(tmp_path: Path) -> None:
-    from PIL import Image
-
-    errors = detection_errors([found(([0, 0, 10, 10], 0.9), ([80, 0, 90, 10], 0.8))], [TRUTH], NAMES)
-    plot_errors(errors, tmp_path / "errors.png")
-    plot_errors(detection_errors([], [], NAMES), tmp_path / "none.png")
-    with Image.open(tmp_path / "errors.png") as image:
-        assert np.asarray(image.convert("RGB")).std() > 10
-    with pytest.raises(UserError):
-        plot_errors(errors, tmp_path / "errors.doc")

@@ -7,19 +7,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from sppnet.boxes import box_iou
 from sppnet.data.images import content_key
+from sppnet.data.voc import read_voc
 from sppnet.errors import UserError
+from sppnet.metrics.detections import overlaps
 from sppnet.proposals import compute
-from sppnet.proposals.compute import IMPORTED, METHODS, Proposer, proposals_for, propose
-from sppnet.proposals.files import load_proposals, save_proposals
-from sppnet.proposals.grid import Grid, grid_boxes
-from sppnet.proposals.selective_search import SelectiveSearch, drop_near_duplicates, selective_search
+from sppnet.proposals.compute import METHODS, check_method, method_settings, proposals_for, proposals_of, propose
+from sppnet.proposals.files import IMPORTED, load_proposals, save_proposals
+from sppnet.proposals.grid import grid_boxes
+from sppnet.proposals.selective_search import drop_near_duplicates, selective_search
 
-FAST = Proposer("selective-search+grid", SelectiveSearch(working_size=100), Grid(smallest=0.5))
+FAST = "edge-boxes"
 
 
 @pytest.fixture
@@ -36,9 +36,9 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """Shapes of the images that were worked on."""
     shapes: list[tuple[int, ...]] = []
 
-    def counting(image: np.ndarray, proposer: Proposer) -> np.ndarray:
+    def counting(image: np.ndarray, method: str) -> np.ndarray:
         shapes.append(image.shape)
-        return propose(image, proposer)
+        return propose(image, method)
 
     monkeypatch.setattr(compute, "propose", counting)
     return shapes
@@ -72,10 +72,8 @@ def test_unions_of_any_methods() -> None:
     first = drop_near_duplicates(parts[0], 0.95)
     assert np.array_equal(union[: len(first)], first)
     for boxes in parts:
-        overlaps = box_iou(torch.from_numpy(boxes), torch.from_numpy(union))
-        assert overlaps.amax(dim=1).min() > 0.95 - 1e-6
-    assert set(Proposer("edge-boxes+grid").to_dict()) == {"method", "rules", "edge_boxes", "grid"}
-    assert Proposer("grid+edge-boxes").parts == ("grid", "edge-boxes")
+        assert overlaps(boxes, union).max(axis=1).min() > 0.95 - 1e-6
+    assert check_method("grid+edge-boxes") == ("grid", "edge-boxes")
 
 
 def test_files_of_these_settings_stay_valid() -> None:
@@ -84,13 +82,14 @@ def test_files_of_these_settings_stay_valid() -> None:
         "working_size": 350, "smallest_side": 8, "coarseness": 150, "coarseness_step": 150, "smoothing": 0.8,
         "near_duplicate_iou": 0.95,
     }  # fmt: skip
-    assert Proposer().to_dict() == {"method": "selective-search", "rules": 1, "selective_search": searched}
-    both = Proposer("selective-search+grid").to_dict()
+    alone = method_settings("selective-search")
+    assert alone == {"method": "selective-search", "rules": 1, "selective_search": searched}
+    both = method_settings("selective-search+grid")
     assert (both["selective_search"], sorted(both)) == (searched, ["grid", "method", "rules", "selective_search"])
 
 
 def test_imported_ones_are_looked_for_and_never_made(tmp_path: Path, images: list[tuple[str, Path]]) -> None:
-    made_by = {"proposer": Proposer(IMPORTED).to_dict(), "image": content_key(images[0][1])}
+    made_by = {"proposer": method_settings(IMPORTED), "image": content_key(images[0][1])}
     for image_id in "01":  # of the second image, the content is another
         save_proposals(tmp_path / "out" / f"{image_id}.npz", np.array([[0, 0, 5, 5]]), made_by)
     paths, errors = proposals_for(images[:3], tmp_path / "out", IMPORTED)
@@ -103,22 +102,22 @@ def test_imported_ones_are_looked_for_and_never_made(tmp_path: Path, images: lis
 
 
 def test_files_hold_what_propose_gives(tmp_path: Path, images: list[tuple[str, Path]]) -> None:
-    calls: list[tuple[int, int]] = []
+    calls: list[tuple[str, int, int]] = []
     paths, errors = proposals_for(images, tmp_path / "out", FAST, progress=lambda *call: calls.append(call))
     assert list(paths) == [image_id for image_id, _ in images]
     assert errors == {}
-    assert calls == [(done, 5) for done in range(1, 6)]
+    assert calls == [("proposals", done, 5) for done in range(1, 6)]
     boxes, made_by = load_proposals(paths["3"])
     assert np.array_equal(boxes, propose(np.asarray(Image.open(images[3][1])), FAST))
-    assert made_by["proposer"] == FAST.to_dict()
+    assert made_by["proposer"] == method_settings(FAST)
 
 
 def test_only_what_is_missing_or_outdated_is_computed(
     tmp_path: Path, images: list[tuple[str, Path]], computed: list[tuple[int, ...]]
 ) -> None:
-    def run(proposer: Proposer = FAST) -> list[tuple[int, ...]]:
+    def run(method: str = FAST) -> list[tuple[int, ...]]:
         computed.clear()
-        proposals_for(images, tmp_path / "out", proposer, workers=1)
+        proposals_for(images, tmp_path / "out", method, workers=1)
         return sorted(computed)
 
     everything = [(50, 60 + index, 3) for index in range(5)]
@@ -129,15 +128,8 @@ def test_only_what_is_missing_or_outdated_is_computed(
     assert run() == everything[1:3]
     Image.new("RGB", (33, 44)).save(images[4][1])
     assert run() == [(44, 33, 3)]
-    other = Proposer(FAST.method, SelectiveSearch(working_size=90), FAST.grid)
-    assert len(run(other)) == 5
-    assert run(other) == []
-
-
-def test_settings_that_a_method_does_not_read_do_not_matter() -> None:
-    assert Proposer("grid", SelectiveSearch(working_size=9)).to_dict() == Proposer("grid").to_dict()
-    assert Proposer("selective-search", grid=Grid(step=0.5)).to_dict() == Proposer("selective-search").to_dict()
-    assert Proposer("grid", grid=Grid(step=0.5)).to_dict() != Proposer("grid").to_dict()
+    assert len(run("grid")) == 5
+    assert run("grid") == []
 
 
 def test_bad_images_are_named_and_the_rest_is_done(tmp_path: Path, images: list[tuple[str, Path]]) -> None:
@@ -153,7 +145,7 @@ def test_bad_images_are_named_and_the_rest_is_done(tmp_path: Path, images: list[
 def test_an_interrupt_stops_after_the_images_in_work(
     tmp_path: Path, images: list[tuple[str, Path]], computed: list[tuple[int, ...]]
 ) -> None:
-    def interrupt(done: int, total: int) -> None:
+    def interrupt(stage: str, done: int, total: int) -> None:
         raise KeyboardInterrupt
 
     many = [(f"{image_id}-{copy}", path) for copy in range(20) for image_id, path in images]
@@ -175,3 +167,14 @@ def test_mistakes_of_the_caller(tmp_path: Path, images: list[tuple[str, Path]]) 
     with pytest.raises(UserError, match="cannot be written"):
         proposals_for(images, tmp_path / "file", "grid")
     assert proposals_for([], tmp_path / "out", "grid") == ({}, {})
+
+
+def test_the_proposals_of_a_data_set(tiny_voc: Path, tmp_path: Path) -> None:
+    data = read_voc(tiny_voc, "train")
+    first, again = (proposals_of(data, "grid", tmp_path) for _ in range(2))
+    assert len(first) == 8
+    assert all(np.array_equal(one, other) for one, other in zip(first, again, strict=True))
+    for image in data.images[:2]:
+        image.path.write_bytes(image.path.read_bytes()[:300])
+    with pytest.raises(UserError, match=r"2 of 8 images cannot be used: .*000000\.jpg: .*; .*000001\.jpg: "):
+        proposals_of(data, "grid", tmp_path)

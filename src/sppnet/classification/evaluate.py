@@ -19,13 +19,7 @@ import numpy as np
 from sppnet.classification.views import Views, view_scores, views_for
 from sppnet.data.images import ImageError, read_image
 from sppnet.errors import UserError
-from sppnet.metrics.classification import (
-    class_accuracies,
-    confusion_matrix,
-    label_ranks,
-    mean_class_accuracy,
-    wilson_interval,
-)
+from sppnet.metrics.classification import class_accuracies, label_ranks, wilson_interval
 from sppnet.models.sppnet import SPPNet
 
 Report = Callable[[str, int, int], None]  # stage, done, total
@@ -73,7 +67,10 @@ class ClassifierEvaluation:
     @cached_property
     def confusion(self) -> np.ndarray:
         """[K, K] int64: row true, column answered."""
-        return confusion_matrix(self.labels, self.probabilities.argmax(1), len(self.names))
+        from sklearn.metrics import confusion_matrix  # type: ignore[import-untyped]  # slow to import
+
+        matrix: np.ndarray = confusion_matrix(self.labels, self.probabilities.argmax(1), labels=range(len(self.names)))
+        return matrix
 
     @property
     def top1(self) -> float:
@@ -93,7 +90,7 @@ class ClassifierEvaluation:
     @property
     def mean_class(self) -> float:
         """The mean of the classes' accuracies, over the classes that have images."""
-        return mean_class_accuracy(self.confusion)
+        return float(np.nanmean(class_accuracies(self.confusion)))
 
     def mistakes(self, most: int = 20) -> list[Mistake]:
         """The images that were answered wrong, the surest answer first.

@@ -46,7 +46,7 @@ class BinContributions:
     @property
     def score(self) -> float:
         """The probability of the class."""
-        return float(self.classification.scores[self.classification.names.index(self.name)])
+        return float(self.classification.scores[self.classification.class_names.index(self.name)])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for ``json.dumps``.

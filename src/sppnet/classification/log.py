@@ -46,7 +46,7 @@ def training_log(folder: Path) -> dict[str, list[float]]:
 
     Returns:
         Columns by name, all of one length, ``step`` first; NaN where a row has no such value. Ready for
-        `sppnet.visualize.classification.plot_training`. Empty if there is no log.
+        `sppnet.visualize.plot_training`. Empty if there is no log.
 
     Example:
         >>> for run, rows in enumerate(["0,1.5", "10,0.7", "10,0.6"]):

@@ -47,7 +47,6 @@ app.command("sppnet.cli.proposals:proposals", help="Propose boxes for a data set
 RENAMED = {
     "--proposer": "--proposals",
     "--work": "--cache",
-    "--import": "--boxes",
     "--fit": "--resize-mode",
     "--learn": "--train-layers",
     "--end-to-end": "--preset standard",

@@ -14,7 +14,7 @@ from sppnet.cli import complain
 from sppnet.cli.options import AsJson, Cache, Device, SkipBad, cache_folder, chosen_device
 from sppnet.data.labelled import training_images
 from sppnet.progress import progress_bars
-from sppnet.visualize.plots import check_plot_path, plot_comparison
+from sppnet.visualize.plots import plot_comparison, plot_format
 
 
 def compare(
@@ -31,7 +31,7 @@ def compare(
     device: Device = "auto",
 ) -> int:
     """Warp, crop, letterbox, or native shape: which serves your images? A table, a bar chart and a sentence."""
-    check_plot_path(output)
+    plot_format(output)
     images, _ = training_images(data)
     cache = cache or cache_folder(output)
     with progress_bars() as progress:

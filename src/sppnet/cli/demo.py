@@ -1,24 +1,107 @@
-"""`sppnet demo`: sample photos in, annotated pictures and JSON out."""
+"""`sppnet demo`: scikit-image's sample photos, at their own and at odd sizes, classified, searched and drawn. Offline."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from sppnet.terminal import print_table, progress
+from sppnet.files import write_json
+from sppnet.progress import Progress, no_progress, progress_bars
+
+if TYPE_CHECKING:
+    import numpy as np
+
+THRESHOLD = 0.3  # score from which a box is drawn
 
 
 def demo(output: Annotated[Path, Parameter(help="Folder for pictures and results.")] = Path("sppnet-demo")) -> int:
     """Try it out: sample photos in, annotated pictures and JSON out. Works offline."""
-    from sppnet.demo import run_demo
-
-    with progress() as report:
-        rows, written = run_demo(output, report)
-    table = [("photo", "size", "what is in it", "where")] + rows
-    print_table(table)
+    with progress_bars() as progress:
+        rows, written = run_demo(output, progress)
+    _print_table([("photo", "size", "what is in it", "where"), *rows])
     print(
         f"\n{len(written)} files in {output}: look at {written[0].name} first; everything as JSON in {written[-1].name}"
     )
     return 0
+
+
+def sample_photos() -> dict[str, np.ndarray]:
+    """Photos that come with scikit-image, by name; some cut or resized to sizes that most networks refuse."""
+    from skimage import data
+
+    from sppnet.data.images import resize_image
+
+    astronaut, chelsea, rocket = data.astronaut(), data.chelsea(), data.rocket()
+    motorcycle = data.stereo_motorcycle()[0]
+    return {
+        "astronaut": astronaut,
+        "chelsea": chelsea,
+        "coffee": data.coffee(),
+        "motorcycle": motorcycle,
+        "rocket": rocket,
+        "astronaut-tall": astronaut[:, 100:360].copy(),
+        "chelsea-wide": chelsea[30:250],
+        "chelsea-small": resize_image(chelsea, (64, 96)),
+        "motorcycle-large": resize_image(motorcycle, (1000, 1482)),
+    }
+
+
+def run_demo(output: Path, progress: Progress = no_progress) -> tuple[list[tuple[str, str, str, str]], list[Path]]:
+    """Classify and search every sample photo with the shipped model; write pictures and one JSON document.
+
+    Args:
+        output: folder, created if missing; of its files only those of an earlier demo are replaced.
+        progress: called after each photo.
+
+    Returns:
+        A table row for each photo (name, size, classes, boxes), and the files written, the JSON document last.
+    """
+    from sppnet.classification.predict import classify_map
+    from sppnet.detection.feature_maps import compute_feature_maps
+    from sppnet.detection.predict import detect_in_maps
+    from sppnet.detection.suppression import DetectSettings
+    from sppnet.models.files import load
+    from sppnet.proposals.compute import propose
+    from sppnet.visualize.draw import draw_detections, save_image
+
+    model = load("voc")
+    photos = sample_photos()
+    rows, files, document = [], [], []
+    for done, (name, photo) in enumerate(photos.items()):
+        maps = compute_feature_maps(model, photo)  # once, for both questions
+        proposals = propose(photo, model.detection.proposals)
+        whole = classify_map(model, maps.whole_map)
+        found = detect_in_maps(model, maps, proposals, DetectSettings(THRESHOLD))
+        files.append(output / f"{name}.jpg")
+        save_image(draw_detections(photo, found), files[-1])
+        size = f"{photo.shape[1]} x {photo.shape[0]}"
+        classes = ", ".join(f"{label} {score:.2f}" for label, score in whole.present() or whole.top(1))
+        boxes = ", ".join(f"{box.class_name} {box.score:.2f}" for box in found) or "-"
+        rows.append((name, size, classes, boxes))
+        document.append(
+            {
+                "photo": name,
+                "height": photo.shape[0],
+                "width": photo.shape[1],
+                "picture": files[-1].name,
+                "classification": whole.to_dict(),
+                "detections": found.to_dict(),
+            }
+        )
+        progress("photos", done + 1, len(photos))
+    files.append(output / "demo.json")
+    write_json(files[-1], {"photos": document})
+    return rows, files
+
+
+def _print_table(rows: list[tuple[str, str, str, str]]) -> None:
+    """The first row holds the titles."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*rows[0])
+    for row in rows[1:]:
+        table.add_row(*row)
+    Console().print(table)

@@ -16,8 +16,8 @@ from sppnet.detection.predict import detect as detect_one
 from sppnet.detection.suppression import DetectSettings
 from sppnet.errors import ImageError
 from sppnet.models.files import load
-from sppnet.proposals.compute import ProposalMethod
-from sppnet.proposals.files import read_boxes
+from sppnet.proposals.compute import check_method
+from sppnet.proposals.files import cut_boxes, read_boxes
 
 
 def detect(
@@ -45,7 +45,7 @@ def detect(
     if proposals is not None and Path(proposals).exists():
         given = read_boxes(proposals)
     elif proposals is not None:
-        ProposalMethod(proposals)  # a mistake in it is said before the work
+        check_method(proposals)  # a mistake in it is said before the work
     nets = [load(name, chosen_device(device)) for name in model]
     check_combination(nets)
     nets = [net.at_scales(scales) for net in nets] if scales else nets
@@ -54,6 +54,8 @@ def detect(
         boxes = proposals if given is None else given.get(file.stem, given.get(file.name))
         if given is not None and (boxes is None or not len(boxes)):
             raise ImageError(f"{file}: no boxes of {file.stem!r} in {proposals}")
+        if isinstance(boxes, np.ndarray):
+            boxes = cut_boxes(boxes, (image.shape[0], image.shape[1]), f"{proposals}: {file.stem!r}")
         found = detect_one(image, nets, proposals=boxes, settings=settings)
         kind = "decision score " if found.score_kind == "decision" else ""
         lines = [f"{d.class_name} {kind}{d.score:.2f} at {' '.join(f'{side:.0f}' for side in d.box)}" for d in found]

@@ -4,63 +4,62 @@ from __future__ import annotations
 
 import json
 import sys
-from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from cyclopts import Parameter
 
-from sppnet.cli.parameters import AsJson, Data, Limit, Proposals, Work
-from sppnet.cli.values import check_proposer, checked_limit
-from sppnet.cli.work import work_or_temporary
-from sppnet.errors import UserError
-from sppnet.terminal import complain, progress
+from sppnet.cli import complain
+from sppnet.cli.options import AsJson, Data, Limit, Split, cache_or_temporary, checked_limit
+from sppnet.data.annotations import read_annotated
+from sppnet.errors import SettingsError
+from sppnet.progress import progress_bars
+from sppnet.proposals.compute import check_method, proposals_of
+from sppnet.proposals.files import IMPORTED, import_proposals, load_proposals
+from sppnet.proposals.recall import format_recall, recall_report
 
 
 def proposals(
     data: Data,
     /,
     *,
-    split: Annotated[str, Parameter(help="Of the data set.")] = "train",
-    proposer: Proposals = "selective-search",
+    split: Split = "train",
+    method: Annotated[
+        str, Parameter(name="--proposals", help="selective-search, edge-boxes, grid, or several joined by +.")
+    ] = "selective-search",
     source: Annotated[
         Path | None,
-        Parameter(name="--import", help="Bring in boxes made elsewhere: R-CNN's .mat, detectron2's .pkl, or .npz."),
+        Parameter(
+            name="--import",
+            help="Bring in boxes made elsewhere: an .npz of arrays [R, 4] of x0 y0 x1 y1, each named by its image.",
+        ),
     ] = None,
-    order: Annotated[Literal["yxyx", "xyxy"], Parameter(help="Of the corners in a .mat.")] = "yxyx",
     limit: Limit = None,
-    work: Work = None,
+    cache: Annotated[Path | None, Parameter(help="Folder that keeps the boxes; give it to training, too.")] = None,
     as_json: AsJson = False,
 ) -> int:
     """Propose boxes for every image of a data set, or bring in others', and say how many of its objects they find."""
-    from sppnet.data.annotated import read_annotated
-    from sppnet.detection.train import proposals_of
-    from sppnet.proposals.compute import IMPORTED
-    from sppnet.proposals.files import load_proposals
-    from sppnet.proposals.importers import import_proposals
-    from sppnet.proposals.recall import format_recall, recall_report
-
-    check_proposer(proposer)
-    if source is not None and work is None:
-        raise UserError("--import brings boxes to where training looks for them: give the same --work FOLDER as there")
+    check_method(method)
+    if source is not None and cache is None:
+        raise SettingsError(
+            "--import brings boxes to where training looks for them: give the same --cache FOLDER as there"
+        )
     annotated = read_annotated(data, split, checked_limit(limit))
     missing: tuple[str, ...] = ()
-    with progress() as report, work_or_temporary(work) as folder:
+    with progress_bars() as progress, cache_or_temporary(cache) as folder:
         if source is None:
-            files = proposals_of(annotated, proposer, folder, partial(report, "proposals"))
-            file_of = {image.image_id: file for image, file in zip(annotated.images, files, strict=True)}
+            found = proposals_of(annotated, method, folder, progress)
+            boxes = {image.image_id: boxes for image, boxes in zip(annotated.images, found, strict=True)}
         else:
-            kept = folder / "proposals" / IMPORTED
-            imported = import_proposals(source, annotated, kept, order=order, progress=partial(report, "import"))
-            file_of, missing = dict(imported.files), imported.missing
-        boxes = {image_id: load_proposals(file)[0] for image_id, file in file_of.items()}
+            cached = folder / "proposals" / IMPORTED
+            imported = import_proposals(source, annotated, cached, progress)
+            boxes = {image_id: load_proposals(file)[0] for image_id, file in imported.files.items()}
+            missing = imported.missing
     answer = recall_report(annotated, boxes)
     print(json.dumps(answer, indent=1) if as_json else format_recall(answer))
     if source is not None:
-        print(
-            f"{imported.boxes} boxes of {len(file_of)} images in {kept}; {imported.dropped} empty or outside their image",
-            file=sys.stderr,
-        )
+        dropped = f"{imported.dropped} empty or outside their image"
+        print(f"{imported.boxes} boxes of {len(boxes)} images in {cached}; {dropped}", file=sys.stderr)
     if missing:
         some = ", ".join(missing[:5]) + (" ..." if len(missing) > 5 else "")
         return complain(f"{source} has no boxes of {len(missing)} of {len(annotated)} images, which need some: {some}")

@@ -65,7 +65,7 @@ class EndToEndSettings(WindowSettings):
 class Photo(NamedTuple):
     """One image of a batch, and windows of it."""
 
-    pixels: np.ndarray  # [h, w, 3] uint8, as the backbone is to see it
+    pixels: Tensor  # [h, w, 3] uint8, as the backbone is to see it
     size: tuple[int, int]  # (height, width) before it was resized
     windows: Candidates  # in pixels of that
 
@@ -94,8 +94,8 @@ class PhotoBatches:
         pixels = read_image(image.path)
         if settings.flip and rng.random() < 0.5:
             pixels, windows = pixels[:, ::-1], flip(windows, pixels.shape[1])
-        resized = np.ascontiguousarray(self.preprocess.resize(pixels, short_side))
-        return Photo(resized, (pixels.shape[0], pixels.shape[1]), windows)
+        resized = np.require(self.preprocess.resize(pixels, short_side), requirements=("C", "W"))
+        return Photo(torch.from_numpy(resized), (pixels.shape[0], pixels.shape[1]), windows)
 
 
 def train_end_to_end(
@@ -216,5 +216,7 @@ def trainable_layers(backbone: nn.Module, train_layers: str) -> list[nn.Paramete
         if parameter.requires_grad:
             trained.append(parameter)
     if not trained and train_layers != "none":
-        raise SettingsError(f"train_layers is {train_layers!r}: no layer from there on has weights to train; {expected}")
+        raise SettingsError(
+            f"train_layers is {train_layers!r}: no layer from there on has weights to train; {expected}"
+        )
     return trained

@@ -12,7 +12,7 @@ import numpy as np
 
 from sppnet.data.annotations import DetectionData
 from sppnet.data.images import read_image
-from sppnet.detection.feature_map_cache import FeatureMapCache, cache_directory, proposals_of
+from sppnet.detection.feature_map_cache import FeatureMapCache, cache_directory
 from sppnet.detection.feature_maps import compute_feature_maps
 from sppnet.detection.predict import check_combination, score_kind, score_windows, union
 from sppnet.detection.suppression import DetectSettings, select
@@ -22,6 +22,7 @@ from sppnet.metrics.errors import DetectionErrors, detection_errors
 from sppnet.metrics.voc import VocResult, evaluate_voc, evaluate_voc_images
 from sppnet.models.sppnet import SPPNet
 from sppnet.progress import Progress, no_progress, timed
+from sppnet.proposals.compute import proposals_of
 from sppnet.results import ScoreKind
 
 # Low: average precision asks for the whole ranking. Of decision scores, what hard negative mining calls easy is left out.

@@ -1,6 +1,6 @@
-"""What is computed once for an image and read from disk: proposals, and feature maps, which make training the rest cheap.
+"""Feature maps computed once and read from disk: what makes training everything behind the pooling cheap.
 
-Of feature maps there is one .safetensors file for each image, and one for the image flipped, with a map [h, w, C] for each scale, in half precision and read
+One .safetensors file for each image, and one for the image flipped, with a map [h, w, C] for each scale, in half precision and read
 through a memory map. Maps are cached, not the windows pooled from them, which filled the paper's disks: 1.4 MB against 102 MB
 an image. A file is named by the image's content, in a folder named by the weights and sizes that it was computed with, so a
 stale one is never used.
@@ -19,14 +19,10 @@ import numpy as np
 import torch
 
 from sppnet.cache import check_room, fingerprint, read_tensors, write_tensors
-from sppnet.data.annotations import DetectionData
 from sppnet.data.images import content_key, image_size, read_image
 from sppnet.detection.feature_maps import FeatureMaps, compute_feature_maps
-from sppnet.errors import UserError
 from sppnet.models.sppnet import SPPNet
 from sppnet.progress import Progress, no_progress
-from sppnet.proposals.compute import proposals_for
-from sppnet.proposals.files import load_proposals
 
 Stamp = tuple[int, int]  # of a file: when it was written, in ns, and its size in bytes
 
@@ -39,26 +35,6 @@ def cache_directory(cache: Path | None) -> Iterator[Path]:
         return
     with TemporaryDirectory(prefix="sppnet-") as folder:
         yield Path(folder)
-
-
-def proposals_of(
-    data: DetectionData, method: str, cache: Path, progress: Progress = no_progress
-) -> list[np.ndarray]:
-    """The proposals [R, 4] of each image, in order; those that the cache directory lacks are computed, several at a time.
-
-    They stay in memory, 30 KB an image, as every stage of a training asks for them.
-
-    Raises:
-        UserError: images that cannot be read; all are named.
-    """
-    images = [(image.image_id, image.path) for image in data.images]
-    files, errors = proposals_for(
-        images, cache / "proposals" / method, method, progress=lambda *done: progress("proposals", *done[-2:])
-    )
-    if errors:
-        named = "; ".join(map(str, errors.values()))
-        raise UserError(f"{len(errors)} of {len(images)} images cannot be used: {named}")
-    return [load_proposals(files[image_id])[0] for image_id, _ in images]
 
 
 class FeatureMapCache:

@@ -18,9 +18,7 @@ from sppnet.proposals.compute import propose
 WINDOWS = 6000  # in all; each [M, C] in half precision
 
 
-def sample_windows(
-    model: SPPNet, photos: Sequence[Path], *, seed: int = 0, progress: Progress = no_progress
-) -> Tensor:
+def sample_windows(model: SPPNet, photos: Sequence[Path], *, seed: int = 0, progress: Progress = no_progress) -> Tensor:
     """Pool some of the windows that a detector would look at in these photos; of a classifier, the whole images.
 
     Args:

@@ -14,14 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import torch
 
 from sppnet.errors import UserError
-from sppnet.metrics.detections import check_labels, checked_detections, checked_ground_truth
-from sppnet.metrics.figures import json_number, shown
+from sppnet.metrics.detections import ImageArrays, checked_images, json_number, shown
 
-MOST = 100  # detections of an image that count, over all classes of it each; COCO's own
 _PARTS = {
     "ap": "map",
     "ap50": "map_50",
@@ -55,11 +51,7 @@ class CocoResult:
     classes: dict[str, float]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for ``json.dumps``; what cannot be measured is None.
-
-        Returns:
-            ``{"coco": {"ap": .., "ap50": .., "ap75": .., "small": .., "medium": .., "large": ..}, "classes": {name: ..}}``.
-        """
+        """Plain values, ready for ``json.dumps``; what cannot be measured is None."""
         return {
             "coco": {name: json_number(getattr(self, name)) for name in _PARTS},
             "classes": {name: json_number(ap) for name, ap in self.classes.items()},
@@ -80,9 +72,7 @@ class CocoResult:
 
 
 def evaluate_coco(
-    detections: Sequence[tuple[npt.ArrayLike, npt.ArrayLike, npt.ArrayLike]],
-    ground_truth: Sequence[tuple[npt.ArrayLike, npt.ArrayLike, npt.ArrayLike]],
-    names: Sequence[str],
+    detections: Sequence[ImageArrays], ground_truth: Sequence[ImageArrays], class_names: Sequence[str]
 ) -> CocoResult:
     """COCO's average precision over a set of images.
 
@@ -90,7 +80,7 @@ def evaluate_coco(
         detections: for each image (boxes [D, 4] half-open xyxy, scores [D] finite, labels [D] 1..K); D may be 0.
         ground_truth: for each image, in the same order, (gt_boxes [G, 4], gt_labels [G], difficult [G]). The size of an
             object is that of its box (COCO's own files give the area of its outline, which is smaller).
-        names: the K class names; label k is ``names[k - 1]``.
+        class_names: K of them; label k is ``class_names[k - 1]``.
 
     Returns:
         A `CocoResult`.
@@ -103,40 +93,32 @@ def evaluate_coco(
 
     Example:
         >>> truth = ([[0, 0, 100, 100]], [1], [False])
-        >>> result = evaluate_coco([([[0, 0, 100, 82]], [0.9], [1])], [truth], names=("cat",))
+        >>> result = evaluate_coco([([[0, 0, 100, 82]], [0.9], [1])], [truth], ("cat",))
         >>> round(result.ap, 3), result.ap75  # IoU .82: found at .50, .55, .. .80
         (0.7, 1.0)
     """
-    if len(detections) != len(ground_truth):
-        raise ValueError(
-            f"expected detections and ground truth of the same images, got {len(detections)} and {len(ground_truth)}"
-        )
-    found, truth = [], []
-    for of_image, objects in zip(detections, ground_truth, strict=True):
-        boxes, scores, labels = checked_detections(of_image)
-        gt_boxes, gt_labels, difficult = checked_ground_truth(objects)
-        check_labels("labels", labels, len(names))
-        check_labels("gt_labels", gt_labels, len(names))
-        found.append({"boxes": _float(boxes), "scores": _float(scores), "labels": torch.tensor(labels)})
-        truth.append(
-            {
-                "boxes": _float(gt_boxes),
-                "labels": torch.tensor(gt_labels),
-                "iscrowd": torch.from_numpy(difficult.astype(np.int64)),
-            }
-        )
-    if not any(len(objects["labels"]) for objects in truth):
-        nothing = dict.fromkeys(_PARTS, math.nan)
-        return CocoResult(**nothing, classes=dict.fromkeys(names, math.nan))
+    images = checked_images(detections, ground_truth, len(class_names))
+    if not any(len(image.gt_labels) for image in images):
+        return CocoResult(**dict.fromkeys(_PARTS, math.nan), classes=dict.fromkeys(class_names, math.nan))
+    from torch import from_numpy  # torchmetrics brings it in anyway
+
     metric = _metric()
-    metric.update(found, truth)
+    for image in images:
+        found = {
+            "boxes": image.boxes.astype(np.float32),
+            "scores": image.scores.astype(np.float32),
+            "labels": image.labels,
+        }
+        truth = {"boxes": image.gt_boxes.astype(np.float32), "labels": image.gt_labels}
+        truth["iscrowd"] = image.difficult.astype(np.int64)
+        tensors = [{name: from_numpy(values) for name, values in arrays.items()} for arrays in (found, truth)]
+        metric.update(tensors[:1], tensors[1:])
     measured = metric.compute()
-    by_label = dict(
-        zip(measured["classes"].reshape(-1).tolist(), measured["map_per_class"].reshape(-1).tolist(), strict=True)
-    )
+    labels, aps = (measured[key].reshape(-1).tolist() for key in ("classes", "map_per_class"))
+    by_label = dict(zip(labels, aps, strict=True))
     return CocoResult(
         **{name: _number(float(measured[key])) for name, key in _PARTS.items()},
-        classes={name: _number(by_label.get(label, -1.0)) for label, name in enumerate(names, start=1)},
+        classes={name: _number(by_label.get(label, -1.0)) for label, name in enumerate(class_names, start=1)},
     )
 
 
@@ -152,10 +134,6 @@ def _metric() -> Any:
     metric = MeanAveragePrecision(class_metrics=True, backend="faster_coco_eval")
     metric.warn_on_many_detections = False
     return metric
-
-
-def _float(values: npt.NDArray[np.float64]) -> torch.Tensor:
-    return torch.from_numpy(values.astype(np.float32))
 
 
 def _number(value: float) -> float:

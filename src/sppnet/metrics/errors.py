@@ -3,7 +3,7 @@
 A class's first N detections are looked at, N the number of its objects: a perfect detector would have all of them right. Each is
 
     correct       a true positive by the rule of `sppnet.metrics.voc`
-    localisation  on an object of the class, but by an IoU from .1 to .5; or on one that a surer detection has
+    localisation  on an object of the class, but by an IoU from .1 to .5; or on one that a more confident detection has
     other class   touching, by .1 or more, an object of another class, and none of its own
     background    touching no object
 
@@ -20,11 +20,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from sppnet.boxes import box_iou
-from sppnet.metrics.figures import json_number
-from sppnet.metrics.voc import IGNORED, TRUE_POSITIVE, average_precision, match_detections
+from sppnet.metrics.detections import ImageArrays, JudgedImage, checked_images, json_number, known_mean, overlaps
+from sppnet.metrics.voc import IGNORED, TRUE_POSITIVE, average_precision, match_image
 
 KINDS = ("localisation", "other class", "background", "missed")
 TOUCHING = 0.1  # IoU from which on a detection has to do with an object
@@ -35,7 +33,7 @@ _CORRECT, _LOCALISATION, _OTHER, _BACKGROUND = range(4)
 class ClassErrors:
     """One class of `DetectionErrors`.
 
-    ``correct``, ``localisation``, ``other_class`` and ``background`` count its surest detections, as many as it has objects; fewer
+    ``correct``, ``localisation``, ``other_class`` and ``background`` count its most confident detections, as many as it has objects; fewer
     where it has fewer detections.
     """
 
@@ -73,33 +71,32 @@ class DetectionErrors:
             field: sum(getattr(errors, field) for errors in self.classes)
             for field in ("n_objects", "correct", "localisation", "other_class", "background", "missed")
         }
-        without = {kind: _mean([errors.ap_without[kind] for errors in known]) for kind in KINDS}
-        return ClassErrors(
-            name="all", confused_with={}, ap=_mean([errors.ap for errors in known]), ap_without=without, **counts
-        )
+        without = {kind: known_mean([errors.ap_without[kind] for errors in known]) for kind in KINDS}
+        ap = known_mean([errors.ap for errors in known])
+        return ClassErrors(name="all", confused_with={}, ap=ap, ap_without=without, **counts)
 
     def sentence(self) -> str:
         """All classes in one line.
 
         Example:
             >>> detection_errors([([[0, 0, 9, 9]], [0.8], [1])], [([[0, 0, 9, 9]], [1], [False])], ("cat",)).sentence()
-            'surest detections, as many as objects: 100% correct, 0% badly placed, 0% another class, 0% background; objects missed: 0%'
+            'most confident detections, as many as objects: 100% correct, 0% poorly localised, 0% another class, 0% background; objects missed: 0%'
         """
         total = self.total()
         seen = total.correct + total.localisation + total.other_class + total.background
         return (
-            f"surest detections, as many as objects: {_share(total.correct, seen)} correct, "
-            f"{_share(total.localisation, seen)} badly placed, {_share(total.other_class, seen)} another class, "
+            f"most confident detections, as many as objects: {_share(total.correct, seen)} correct, "
+            f"{_share(total.localisation, seen)} poorly localised, {_share(total.other_class, seen)} another class, "
             f"{_share(total.background, seen)} background; objects missed: {_share(total.missed, total.n_objects)}"
         )
 
     def table(self) -> str:
-        """A table for people: of each class's surest detections, and of its objects, how many are what, in per cent.
+        """A table for people: of each class's most confident detections, and of its objects, how many are what, in per cent.
 
         Example:
             >>> truth = ([[0, 0, 9, 9], [20, 0, 29, 9]], [1, 2], [False, False])
             >>> found = ([[0, 0, 9, 5], [20, 0, 24, 9], [20, 0, 29, 9]], [0.8, 0.7, 0.6], [1, 2, 2])
-            >>> print(detection_errors([found], [truth], names=("cat", "dog")).table())
+            >>> print(detection_errors([found], [truth], ("cat", "dog")).table())
             class  objects  correct  localisation  other class  background  missed  costs most
             cat          1     100%            0%           0%          0%      0%  -
             dog          1       0%          100%           0%          0%      0%  localisation
@@ -120,9 +117,9 @@ class DetectionErrors:
 
 
 def detection_errors(
-    detections: Sequence[tuple[npt.ArrayLike, npt.ArrayLike, npt.ArrayLike]],
-    ground_truth: Sequence[tuple[npt.ArrayLike, npt.ArrayLike, npt.ArrayLike]],
-    names: Sequence[str],
+    detections: Sequence[ImageArrays],
+    ground_truth: Sequence[ImageArrays],
+    class_names: Sequence[str],
     iou: float = 0.5,
 ) -> DetectionErrors:
     """Sort what a detector got wrong over a set of images.
@@ -130,7 +127,7 @@ def detection_errors(
     Args:
         detections: for each image (boxes [D, 4], scores [D], labels [D]), as `sppnet.metrics.voc.evaluate_voc` takes them.
         ground_truth: for each image, in the same order, (gt_boxes [G, 4], gt_labels [G], difficult [G]).
-        names: the K class names; label k is ``names[k - 1]``.
+        class_names: K of them; label k is ``class_names[k - 1]``.
         iou: the least intersection over union that counts as found.
 
     Raises:
@@ -143,70 +140,55 @@ def detection_errors(
         >>> errors.localisation, errors.confused_with
         (1, {'dog': 1})
     """
-    if len(detections) != len(ground_truth):
-        raise ValueError(
-            f"expected detections and ground truth of the same images, got {len(detections)} and {len(ground_truth)}"
-        )
-    judged = [_judge(found, truth, iou) for found, truth in zip(detections, ground_truth, strict=True)]
-    judged.append((np.zeros(0), *(np.zeros(0, np.int64) for _ in range(3))))  # of no images, nothing
+    images = checked_images(detections, ground_truth, len(class_names))
+    judged = [(np.empty(0), *[np.empty(0, np.int64)] * 3), *(_judge(image, iou) for image in images)]
     scores, labels, kinds, others = (np.concatenate(parts) for parts in zip(*judged, strict=True))
-    n_objects = np.zeros(len(names) + 1, np.int64)
-    for _, gt_labels, difficult in ground_truth:
-        wanted = np.asarray(gt_labels, np.int64)[~np.asarray(difficult, bool)]
-        n_objects += np.bincount(wanted, minlength=len(names) + 1)
+    wanted = np.concatenate([np.empty(0, np.int64), *(image.gt_labels[~image.difficult] for image in images)])
+    n_objects = np.bincount(wanted, minlength=len(class_names) + 1).tolist()
     classes = []
-    for label, name in enumerate(names, start=1):
+    for label, name in enumerate(class_names, start=1):
         mine = np.flatnonzero((labels == label) & (kinds >= 0))
         mine = mine[np.argsort(-scores[mine], kind="stable")]
-        classes.append(_class_errors(name, kinds[mine], others[mine], int(n_objects[label]), names))
+        classes.append(_class_errors(name, kinds[mine], others[mine], n_objects[label], class_names))
     return DetectionErrors(tuple(classes), float(iou))
 
 
-def _judge(
-    found: tuple[npt.ArrayLike, npt.ArrayLike, npt.ArrayLike],
-    truth: tuple[npt.ArrayLike, npt.ArrayLike, npt.ArrayLike],
-    iou: float,
-) -> tuple[npt.NDArray[Any], ...]:
+def _judge(image: JudgedImage, iou: float) -> tuple[npt.NDArray[Any], ...]:
     """Of one image's detections: scores, labels, kinds (-1: not counted), the class that each was confused with."""
-    outcomes = match_detections(found, truth, iou)
-    scores, labels = np.asarray(found[1], np.float64).reshape(-1), np.asarray(found[2], np.int64).reshape(-1)
-    gt_labels = np.asarray(truth[1], np.int64).reshape(-1)
-    kinds, others = np.full(len(labels), _BACKGROUND), np.zeros(len(labels), np.int64)
-    if len(labels) and len(gt_labels):
-        overlaps = box_iou(*(torch.from_numpy(np.array(boxes, np.float64)) for boxes in (found[0], truth[0]))).numpy()
-        same = labels[:, None] == gt_labels
-        of_others = np.where(same, 0, overlaps)
+    outcomes = match_image(image, iou)
+    kinds, others = np.full(len(image.labels), _BACKGROUND), np.zeros(len(image.labels), np.int64)
+    if len(image.labels) and len(image.gt_labels):
+        ious = overlaps(image.boxes, image.gt_boxes)
+        same = image.labels[:, None] == image.gt_labels
+        of_others = np.where(same, 0, ious)
         confused = of_others.max(1) >= TOUCHING
-        kinds[confused], others[confused] = _OTHER, gt_labels[of_others.argmax(1)][confused]
-        kinds[np.where(same, overlaps, 0).max(1) >= TOUCHING] = _LOCALISATION
+        kinds[confused], others[confused] = _OTHER, image.gt_labels[of_others.argmax(1)][confused]
+        kinds[np.where(same, ious, 0).max(1) >= TOUCHING] = _LOCALISATION
     kinds[outcomes == TRUE_POSITIVE] = _CORRECT
     kinds[outcomes == IGNORED] = -1
-    return scores, labels, kinds, others
+    return image.scores, image.labels, kinds, others
 
 
 def _class_errors(
-    name: str, kinds: npt.NDArray[Any], others: npt.NDArray[Any], n_objects: int, names: Sequence[str]
+    name: str, kinds: npt.NDArray[Any], others: npt.NDArray[Any], n_objects: int, class_names: Sequence[str]
 ) -> ClassErrors:
     """From one class's detections by falling score."""
     first = kinds[:n_objects]
-    counts = np.bincount(first, minlength=4)
-    taken = np.bincount(others[:n_objects][first == _OTHER], minlength=len(names) + 1)
+    counts = np.bincount(first, minlength=4).tolist()
+    taken = np.bincount(others[:n_objects][first == _OTHER], minlength=len(class_names) + 1)
     missed = n_objects - int((kinds == _CORRECT).sum())
     without = {kind: _ap(kinds[kinds != code], n_objects) for code, kind in enumerate(KINDS[:3], start=_LOCALISATION)}
     return ClassErrors(
         name=name,
         n_objects=n_objects,
-        correct=int(counts[_CORRECT]),
-        localisation=int(counts[_LOCALISATION]),
-        other_class=int(counts[_OTHER]),
-        background=int(counts[_BACKGROUND]),
+        correct=counts[_CORRECT],
+        localisation=counts[_LOCALISATION],
+        other_class=counts[_OTHER],
+        background=counts[_BACKGROUND],
         missed=missed,
-        confused_with={names[k - 1]: int(taken[k]) for k in np.argsort(-taken, kind="stable").tolist() if taken[k]},
+        confused_with={class_names[k - 1]: int(taken[k]) for k in np.argsort(-taken, kind="stable") if taken[k]},
         ap=_ap(kinds, n_objects),
-        ap_without={
-            **without,
-            "missed": _ap(kinds, n_objects - missed) if missed < n_objects else _ap(kinds, n_objects),
-        },
+        ap_without=without | {"missed": _ap(kinds, (n_objects - missed) or n_objects)},
     )
 
 
@@ -224,21 +206,13 @@ def _costliest(row: ClassErrors) -> str:
 
 
 def _entry(errors: ClassErrors) -> dict[str, Any]:
+    counts = ("correct", "localisation", "other_class", "background", "missed", "confused_with")
     return {
         "objects": errors.n_objects,
-        "correct": errors.correct,
-        "localisation": errors.localisation,
-        "other_class": errors.other_class,
-        "background": errors.background,
-        "missed": errors.missed,
-        "confused_with": errors.confused_with,
+        **{field: getattr(errors, field) for field in counts},
         "ap": json_number(errors.ap),
         "ap_without": {kind: json_number(value) for kind, value in errors.ap_without.items()},
     }
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values) if values else math.nan
 
 
 def _share(count: int, of: int) -> str:

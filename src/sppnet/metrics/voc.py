@@ -19,18 +19,19 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from sppnet.boxes import box_iou
 from sppnet.metrics.detections import (
-    BoolArray,
     FloatArray,
-    IntArray,
+    ImageArrays,
+    JudgedImage,
     check_labels,
-    checked_detections,
-    checked_ground_truth,
+    checked_image,
+    checked_images,
+    json_number,
+    known_mean,
+    overlaps,
+    shown,
 )
-from sppnet.metrics.figures import json_number, shown
 
 TRUE_POSITIVE, FALSE_POSITIVE, IGNORED = 1, 0, -1  # what became of a detection
 
@@ -68,49 +69,36 @@ class VocResult:
     @property
     def map07(self) -> float:
         """Mean of the 11-point average precisions over the classes that have objects; NaN if none has."""
-        return _mean([result.ap07 for result in self.classes])
+        return known_mean([result.ap07 for result in self.classes])
 
     @property
     def map_area(self) -> float:
         """Mean of the area average precisions over the classes that have objects; NaN if none has."""
-        return _mean([result.ap_area for result in self.classes])
+        return known_mean([result.ap_area for result in self.classes])
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for ``json.dumps``; what cannot be measured is None.
-
-        Returns:
-            ``{"map": {"voc07": .., "area": ..}, "iou": .., "classes": {name: {"voc07": .., "area": .., "objects": n}}}``.
-        """
+        """Plain values, ready for ``json.dumps``; what cannot be measured is None."""
         return {
             "map": {"voc07": json_number(self.map07), "area": json_number(self.map_area)},
             "iou": self.iou,
             "classes": {
-                result.name: {
-                    "voc07": json_number(result.ap07),
-                    "area": json_number(result.ap_area),
-                    "objects": result.n_objects,
-                }
-                for result in self.classes
+                of.name: {"voc07": json_number(of.ap07), "area": json_number(of.ap_area), "objects": of.n_objects}
+                for of in self.classes
             },
         }
 
     def table(self) -> str:
         """A table for people: a line for each class, the mean in the last; "-" where a class has no objects.
 
-        Returns:
-            Lines joined by newlines, without one at the end.
-
         Example:
             >>> truth = ([[0, 0, 9, 9]], [1], [False])
-            >>> print(evaluate_voc([([[0, 0, 9, 9]], [0.8], [1])], [truth], names=("cat", "dog")).table())
+            >>> print(evaluate_voc([([[0, 0, 9, 9]], [0.8], [1])], [truth], ("cat", "dog")).table())
             class  objects  detections  11-point AP  area AP
             cat          1           1        1.000    1.000
             dog          0           0            -        -
             mean         1           1        1.000    1.000
         """
-        rows: list[tuple[str, int, int, float, float]] = [
-            (result.name, result.n_objects, result.n_detections, result.ap07, result.ap_area) for result in self.classes
-        ]
+        rows = [(of.name, of.n_objects, of.n_detections, of.ap07, of.ap_area) for of in self.classes]
         rows.append(("mean", sum(row[1] for row in rows), sum(row[2] for row in rows), self.map07, self.map_area))
         width = max(len("class"), *(len(row[0]) for row in rows))
         lines = [f"{'class':{width}}  objects  detections  11-point AP  area AP"]
@@ -163,11 +151,7 @@ def average_precision(recall: npt.ArrayLike, precision: npt.ArrayLike, rule: Lit
     return float(np.append(envelope, 0.0)[reached].sum() / 11)
 
 
-def match_detections(
-    detections: tuple[npt.ArrayLike, npt.ArrayLike, npt.ArrayLike],
-    ground_truth: tuple[npt.ArrayLike, npt.ArrayLike, npt.ArrayLike],
-    iou: float = 0.5,
-) -> npt.NDArray[np.int8]:
+def match_detections(detections: ImageArrays, ground_truth: ImageArrays, iou: float = 0.5) -> npt.NDArray[np.int8]:
     """Judge the detections of one image by the devkit's rule; all classes at once, each by itself.
 
     Args:
@@ -188,15 +172,13 @@ def match_detections(
         >>> match_detections((boxes, [0.9, 0.8, 0.7, 0.6], [1, 1, 1, 1]), truth).tolist()
         [1, 0, -1, 0]
     """
-    boxes, scores, labels = checked_detections(detections)
-    gt_boxes, gt_labels, difficult = checked_ground_truth(ground_truth)
-    return _match(boxes, scores, labels, gt_boxes, gt_labels, difficult, iou)
+    return match_image(checked_image(detections, ground_truth), iou)
 
 
 def evaluate_voc(
-    detections: Sequence[tuple[npt.ArrayLike, npt.ArrayLike, npt.ArrayLike]],
-    ground_truth: Sequence[tuple[npt.ArrayLike, npt.ArrayLike, npt.ArrayLike]],
-    names: Sequence[str],
+    detections: Sequence[ImageArrays],
+    ground_truth: Sequence[ImageArrays],
+    class_names: Sequence[str],
     iou: float = 0.5,
 ) -> VocResult:
     """Average precision of every class over a set of images.
@@ -204,7 +186,7 @@ def evaluate_voc(
     Args:
         detections: for each image (boxes [D, 4], scores [D], labels [D]), as `match_detections` takes them.
         ground_truth: for each image, in the same order, (gt_boxes [G, 4], gt_labels [G], difficult [G]).
-        names: the K class names; label k is ``names[k - 1]``.
+        class_names: K of them; label k is ``class_names[k - 1]``.
         iou: the least intersection over union that counts as found.
 
     Returns:
@@ -215,40 +197,26 @@ def evaluate_voc(
 
     Example:
         >>> truth = ([[0, 0, 10, 10]], [1], [False])
-        >>> result = evaluate_voc([([[0, 0, 10, 9]], [0.7], [1]), ([], [], [])], [truth, truth], names=("cat",))
+        >>> result = evaluate_voc([([[0, 0, 10, 9]], [0.7], [1]), ([], [], [])], [truth, truth], ("cat",))
         >>> round(result.map07, 3), result.map_area  # found one of two: precision 1 at recall 0, .1, .2, .3, .4, .5
         (0.545, 0.5)
     """
-    if len(detections) != len(ground_truth):
-        raise ValueError(
-            f"expected detections and ground truth of the same images, got {len(detections)} and {len(ground_truth)}"
-        )
-    all_scores: list[FloatArray] = [np.empty(0)]
-    all_labels: list[IntArray] = [np.empty(0, np.int64)]
-    all_outcomes = [np.empty(0, np.int8)]
-    n_objects = np.zeros(len(names) + 1, np.int64)
-    for found, truth in zip(detections, ground_truth, strict=True):
-        boxes, scores, labels = checked_detections(found)
-        gt_boxes, gt_labels, difficult = checked_ground_truth(truth)
-        check_labels("labels", labels, len(names))
-        check_labels("gt_labels", gt_labels, len(names))
-        all_scores.append(scores)
-        all_labels.append(labels)
-        all_outcomes.append(_match(boxes, scores, labels, gt_boxes, gt_labels, difficult, iou))
-        n_objects += np.bincount(gt_labels[~difficult], minlength=len(names) + 1)
-    scores, labels, outcomes = np.concatenate(all_scores), np.concatenate(all_labels), np.concatenate(all_outcomes)
-    by_class = [labels == label for label in range(1, len(names) + 1)]
-    return VocResult(
-        classes=tuple(
-            _class_result(name, scores[chosen], outcomes[chosen], int(count))
-            for name, chosen, count in zip(names, by_class, n_objects[1:], strict=True)
-        ),
-        iou=float(iou),
-    )
+    num_classes = len(class_names)
+    images = checked_images(detections, ground_truth, num_classes)
+    scores = np.concatenate([np.empty(0), *(image.scores for image in images)])
+    labels = np.concatenate([np.empty(0, np.int64), *(image.labels for image in images)])
+    outcomes = np.concatenate([np.empty(0, np.int8), *(match_image(image, iou) for image in images)])
+    wanted = np.concatenate([np.empty(0, np.int64), *(image.gt_labels[~image.difficult] for image in images)])
+    n_objects = np.bincount(wanted, minlength=num_classes + 1).tolist()
+    classes = []
+    for label, name in enumerate(class_names, start=1):
+        mine = labels == label
+        classes.append(_class_result(name, scores[mine], outcomes[mine], n_objects[label]))
+    return VocResult(tuple(classes), float(iou))
 
 
 def evaluate_voc_images(
-    scores: npt.ArrayLike, ground_truth: Sequence[tuple[npt.ArrayLike, npt.ArrayLike]], names: Sequence[str]
+    scores: npt.ArrayLike, ground_truth: Sequence[tuple[npt.ArrayLike, npt.ArrayLike]], class_names: Sequence[str]
 ) -> VocResult:
     """Average precision of ranking whole images by class: is there one of these in the photo?
 
@@ -256,9 +224,9 @@ def evaluate_voc_images(
     it shows only difficult ones, and counts against it otherwise.
 
     Args:
-        scores: [N, K], larger is surer.
+        scores: [N, K], larger is more confident.
         ground_truth: for each of N images gt_labels [G] (1..K) and difficult [G].
-        names: the K class names.
+        class_names: K of them.
 
     Returns:
         A `VocResult` with ``iou`` 0: anywhere in the image will do.
@@ -273,48 +241,40 @@ def evaluate_voc_images(
         0.8333333333333333
     """
     scores = np.asarray(scores, np.float64)
-    scores = scores.reshape(0, len(names)) if scores.size == 0 == len(ground_truth) else scores
-    if scores.shape != (len(ground_truth), len(names)):
+    scores = scores.reshape(0, len(class_names)) if scores.size == 0 == len(ground_truth) else scores
+    if scores.shape != (len(ground_truth), len(class_names)):
         raise ValueError(
-            f"scores: expected [{len(ground_truth)}, {len(names)}], as there are {len(ground_truth)} images and "
-            f"{len(names)} class names, got {list(scores.shape)}"
+            f"scores: expected [{len(ground_truth)}, {len(class_names)}], as there are {len(ground_truth)} images and "
+            f"{len(class_names)} class names, got {list(scores.shape)}"
         )
     if not np.isfinite(scores).all():
         raise ValueError("scores: expected finite numbers, got NaN or infinity")
     outcomes = np.full(scores.shape, FALSE_POSITIVE, np.int8)
     for row, (labels, difficult) in zip(outcomes, ground_truth, strict=True):
         labels, difficult = np.asarray(labels, np.int64), np.asarray(difficult, np.bool_)
-        check_labels("gt_labels", labels, len(names))
+        check_labels("gt_labels", labels, len(class_names))
         row[labels[difficult] - 1] = IGNORED
         row[labels[~difficult] - 1] = TRUE_POSITIVE
     present = (outcomes == TRUE_POSITIVE).sum(0)
-    classes = (_class_result(name, scores[:, k], outcomes[:, k], int(present[k])) for k, name in enumerate(names))
+    classes = (_class_result(name, scores[:, k], outcomes[:, k], int(present[k])) for k, name in enumerate(class_names))
     return VocResult(tuple(classes), 0.0)
 
 
-def _match(
-    boxes: FloatArray,
-    scores: FloatArray,
-    labels: IntArray,
-    gt_boxes: FloatArray,
-    gt_labels: IntArray,
-    difficult: BoolArray,
-    iou: float,
-) -> npt.NDArray[np.int8]:
+def match_image(image: JudgedImage, iou: float) -> npt.NDArray[np.int8]:
     """`match_detections` on checked arrays."""
-    outcomes = np.full(len(boxes), FALSE_POSITIVE, np.int8)
+    outcomes = np.full(len(image.boxes), FALSE_POSITIVE, np.int8)
     if not 0 < iou <= 1:
         raise ValueError(f"iou: expected above 0 and at most 1, got {iou}")
-    if len(boxes) == 0 or len(gt_boxes) == 0:
+    if len(image.boxes) == 0 or len(image.gt_boxes) == 0:
         return outcomes
-    overlaps = box_iou(torch.from_numpy(boxes), torch.from_numpy(gt_boxes)).numpy()  # [D, G]
-    overlaps[labels[:, None] != gt_labels[None, :]] = -1.0  # objects of other classes are not looked at
-    best = overlaps.argmax(axis=1)  # [D] the object each detection looks at
-    on_object = overlaps[np.arange(len(boxes)), best] >= iou
-    outcomes[on_object & difficult[best]] = IGNORED
-    takers = np.flatnonzero(on_object & ~difficult[best])
-    takers = takers[np.argsort(-scores[takers], kind="stable")]
-    _, first = np.unique(best[takers], return_index=True)  # the surest detection of each object takes it
+    ious = overlaps(image.boxes, image.gt_boxes)  # [D, G]
+    ious[image.labels[:, None] != image.gt_labels] = -1.0  # objects of other classes are not looked at
+    best = ious.argmax(axis=1)  # [D] the object each detection looks at
+    on_object = ious[np.arange(len(best)), best] >= iou
+    outcomes[on_object & image.difficult[best]] = IGNORED
+    takers = np.flatnonzero(on_object & ~image.difficult[best])
+    takers = takers[np.argsort(-image.scores[takers], kind="stable")]
+    _, first = np.unique(best[takers], return_index=True)  # the most confident detection of each object takes it
     outcomes[takers[first]] = TRUE_POSITIVE
     return outcomes
 
@@ -336,9 +296,3 @@ def _class_result(name: str, scores: FloatArray, outcomes: npt.NDArray[np.int8],
         precision=precision,
         recall=recall,
     )
-
-
-def _mean(values: list[float]) -> float:
-    """The mean of those that could be measured."""
-    known = [value for value in values if not math.isnan(value)]
-    return sum(known) / len(known) if known else math.nan

@@ -1,6 +1,6 @@
 """Edge boxes: boxes that whole contours lie in, and few cross (OpenCV's search, on edges that need no model file).
 
-Edges come from the image's own gradients at a working size: the strongest of the three colours, smoothed, thinned to
+Edges come from the image's own gradients at a working size: the strongest of the three colors, smoothed, thinned to
 their ridges. A box's score is the strength of the contours inside, less those that leave it. image [H, W, 3] -> boxes
 [R, 4] float32, pixels of that image, half-open.
 
@@ -14,24 +14,19 @@ import cv2
 import numpy as np
 
 from sppnet.data.images import checked_size
-from sppnet.proposals.long_images import search_image
+from sppnet.proposals.selective_search import search_image
 
 _FULL_STRENGTH = 0.98  # share of pixels whose gradient is weaker than what counts as an edge of full strength
-_FAINT = 1e-3  # of a grey step from black to white: below, an image is taken to be of one colour
+_FAINT = 1e-3  # of a gray step from black to white: below, an image is taken to be of one color
 
 
 @dataclass(frozen=True)
 class EdgeBoxes:
-    """Settings of ``edge_boxes``.
-
-    Example:
-        >>> EdgeBoxes(most=500).most
-        500
-    """
+    """Settings of `edge_boxes`."""
 
     working_size: int = 350  # px, longest side searched; never scaled up
     smoothing: float = 2.0  # standard deviation (px) of the blur before gradients are taken; less is slower, not better
-    most: int = 2000  # boxes kept of each view, the best
+    max_boxes: int = 2000  # of each view, the best
     smallest_area: int = 200  # px at the working size; a seventh of that of 64 px in a photo of 500
     step: float = 0.65  # IoU of neighbouring boxes in the search; more is finer and slower
     nms_iou: float = (
@@ -40,7 +35,7 @@ class EdgeBoxes:
     widest_aspect: float = 3.0  # of the boxes
 
     def __post_init__(self) -> None:
-        if min(self.working_size, self.most, self.smallest_area, self.widest_aspect) < 1 or self.smoothing <= 0:
+        if min(self.working_size, self.max_boxes, self.smallest_area, self.widest_aspect) < 1 or self.smoothing <= 0:
             raise ValueError(f"EdgeBoxes: sizes and aspect must be at least 1, smoothing above 0; got {self}")
         if not (0 < self.step < 1 and 0 < self.nms_iou <= 1):
             raise ValueError(f"EdgeBoxes: step must be in (0, 1), nms_iou in (0, 1]; got {self}")
@@ -90,7 +85,7 @@ def edge_map(image: np.ndarray, smoothing: float) -> tuple[np.ndarray, np.ndarra
     smooth = cv2.GaussianBlur(image.astype(np.float32) / 255, (0, 0), smoothing)
     dx, dy = (cv2.Sobel(smooth, cv2.CV_32F, *order, ksize=3, scale=0.25) for order in ((1, 0), (0, 1)))
     lengths = np.hypot(dx, dy)
-    strongest = lengths.argmax(axis=2)[..., None]  # of the three colours
+    strongest = lengths.argmax(axis=2)[..., None]  # of the three colors
     strength, dx, dy = (np.take_along_axis(values, strongest, axis=2)[..., 0] for values in (lengths, dx, dy))
     direction = np.mod(np.arctan2(dy, dx), np.pi).astype(np.float32)
     direction[direction >= np.float32(np.pi)] = 0  # rounding
@@ -121,7 +116,7 @@ def _search(view: np.ndarray, settings: EdgeBoxes) -> np.ndarray:
     search = cv2.ximgproc.createEdgeBoxes(
         alpha=settings.step,
         beta=settings.nms_iou,
-        maxBoxes=settings.most,
+        maxBoxes=settings.max_boxes,
         minBoxArea=settings.smallest_area,
         maxAspectRatio=settings.widest_aspect,
     )

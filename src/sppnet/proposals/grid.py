@@ -12,12 +12,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Grid:
-    """Settings of ``grid_boxes``. A box's size is the root of its area, as a share of the root of the image's area.
-
-    Example:
-        >>> Grid(step=0.5).step
-        0.5
-    """
+    """Settings of `grid_boxes`. A box's size is the root of its area, as a share of the root of the image's area."""
 
     smallest: float = 0.15  # 65 px in a photo of 500 x 375; smaller sizes would double the number of boxes each
     largest: float = 1.05

@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
-from sppnet.boxes import box_iou
 from sppnet.data.annotations import DetectionData
 from sppnet.errors import UserError
+from sppnet.metrics.detections import overlaps
 
 SIZES = {"small": (0.0, 64.0), "medium": (64.0, 160.0), "large": (160.0, float("inf"))}  # root of the area, px
 
@@ -53,7 +52,7 @@ def recall_report(
         boxes = proposals[image.image_id]
         gt_boxes = image.gt_boxes[~image.difficult]
         boxes_count += len(boxes)
-        best_ious.append(_best_ious(gt_boxes, boxes))
+        best_ious.append(overlaps(gt_boxes, boxes).max(axis=1, initial=0.0))
         side_lengths.append(np.sqrt((gt_boxes[:, 2] - gt_boxes[:, 0]) * (gt_boxes[:, 3] - gt_boxes[:, 1])))
     best, sides = np.concatenate(best_ious), np.concatenate(side_lengths)
     masks = {"all": np.ones(len(best), dtype=bool)}
@@ -86,12 +85,6 @@ def format_recall(report: Mapping[str, Any]) -> str:
         recalls = "".join(f"{_share(recall, 3):>10}" for recall in row["recall"])
         lines.append(f"{name:<8}{row['objects']:>8}{recalls}{_share(row['mean_best_iou'], 3):>16}")
     return "\n".join(lines)
-
-
-def _best_ious(gt_boxes: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    if len(boxes) == 0 or len(gt_boxes) == 0:
-        return np.zeros(len(gt_boxes), dtype=np.float32)
-    return box_iou(torch.from_numpy(gt_boxes), torch.from_numpy(boxes)).amax(dim=1).numpy()
 
 
 def _summary(best: np.ndarray, ious: Sequence[float]) -> dict[str, Any]:

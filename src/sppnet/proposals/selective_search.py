@@ -1,35 +1,32 @@
-"""Selective search: boxes around regions that grow by merging alike neighbours (OpenCV's, in its fast form).
+"""Selective search: boxes around regions that grow by merging alike neighbors (OpenCV's, in its fast form).
 
 It runs on the image at a working size, where it is several times faster and finds nearly as much; the boxes are scaled
-back. image [H, W, 3] -> boxes [R, 4] float32, pixels of that image, half-open.
+back. A long image is searched in parts, too, so that what is small beside its length is not lost (`search_image`, which edge
+boxes use as well). image [H, W, 3] -> boxes [R, 4] float32, pixels of that image, half-open.
 
 Source: Uijlings et al., "Selective Search for Object Recognition", IJCV 2013; SPP-net, arXiv:1406.4729, section 4.1,
 uses its fast mode.
 """
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
-import torch
-from torchvision.ops import nms
 
 from sppnet.data.images import checked_size
-from sppnet.proposals.long_images import WIDEST_ASPECT, search_image
+
+WIDEST_ASPECT = 2.2  # OpenCV's selective search turns the image by 45 degrees, and fails beyond 1 + sqrt(2)
+_TILE_ASPECT = 2.0
+_MOST_TILES = 8  # bounds the time that the longest image takes
 
 
 @dataclass(frozen=True)
 class SelectiveSearch:
-    """Settings of ``selective_search``.
+    """Settings of `selective_search`."""
 
-    Example:
-        >>> SelectiveSearch(working_size=250).working_size
-        250
-    """
-
-    working_size: int = (
-        350  # px, longest side searched; 500 finds a little more in over twice the time; never scaled up
-    )
+    working_size: int = 350  # px, longest side searched, never scaled up; 500 finds a little more, in twice the time
     smallest_side: int = 8  # px at the working size; smaller boxes are single segments, hardly ever objects
     coarseness: int = 150  # smallest segment (px) and merging constant of the finest of the three segmentations
     coarseness_step: int = 150  # added for the second, and again for the third
@@ -83,8 +80,56 @@ def drop_near_duplicates(boxes: np.ndarray, iou: float) -> np.ndarray:
         array([[  0.,   0., 100., 100.],
                [  0.,   0.,  50.,  50.]], dtype=float32)
     """
-    order = torch.arange(len(boxes), 0, -1, dtype=torch.float32)  # earlier boxes score higher; exact up to 2**24
-    return boxes[nms(torch.from_numpy(boxes), order, iou).numpy()]
+    corners_and_sides = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1).astype(np.float64)
+    order = np.arange(len(boxes), 0, -1, dtype=np.float32)  # earlier boxes score higher; exact up to 2**24
+    kept = cv2.dnn.NMSBoxes(corners_and_sides, order, 0.0, iou)  # type: ignore[arg-type]  # its stub knows no arrays
+    return boxes[np.array(kept, dtype=np.int64)]
+
+
+def search_image(image: np.ndarray, search: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """The box of the whole image, then what a search finds in each of the image's views.
+
+    Args:
+        image: [H, W, 3] with pixels. Not modified.
+        search: of a view [h, w, 3], a part of ``image`` that is not to be written to: boxes [R, 4] in pixels of the view.
+
+    Returns:
+        [R, 4] float32 xyxy in pixels of ``image``, half-open, each cut off at the edges of its view; those without area
+        are left out.
+
+    Example:
+        >>> search_image(np.zeros((40, 60, 3), np.uint8), lambda view: np.array([[-1.0, 2, 5, 9], [7, 7, 7, 9]]))
+        array([[ 0.,  0., 60., 40.],
+               [ 0.,  2.,  5.,  9.]], dtype=float32)
+    """
+    height, width = image.shape[:2]
+    found = [np.array([[0, 0, width, height]], dtype=np.float32)]
+    for y0, x0, y1, x1 in search_views((height, width)):
+        boxes = search(image[y0:y1, x0:x1]) + np.array([x0, y0, x0, y0])
+        boxes = np.clip(boxes, [x0, y0, x0, y0], [x1, y1, x1, y1]).astype(np.float32)
+        found.append(boxes[(boxes[:, :2] < boxes[:, 2:]).all(axis=1)])
+    return np.concatenate(found)
+
+
+def search_views(size: tuple[int, int]) -> list[tuple[int, int, int, int]]:
+    """Parts (y0, x0, y1, x1) of an image of ``size`` (height, width) to search: the whole; of a long one, half-overlapping
+    tiles along its length as well, at most 8, which cover it.
+
+    Example:
+        >>> search_views((100, 220)), search_views((100, 300))
+        ([(0, 0, 100, 220)], [(0, 0, 100, 300), (0, 0, 100, 200), (0, 100, 100, 300)])
+    """
+    height, width = size
+    long, short = max(size), min(size)
+    views = [(0, 0, height, width)]
+    if long <= WIDEST_ASPECT * short:
+        return views
+    length = max(_TILE_ASPECT * short, 2 * long / (_MOST_TILES + 1))  # half-overlapping, so (n + 1) / 2 lengths cover
+    count = min(_MOST_TILES, math.ceil(2 * (long - length) / length) + 1)
+    for start in np.linspace(0, long - length, count):
+        begin, end = math.floor(start), min(long, math.ceil(start + length))
+        views.append((begin, 0, end, width) if height > width else (0, begin, height, end))
+    return views
 
 
 def _working_size(size: tuple[int, int], working_size: int) -> tuple[int, int]:

@@ -8,34 +8,24 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import product
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 from sppnet.ops.bins import bin_count, bin_edges, check_levels
-from sppnet.visualize.canvas import (
-    BACKGROUND,
-    FOREGROUND,
-    LARGEST_ASPECT,
-    MUTED,
-    Colour,
-    fit_text,
-    fitted_photo,
-    font_of,
-    with_title,
-)
+from sppnet.visualize.draw import BACKGROUND, FOREGROUND, MUTED, Color, fit_text, font_of, resized, with_title
 
 Bins = list[tuple[tuple[int, int, int, int], int, int]]  # x0, y0, x1, y1 on the panel; row; column
 
 FONT = 13  # px
 PANEL = 420  # px: the long side of a level's photo
+LARGEST_ASPECT = 8  # longer strips are shown squeezed
 GAP = 14  # px, between panels
 DIMMED = 0.6  # light left on a photo below frames, so that they stand out
-FRAMES: tuple[Colour, ...] = ((86, 180, 233), (230, 159, 0), (0, 178, 131), (238, 51, 119))  # of bins: no two beside
-FOR, AGAINST = (230, 120, 0), (0, 100, 235)  # orange and blue: told apart by the colour-blind too
-OPAQUE = 0.7  # of the colour of the largest contribution; the photo shows through
+FRAMES: tuple[Color, ...] = ((86, 180, 233), (230, 159, 0), (0, 178, 131), (238, 51, 119))  # of bins: no two beside
+FOR, AGAINST = (230, 120, 0), (0, 100, 235)  # orange and blue: told apart by the color-blind too
+OPAQUE = 0.7  # of the color of the largest contribution; the photo shows through
 LEGEND = (("orange: speaks for it", FOR), ("blue: against it", AGAINST))
 MEANING = "numbers: by how much the logit would fall if the bin saw nothing"
 
@@ -55,7 +45,7 @@ def draw_pyramid(
 
     Dots are the centres of the map's cells. A bin's frame goes half a cell beyond the centres that it pools; where a level
     does not divide the map, neighbouring bins share a row or column of cells, and their frames overlap. What a cell sees
-    reaches far beyond its frame. With contributions, bins are coloured by them instead, on one scale for all levels: orange
+    reaches far beyond its frame. With contributions, bins are colored by them instead, on one scale for all levels: orange
     where a bin speaks for the answer, blue where it speaks against; where bins overlap, by their mean.
 
     Args:
@@ -83,10 +73,10 @@ def draw_pyramid(
     levels = check_levels(levels)
     bins = _checked("contributions", "bins", contributions, bin_count(levels))
     sums = _checked("together", "levels", together, len(levels))
-    height, width = image.shape[:2] if image.ndim == 3 else (1, 1)  # what is not a photo is refused by `fitted_photo`
+    height, width = image.shape[:2] if image.ndim == 3 else (1, 1)  # what is not a photo is refused by `resized`
     zoom = PANEL / max(height, width, 1)
     size = max(round(width * zoom), PANEL // LARGEST_ASPECT), max(round(height * zoom), PANEL // LARGEST_ASPECT)
-    photo, band = fitted_photo(image, size), round(2.2 * FONT)
+    photo, band = resized(image, size), round(2.2 * FONT)
     columns = len(levels) if len(levels) <= 3 or size[1] > 1.6 * size[0] else math.ceil(math.sqrt(len(levels)))
     rows = math.ceil(len(levels) / columns)
     sheet = Image.new("RGB", (columns * (size[0] + GAP) + GAP, rows * (size[1] + band + GAP) + GAP), BACKGROUND)
@@ -95,69 +85,23 @@ def draw_pyramid(
     steps = stride * size[0] / width, stride * size[1] / height
     offsets = offset * size[0] / width, offset * size[1] / height
     largest = 0.0 if bins is None else float(np.abs(bins).max())
-    for place, level in enumerate(levels):
+    for index, level in enumerate(levels):
         values = None if bins is None else bins[start : start + level * level].reshape(level, level)
         start += level * level
-        left, top = GAP + place % columns * (size[0] + GAP), GAP + place // columns * (size[1] + band + GAP)
+        left, top = GAP + index % columns * (size[0] + GAP), GAP + index // columns * (size[1] + band + GAP)
         boxes = _boxes(level, map_size, steps, offsets, size)
         if values is None:
             panel = _framed(photo, boxes, level)
             _draw_cells(panel, map_size, steps, offsets)
         else:
-            panel = _coloured(photo, boxes, values, largest)
+            panel = _colored(photo, boxes, values, largest)
         sheet.paste(panel, (left, top + band))
         text = f"{level} x {level} bins of {_cells(map_size[0], level)} x {_cells(map_size[1], level)} cells"
         if sums is not None:
-            text = f"{level} x {level} bins, together {sums[place]:+z.2f}" if level > 1 else "the whole map"
+            text = f"{level} x {level} bins, together {sums[index]:+z.2f}" if level > 1 else "the whole map"
         draw.text((left, top + band / 2), fit_text(text, font, size[0]), FOREGROUND, font, anchor="lm")
     picture = sheet if bins is None else _with_legend(sheet)
     return np.array(picture if title is None else with_title(picture, title, FONT))
-
-
-class Contributions(Protocol):
-    """What `draw_contributions` draws; `sppnet.classification.explain.BinContributions` is one."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def score(self) -> float: ...
-    @property
-    def logit(self) -> float: ...
-    @property
-    def levels(self) -> Sequence[int]: ...
-    @property
-    def bins(self) -> npt.ArrayLike: ...
-    @property
-    def together(self) -> npt.ArrayLike: ...
-    @property
-    def seen(self) -> npt.NDArray[np.uint8]: ...
-    @property
-    def map_size(self) -> tuple[int, int]: ...
-    @property
-    def stride(self) -> float: ...
-    @property
-    def offset(self) -> float: ...
-
-
-def draw_contributions(answer: Contributions) -> npt.NDArray[np.uint8]:
-    """What every bin of the pyramid adds to a classifier's answer, over the photo, with the answer above.
-
-    Args:
-        answer: of `sppnet.classification.explain.bin_contributions`.
-
-    Returns:
-        [H', W', 3] uint8 RGB: see `draw_pyramid`.
-    """
-    return draw_pyramid(
-        answer.seen,
-        answer.levels,
-        answer.map_size,
-        answer.stride,
-        answer.offset,
-        contributions=answer.bins,
-        together=answer.together,
-        title=f"{answer.name} {answer.score:.2f} (logit {answer.logit:+.2f})",
-    )
 
 
 def _boxes(
@@ -184,15 +128,13 @@ def _boxes(
 
 
 def _framed(photo: Image.Image, boxes: Bins, level: int) -> Image.Image:
-    """The photo with every bin's frame, each in a colour that its neighbours do not have."""
+    """The photo with every bin's frame, each in a color that its neighbours do not have."""
     panel = Image.fromarray((np.asarray(photo) * DIMMED).astype(np.uint8))
     draw = ImageDraw.Draw(panel, "RGBA")
     for (x0, y0, x1, y1), row, column in boxes:
-        colour = FRAMES[2 * (row % 2) + column % 2]
+        color = FRAMES[2 * (row % 2) + column % 2]
         inside = (x0 + 1, y0 + 1, max(x0 + 1, x1 - 2), max(y0 + 1, y1 - 2))
-        draw.rounded_rectangle(
-            inside, radius=7, fill=(*colour, 45 if level > 1 else 0), outline=(*colour, 255), width=2
-        )
+        draw.rounded_rectangle(inside, radius=7, fill=(*color, 45 if level > 1 else 0), outline=(*color, 255), width=2)
     return panel
 
 
@@ -207,17 +149,17 @@ def _draw_cells(
         draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=(255, 255, 255, 200))
 
 
-def _coloured(photo: Image.Image, boxes: Bins, values: npt.NDArray[np.float64], largest: float) -> Image.Image:
-    """The photo, without its own colours, below those of the contributions; and their numbers where there is room."""
+def _colored(photo: Image.Image, boxes: Bins, values: npt.NDArray[np.float64], largest: float) -> Image.Image:
+    """The photo, without its own colors, below those of the contributions; and their numbers where there is room."""
     sums, counts = np.zeros((photo.height, photo.width)), np.zeros((photo.height, photo.width))
     for (x0, y0, x1, y1), row, column in boxes:
         sums[y0:y1, x0:x1] += values[row, column]
         counts[y0:y1, x0:x1] += 1
     means = sums / np.maximum(counts, 1)
     opacity = OPAQUE * np.abs(means)[..., None] / (largest or 1.0)
-    colours = np.where(means[..., None] > 0, FOR, AGAINST)
-    grey = np.asarray(photo.convert("L"), np.float64)[..., None]
-    panel = Image.fromarray((grey * (1 - opacity) + colours * opacity).round().astype(np.uint8))
+    colors = np.where(means[..., None] > 0, FOR, AGAINST)
+    gray = np.asarray(photo.convert("L"), np.float64)[..., None]
+    panel = Image.fromarray((gray * (1 - opacity) + colors * opacity).round().astype(np.uint8))
     draw, font = ImageDraw.Draw(panel, "RGBA"), font_of(FONT)
     digits = 2 if largest >= 0.1 else 4
     written: list[tuple[float, float]] = []
@@ -233,15 +175,15 @@ def _coloured(photo: Image.Image, boxes: Bins, values: npt.NDArray[np.float64], 
 
 
 def _with_legend(sheet: Image.Image) -> Image.Image:
-    """The sheet with a line below it that says what the colours and numbers mean."""
+    """The sheet with a line below it that says what the colors and numbers mean."""
     font, band = font_of(FONT), round(1.9 * FONT)
     wide = max(sheet.width, round(sum(font.getlength(text) + 2 * GAP for text, _ in LEGEND)) + 2 * GAP)
     lines = 1 if wide > sum(font.getlength(text) + 3 * GAP for text in (*(text for text, _ in LEGEND), MEANING)) else 2
     whole = Image.new("RGB", (wide, sheet.height + lines * band), BACKGROUND)
     whole.paste(sheet)
     draw, x, y = ImageDraw.Draw(whole), float(GAP), sheet.height + band / 2 - GAP / 2
-    for text, colour in LEGEND:
-        draw.rectangle((x, y - FONT / 2, x + FONT, y + FONT / 2), fill=colour)
+    for text, color in LEGEND:
+        draw.rectangle((x, y - FONT / 2, x + FONT, y + FONT / 2), fill=color)
         draw.text((x + 1.5 * FONT, y), text, MUTED, font, anchor="lm")
         x += font.getlength(text) + 1.5 * FONT + GAP
     left, top = (x, y) if lines == 1 else (float(GAP), y + band)

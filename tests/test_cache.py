@@ -1,8 +1,9 @@
-"""Names for what a result comes from: by content alone, and the same for ever, as folders on people's disks bear them."""
+"""What is cached comes back bit for bit, or not at all."""
 
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,44 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from sppnet.cache import fingerprint
+from sppnet.cache import check_room, fingerprint, read_tensors, write_tensors
+from sppnet.errors import OutputError
+
+TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor([1, 2]), "c": torch.rand(3).half()}
+
+
+def test_what_is_written_comes_back(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "state.safetensors"
+    write_tensors(path, TENSORS, {"done": "7"})
+    stored = read_tensors(path)
+    assert stored is not None
+    tensors, metadata = stored
+    assert metadata == {"done": "7"}
+    assert all(
+        torch.equal(tensors[name], value) and tensors[name].dtype == value.dtype for name, value in TENSORS.items()
+    )
+
+
+def test_every_changed_byte_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "state.safetensors"
+    write_tensors(path, TENSORS, {"done": "7"})
+    whole = path.read_bytes()
+    for position in range(0, len(whole), 7):
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
+        assert read_tensors(path) is None, position
+    for length in range(0, len(whole), 50):
+        path.write_bytes(whole[:length])
+        assert read_tensors(path) is None, length
+    assert read_tensors(tmp_path / "none") is None
+
+
+def test_a_disk_without_room_is_said_before_the_work(tmp_path: Path) -> None:
+    check_room(tmp_path, 1, "feature maps of 3 images")
+    with pytest.raises(OutputError, match=r"feature maps of 3 images need .* GB below .*--cache"):
+        check_room(tmp_path, 10**18, "feature maps of 3 images")
+
+
+# Names: by content alone, and the same for ever, as folders on people's disks bear them
 
 
 def test_the_name_is_the_digest_of_all_bytes_one_after_the_other() -> None:

@@ -1,0 +1,53 @@
+"""The examples run as they stand, each in under 40 lines."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+
+
+def run(example: str, *words: object, folder: Path) -> str:
+    command = [sys.executable, EXAMPLES / example, *map(str, words)]
+    ran = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    return ran.stdout
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
+def test_an_example_is_short(path: Path) -> None:
+    assert len(path.read_text().splitlines()) < 40
+
+
+@pytest.mark.timeout(400)
+def test_train_a_detector_on_a_folder(tiny_voc: Path, tmp_path: Path) -> None:
+    out = run("train_detector.py", tiny_voc, folder=tmp_path)
+    assert "voc07" in out
+    assert "class_names" in out
+    assert (tmp_path / "mine.safetensors").is_file()
+    assert (tmp_path / "found.png").is_file()
+
+
+def test_embed_a_folder(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    (tmp_path / "photos").mkdir()
+    for name, size in {"wide": (40, 90), "tall": (90, 40), "small": (33, 35)}.items():
+        Image.fromarray(rng.integers(0, 255, (*size, 3), dtype=np.uint8)).save(tmp_path / "photos" / f"{name}.png")
+    shutil.copy(tmp_path / "photos" / "tall.png", tmp_path / "asked.png")
+    first, *rest = run("embed_folder.py", tmp_path / "asked.png", tmp_path / "photos", folder=tmp_path).splitlines()
+    assert first.endswith("tall.png")
+    assert first.startswith("1.000")
+    assert len(rest) == 2
+
+
+def test_a_training_loop_of_ones_own(tiny_voc: Path, tmp_path: Path) -> None:
+    lines = run("training_loop.py", tiny_voc, 3, folder=tmp_path).splitlines()
+    assert [line.split()[0] for line in lines] == ["0", "1", "2"]
+    assert all(np.isfinite(float(line.split()[1])) for line in lines)
