@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from sppnet.data.annotations import DetectionData
 from sppnet.detection.box_regression import BoxRegressionSettings, train_box_regression
-from sppnet.detection.feature_map_cache import FeatureMapCache, proposals_of
+from sppnet.detection.feature_map_cache import FeatureMapCache
 from sppnet.detection.linear_heads import put_ridge, put_svms, state_file
 from sppnet.detection.svm import SVMSettings, cached_windows, train_svms
 from sppnet.detection.windows_of_images import ImageWindows, WindowsOfImages
@@ -31,6 +31,7 @@ from sppnet.models.files import check_model_path, save_model
 from sppnet.models.heads import BoxRegressor, RidgeRegressor, SVMClassifier
 from sppnet.models.sppnet import SPPNet
 from sppnet.progress import Progress, no_progress, timed
+from sppnet.proposals.compute import proposals_of
 
 RENAMED = {"hard_margin": "hard_score", "easy_margin": "easy_score", "overlap": "min_iou"}  # in records of before
 Settings = TypeVar("Settings", SVMSettings, BoxRegressionSettings)
