@@ -1,8 +1,10 @@
-"""The windows of one image: objects first, difficult ones left out, described on demand; the scale of their features."""
+"""The windows of one image: objects first, difficult ones left out, embedded on demand; the scale of their features."""
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,10 +12,13 @@ import torch
 from torch import Tensor
 
 from sppnet.data.annotations import AnnotatedImage
-from sppnet.detection.feature_maps import FeatureMaps
-from sppnet.detection.image_windows import ImageWindows, describe_boxes, feature_scale
-from sppnet.models.geometry import boxes_to_windows
-from sppnet.models.sppnet import Architecture, SPPNet
+from sppnet.data.images import read_image
+from sppnet.data.voc import read_voc
+from sppnet.detection.feature_map_cache import FeatureMapCache
+from sppnet.detection.feature_maps import compute_feature_maps
+from sppnet.detection.windows_of_images import ImageWindows, WindowsOfImages, feature_scale
+from sppnet.models.sppnet import SPPNet
+from sppnet.proposals.compute import propose
 
 
 def of_vectors(vectors: Tensor) -> ImageWindows:
@@ -68,38 +73,71 @@ def test_features_that_cannot_be_are_refused(made: Tensor, message: str) -> None
         windows.features(torch.tensor([0]))
 
 
-def test_scaled_features_have_the_mean_length_asked_for() -> None:
+def test_scaled_features_have_the_mean_length_of_the_release() -> None:
     images = [of_vectors(torch.randn(n, 8, generator=torch.Generator().manual_seed(n))) for n in (5, 0, 9)]
     lengths = torch.cat([image.features(torch.arange(len(image.labels))) for image in images]).norm(dim=1)
-    scale = feature_scale(images, 20, seed=0)
+    scale = feature_scale(images)
     assert float(lengths.mean()) * scale == pytest.approx(20, rel=1e-3)
-    assert scale == feature_scale(images, 20, seed=0)
+    assert scale == feature_scale(images)
 
 
 def test_half_precision_does_not_overflow_the_scale() -> None:
-    assert feature_scale([of_vectors(torch.full((1, 4), 6e4).half())], 12, seed=0) == pytest.approx(1e-4, rel=1e-3)
+    assert feature_scale([of_vectors(torch.full((1, 4), 6e4).half())]) == pytest.approx(20 / 1.2e5, rel=1e-3)
 
 
 @pytest.mark.parametrize("images", [[], [of_vectors(torch.zeros(2, 3))]])
 def test_nothing_to_scale_is_refused(images: list[ImageWindows]) -> None:
     with pytest.raises(ValueError, match="no length to scale to 20"):
-        feature_scale(images, 20, seed=0)
+        feature_scale(images)
 
 
-@pytest.mark.parametrize("pooled", [True, False])
-def test_boxes_are_described_as_the_network_does(pooled: bool) -> None:
-    torch.manual_seed(0)
-    net = SPPNet(Architecture(names=("a",), levels=(2, 1), hidden=(16,))).eval()
+# The windows of images whose maps are cached
+
+
+@pytest.fixture(scope="module")
+def cached(tiny_detector: SPPNet, tiny_voc_original: Path, tmp_path_factory: pytest.TempPathFactory) -> WindowsOfImages:
+    images = read_voc(tiny_voc_original, "train").images
+    cache = FeatureMapCache(tiny_detector, tmp_path_factory.mktemp("maps"))
+    proposals = [propose(read_image(image.path), "grid")[:40] for image in images]
+    return WindowsOfImages(tiny_detector, cache, images, proposals)
+
+
+def test_boxes_are_embedded_as_the_network_does(cached: WindowsOfImages) -> None:
+    model, image = cached.model, cached[0]
+    maps = compute_feature_maps(model, read_image(cached.images[0].path))
+    windows, _ = maps.windows(model, image.boxes)
     with torch.inference_mode():
-        features = net.features(torch.randn(1, 3, 160, 200))
-    boxes = torch.tensor([[0.0, 0, 100, 100], [0, 0, 100.5, 100], [40, 30, 200, 160]])  # the first two: the same cells
-    found = describe_boxes(net, FeatureMaps((features,), ((1.0, 1.0),), (160, 200)), boxes, pooled=pooled)
-    windows = boxes_to_windows(boxes, net.geometry, (features.shape[2], features.shape[3]), (1.0, 1.0))
-    assert torch.equal(windows[0], windows[1])
-    with torch.inference_mode():
-        expected = net.pool(features, torch.nn.functional.pad(windows, (1, 0)))
-        expected = expected.flatten(1) if pooled else net.fully_connected(expected)
+        expected = model.fully_connected(maps.pool(model, windows).float())
+    found = image.features(torch.arange(len(image.boxes)))
     assert found.dtype == torch.float16
-    torch.testing.assert_close(found.float(), expected.float(), rtol=0.02, atol=0.02)
-    assert torch.equal(found[0], found[1])
-    assert not found.is_inference()
+    torch.testing.assert_close(found.float(), expected, rtol=0.02, atol=0.02)
+
+
+def test_one_class_alone(cached: WindowsOfImages) -> None:
+    squares = WindowsOfImages(cached.model, cached.cache, cached.images, cached.proposals, label=2)
+    for index in range(len(cached)):
+        both, one = cached[index], squares[index]
+        assert one.overlaps.shape[1] == 1
+        assert torch.equal(one.overlaps[one.labels == 0, 0], both.overlaps[both.labels == 0, 1])
+        assert int((one.labels == 1).sum()) == int((both.labels == 2).sum())
+
+
+def test_windows_are_named_by_all_that_they_come_from(cached: WindowsOfImages) -> None:
+    def named(**changes: Any) -> str:
+        parts = {"model": cached.model, "cache": cached.cache, "images": cached.images, "proposals": cached.proposals}
+        return WindowsOfImages(**(parts | changes)).fingerprint
+
+    model = copy.deepcopy(cached.model)
+    with torch.no_grad():
+        next(model.fully_connected.parameters())[0, 0] += 1
+    names = [
+        named(),
+        named(label=1),
+        named(model=model),
+        named(images=cached.images[1:], proposals=cached.proposals[1:]),
+        named(proposals=[boxes + 1 for boxes in cached.proposals]),
+    ]
+    assert len(set(names)) == len(names)
+    assert named(images=list(cached.images)) == names[0]
+    with pytest.raises(ValueError, match="expected proposals of each image, got 8 and 7"):
+        named(proposals=cached.proposals[1:])
