@@ -1,0 +1,1 @@
+"""One training loop for classifiers and detectors: steps, checkpoints, schedules, logs."""
