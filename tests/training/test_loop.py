@@ -403,6 +403,7 @@ def averaged(net: nn.Module, batch: tuple[Tensor, Tensor], step: int) -> dict[st
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_two_processes_learn_as_one_with_twice_the_batch(tmp_path: Path) -> None:
     one, expected = train(tmp_path / "one", loss=averaged, batches=Sums(8))
     script = [sys.executable, __file__, tmp_path / "two", "2"]
