@@ -26,7 +26,7 @@ from sppnet.detection.train import Report, calibrate, check_training, proposals_
 from sppnet.errors import UserError
 from sppnet.models.backbones import build_backbone
 from sppnet.models.files import find_model, load, save_model, training_record
-from sppnet.models.provenance import trained_by
+from sppnet.models.files import trained_by
 from sppnet.models.sppnet import Architecture, SPPNet
 from sppnet.proposals.files import load_proposals
 

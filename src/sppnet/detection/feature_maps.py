@@ -90,7 +90,8 @@ class FeatureMaps:
         """
         unique, which = windows.unique(dim=0, return_inverse=True)
         parts = [head(self.pool(model, chunk)) for chunk in unique.split(WINDOW_CHUNK)]
-        columns = [torch.cat(column) for column in zip(*parts, strict=True)]
+        with torch.autocast(self.features[0].device.type, enabled=False):  # which on a CPU knows no half precision
+            columns = [torch.cat(column) for column in zip(*parts, strict=True)]
         return tuple(column[which.to(column.device)] for column in columns)
 
     def embed(self, model: SPPNet, boxes: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from sppnet.detection.targets import find_candidates
 from sppnet.errors import UserError
 from sppnet.models.backbones import build_backbone
 from sppnet.models.files import find_model, load, round_to_stored, save_model, training_record
-from sppnet.models.provenance import trained_by
+from sppnet.models.files import trained_by
 from sppnet.models.sppnet import Architecture, SPPNet
 from sppnet.progress import Progress, no_progress
 from sppnet.proposals.compute import proposals_for
