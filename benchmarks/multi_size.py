@@ -40,7 +40,7 @@ from sppnet.classification.views import view_set
 from sppnet.data.formats.folder import read_folder
 from sppnet.data.images import read_image, resize_image, scaled_size
 from sppnet.data.labelled import LabelledImages, split_off
-from sppnet.models.compact import compact_resnet
+from sppnet.models.networks import compact_resnet
 from sppnet.models.sppnet import Architecture, SPPNet
 from sppnet.whole_file import whole_file
 

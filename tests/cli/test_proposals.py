@@ -25,7 +25,7 @@ def test_proposals_made_elsewhere(sppnet: Callable[..., Any], tiny_voc: Path, tm
     assert ran.document["sizes"]["all"]["recall"] == [1.0, 1.0]
     assert "8 boxes of 4 images" in ran.err
 
-    from sppnet.models.compact import compact_resnet
+    from sppnet.models.networks import compact_resnet
 
     weights = tmp_path / "backbone.safetensors"
     save_file(compact_resnet().state_dict(), weights)

@@ -21,10 +21,10 @@ from sppnet.data.images import read_image
 from sppnet.data.labelled import LabelledImages
 from sppnet.errors import UserError
 from sppnet.models.backbones import OWN, OWN_NETS, build_backbone
-from sppnet.models.compact import compact_resnet
+from sppnet.models.networks import compact_resnet
 from sppnet.models.cut import cut_at_stride
 from sppnet.models.files import SHIPPED, round_to_stored, save_model
-from sppnet.models.provenance import trained_by
+from sppnet.models.files import trained_by
 from sppnet.models.sppnet import Architecture, SPPNet
 from sppnet.visualize import draw_mistakes, plot_confusion, plot_training, save_image
 

@@ -1,4 +1,4 @@
-"""The paper's networks: sizes of maps, parameters, within-channel normalisation, first weights."""
+"""This project's networks: the paper's sizes of maps, parameters, within-channel normalization, first weights; and compact."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sppnet.models.backbones import map_shape
 from sppnet.models.geometry import Geometry, backbone_geometry, without_data
-from sppnet.models.paper_networks import (
+from sppnet.models.networks import (
     HIDDEN,
     PIXEL_MEAN,
     PIXEL_STD,
     WithinChannelLRN,
+    compact_resnet,
     convnet5,
     initialize_as_paper,
     overfeat5,
     overfeat7,
     zf5,
 )
-from sppnet.models.sppnet import Architecture, SPPNet
+from sppnet.models.preprocess import Preprocess
+from sppnet.models.sppnet import Architecture, build_model
 from sppnet.ops.pyramid_pool import pyramid_pool
 
 
@@ -36,7 +37,7 @@ def cells(net: nn.Sequential, side: int) -> dict[str, tuple[int, int]]:
     return found
 
 
-TABLE_1 = {  # at 224: the map behind the layer's pooling and normalisation
+TABLE_1 = {  # at 224: the map behind the layer's pooling and normalization
     zf5: {"pool1": (96, 55), "pool2": (256, 13), "relu3": (384, 13), "relu4": (384, 13), "relu5": (256, 13)},
     convnet5: {
         "norm1": (96, 55),
@@ -63,14 +64,16 @@ def test_sizes_of_table_1(build: Callable[[], nn.Sequential]) -> None:
 
 def test_zf5_at_the_sides_between_180_and_224() -> None:
     """13 at 224 and 10 at 180 are the paper's; where it changes in between follows from the release's paddings."""
-    net = zf5()
+    net = without_data(zf5())
+    found = [net(torch.empty(1, 3, side, side, device="meta")).shape[1:] for side in range(180, 225)]
     expected = [10] * 11 + [11] * 16 + [12] * 16 + [13] * 2  # 180-190, 191-206, 207-222, 223-224
-    assert [map_shape(net, (side, side)) for side in range(180, 225)] == [(256, count, count) for count in expected]
+    assert found == [(256, count, count) for count in expected]
 
 
 def test_zf5_at_the_scales_of_detection() -> None:
     sides = {480: 29, 576: 35, 688: 42, 864: 53, 1200: 74}
-    assert {side: map_shape(zf5(), (side, side))[1] for side in sides} == sides
+    net = without_data(zf5())
+    assert {side: net(torch.empty(1, 3, side, side, device="meta")).shape[2] for side in sides} == sides
 
 
 @pytest.mark.parametrize(
@@ -83,7 +86,8 @@ def test_zf5_at_the_scales_of_detection() -> None:
     ],
 )
 def test_where_cells_look(build: Callable[[], nn.Sequential], expected: Geometry) -> None:
-    assert backbone_geometry(build()) == expected
+    geometry = backbone_geometry(build())
+    assert Geometry(geometry.stride, geometry.offset) == expected
 
 
 @pytest.mark.parametrize(
@@ -100,7 +104,7 @@ def test_where_cells_look(build: Callable[[], nn.Sequential], expected: Geometry
 def test_numbers_of_parameters(backbone: str, levels: tuple[int, ...], millions: float) -> None:
     names = tuple(map(str, range(1000)))
     with torch.device("meta"):
-        net = SPPNet(Architecture(names, backbone, levels, HIDDEN, detects=False))
+        net = build_model(Architecture(names, backbone, levels, HIDDEN, detects=False))
     assert sum(parameter.numel() for parameter in net.parameters()) / 1e6 == pytest.approx(millions, abs=0.05)
 
 
@@ -123,10 +127,10 @@ def test_a_level_is_the_papers_sliding_pooling_at_the_size_of_training(
     assert torch.equal(pyramid_pool(features, (bins,)), sliding.flatten(2).transpose(1, 2))
 
 
-# Within-channel normalisation
+# Within-channel normalization
 
 
-def normalised_by_loops(features: Tensor, size: int, alpha: float, beta: float) -> Tensor:
+def normalized_by_loops(features: Tensor, size: int, alpha: float, beta: float) -> Tensor:
     """The definition: each value, over its own neighbourhood in its own channel."""
     result, reach = torch.empty_like(features), size // 2
     for n, c, y, x in np.ndindex(*features.shape):
@@ -139,9 +143,9 @@ def normalised_by_loops(features: Tensor, size: int, alpha: float, beta: float) 
 
 @pytest.mark.parametrize(("size", "alpha", "beta"), [(3, 5e-5, 0.75), (3, 1.0, 0.75), (5, 0.5, 2.0), (1, 1.0, 1.0)])
 @pytest.mark.parametrize("shape", [(2, 3, 6, 5), (1, 2, 1, 1), (1, 1, 2, 9)])
-def test_normalisation_against_loops(size: int, alpha: float, beta: float, shape: tuple[int, ...]) -> None:
+def test_normalization_against_loops(size: int, alpha: float, beta: float, shape: tuple[int, ...]) -> None:
     features = 10 * torch.randn(*shape, dtype=torch.float64)
-    expected = normalised_by_loops(features, size, alpha, beta)
+    expected = normalized_by_loops(features, size, alpha, beta)
     torch.testing.assert_close(WithinChannelLRN(size, alpha, beta)(features), expected)
 
 
@@ -154,10 +158,10 @@ def test_channels_do_not_see_each_other() -> None:
 
 def test_the_releases_constants_are_the_default() -> None:
     features = 100 * torch.rand(1, 2, 5, 5, dtype=torch.float64)
-    torch.testing.assert_close(WithinChannelLRN()(features), normalised_by_loops(features, 3, 5e-5, 0.75))
+    torch.testing.assert_close(WithinChannelLRN()(features), normalized_by_loops(features, 3, 5e-5, 0.75))
 
 
-def test_gradients_of_the_normalisation() -> None:
+def test_gradients_of_the_normalization() -> None:
     features = torch.randn(1, 2, 4, 3, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(WithinChannelLRN(alpha=0.5), features)
 
@@ -184,11 +188,11 @@ def test_first_weights_of_the_convolutions() -> None:
 
 def test_first_weights_behind_the_pyramid() -> None:
     torch.manual_seed(0)
-    net = SPPNet(Architecture(("cat", "dog"), levels=(2, 1), hidden=(64, 64), multi_label=False))
+    net = build_model(Architecture(("cat", "dog"), levels=(2, 1), hidden=(64, 64), multi_label=False))
     before = {name: value.clone() for name, value in net.state_dict().items()}
     initialize_as_paper(net.requires_grad_(False))
     changed = {name for name, value in net.state_dict().items() if not torch.equal(value, before[name])}
-    layers = ("fully_connected.1", "fully_connected.4", "image_logits", "window_logits")
+    layers = ("fully_connected.1", "fully_connected.4", "image_classifier", "window_classifier")
     assert changed == {f"{layer}.{part}" for layer in layers for part in ("weight", "bias")}
     for layer in map(net.get_submodule, layers):
         assert float(layer.weight.std()) == pytest.approx(0.01, rel=0.2)
@@ -196,19 +200,26 @@ def test_first_weights_behind_the_pyramid() -> None:
 
 
 def test_a_multi_label_model_starts_undecided() -> None:
-    net = SPPNet(Architecture(("cat", "dog"), levels=(1,), hidden=(8,), detects=False))
+    net = build_model(Architecture(("cat", "dog"), levels=(1,), hidden=(8,), detects=False))
     initialize_as_paper(net)
     assert net.image_classifier.bias.tolist() == [0.0, 0.0]
 
 
 def test_the_releases_pixels_are_values_minus_128() -> None:
-    net = SPPNet(Architecture(("cat",), "zf5", (1,), (4,), short_side=64, mean=PIXEL_MEAN, std=PIXEL_STD))
-    pixels, _ = net.prepare(np.full((64, 80, 3), (0, 128, 255), np.uint8))
+    pixels = Preprocess(mean=PIXEL_MEAN, std=PIXEL_STD).normalize(np.full((64, 80, 3), (0, 128, 255), np.uint8))
     torch.testing.assert_close(pixels[0, :, 5, 5], torch.tensor([-128.0, 0.0, 127.0]), atol=1e-4, rtol=0)
 
 
 def test_zf5_in_a_network_takes_any_size() -> None:
-    net = SPPNet(Architecture(("cat", "dog"), "zf5", (3, 1), (16,), detects=False)).eval()
+    net = build_model(Architecture(("cat", "dog"), "zf5", (3, 1), (16,), detects=False)).eval()
     initialize_as_paper(net)
     with torch.inference_mode():
         assert net([torch.rand(3, 31, 90), torch.rand(3, 180, 64)]).shape == (2, 2)
+
+
+# Compact
+
+
+def test_widths_and_blocks_must_agree() -> None:
+    with pytest.raises(ValueError, match="got 3 blocks for 3 widths"):
+        compact_resnet((8, 8, 16), (1, 2, 2))
