@@ -43,7 +43,7 @@ class BinContributions:
     @property
     def score(self) -> float:
         """The probability of the class."""
-        return float(self.classification.scores[self.classification.class_names.index(self.class_name)])
+        return dict(self.classification.top(len(self.classification.scores)))[self.class_name]
 
     def draw(self) -> npt.NDArray[np.uint8]:
         """The bins over the photo, colored by what they add: [H', W', 3] uint8 RGB."""
