@@ -290,7 +290,7 @@ def compare_resize_modes(
             features = pooled_features(
                 resized, images.paths, folder, progress=lambda _, *done, mode=mode: progress(f"features, {mode}", *done)
             )
-            rows = features.unit_rows(0, len(features))
+            rows = features.unit_rows()
             done, total, stage = count(1), folds * settings.repeats, f"folds, {mode}"
             accuracies = fold_accuracies(
                 rows @ rows.T, images.labels, assignments,

@@ -106,11 +106,10 @@ class PooledFeatures:
             raise ModelError(f"{self.files[index]} has gone while it was in use: start again, and it is made anew")
         return stored[int(flip)]
 
-    def unit_rows(self, start: int, stop: int) -> np.ndarray:
-        """[n, M * C] float32 of the images from ``start`` up to ``stop``, each of length 1: what linear SVMs see."""
-        pooled = torch.stack([self.read(index) for index in range(start, min(stop, len(self)))])
-        rows: np.ndarray = F.normalize(pooled.float().flatten(1), dim=1).numpy()
-        return rows
+    def unit_rows(self) -> np.ndarray:
+        """[N, M * C] float32, each row of length 1: what linear SVMs see (arXiv:1406.4729, section 3.2)."""
+        rows = [F.normalize(self.read(index).flatten().float(), dim=0).numpy() for index in range(len(self))]
+        return np.stack(rows)
 
 
 def pooled_features(

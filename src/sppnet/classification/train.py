@@ -23,7 +23,7 @@ from sppnet.classification.epochs import EpochSettings, train_epochs
 from sppnet.classification.evaluate import ClassifierEvaluation, evaluate_classifier, evaluate_features
 from sppnet.classification.features import ReadableImages, pooled_features, readable_images, scale_features
 from sppnet.classification.schedule import TrainingSizes
-from sppnet.classification.svm import check_count, train_svm_head
+from sppnet.classification.svm import check_image_count, train_svm_head
 from sppnet.data.images import read_image
 from sppnet.data.labelled import LabelledImages, split_off
 from sppnet.errors import SettingsError
@@ -206,7 +206,7 @@ def train_classifier(
     if settings.train_layers == "head" and (devices, workers) != (1, 0):
         raise SettingsError("devices, workers: only where all layers are trained; leave them out")
     if settings.svm:
-        check_count(len(train))
+        check_image_count(len(train))
     model = _start(settings, data.class_names).to(choose_device(device))
     seen = readable_images(train, skip_bad=skip_bad, progress=progress)
     held = readable_images(validation, skip_bad=skip_bad, progress=progress, stage="checking validation images")
@@ -277,9 +277,8 @@ def _train(
     images, features = [*train.images.paths, *validation.images.paths], cache / "features"
     if epochs is None:
         pooled = pooled_features(model, images, features, progress=progress)
-        choice = train_svm_head(
-            model, pooled[: len(train.images)], train.images.labels, seed=settings.seed, progress=progress
-        )
+        rows = pooled[: len(train.images)].unit_rows()
+        choice = train_svm_head(model, rows, train.images.labels, seed=settings.seed, progress=progress)
         figures, log, rank = {"svm": choice.to_dict()}, {}, 0
     else:
         figures, log, rank = train_epochs(model, train, validation, epochs, cache, progress=progress)
