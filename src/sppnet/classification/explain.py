@@ -31,6 +31,7 @@ class BinContributions:
 
     classification: Classification  # of the whole photo
     class_name: str
+    score: float  # the probability of the class
     logit: float  # of the class, all bins seen
     levels: tuple[int, ...]  # bins per side
     bins: npt.NDArray[np.float32]  # [M] logit minus that without the bin: above 0, the bin speaks for the class
@@ -39,11 +40,6 @@ class BinContributions:
     map_size: tuple[int, int]  # (height, width) in cells
     stride: int  # pixels of ``seen`` from one cell's center to the next
     offset: float  # pixels to the center of cell 0
-
-    @property
-    def score(self) -> float:
-        """The probability of the class."""
-        return dict(self.classification.top(len(self.classification.scores)))[self.class_name]
 
     def draw(self) -> npt.NDArray[np.uint8]:
         """The bins over the photo, colored by what they add: [H', W', 3] uint8 RGB."""
@@ -124,6 +120,7 @@ def bin_contributions(model: SPPNet, source: Any, class_name: str | None = None)
     return BinContributions(
         classification=classification,
         class_name=answer,
+        score=float(scores[column]),
         logit=float(logits[column]),
         levels=levels,
         bins=added[: model.pool.bins],
