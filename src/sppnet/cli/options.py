@@ -39,7 +39,7 @@ Scales = Annotated[
     ),
 ]
 Views = Annotated[
-    Literal["single", "centre-crop", "10-view", "full", "multi-view", "multi-view+full"],
+    Literal["single", "center-crop", "10-view", "full", "multi-view", "multi-view+full"],
     Parameter(help="How each image is looked at: once, or many times over, which is slower and may be better."),
 ]
 
