@@ -218,10 +218,10 @@ def test_bad_files_are_named_before_anything_is_computed(frozen: dict[str, Any],
 
 def test_bad_files_are_left_out_on_request_and_listed(frozen: dict[str, Any], tmp_path: Path) -> None:
     images = write_photos(tmp_path / "photos", each=6)
-    images.paths[3].write_text("no image")
-    images.paths[8].write_bytes(images.paths[8].read_bytes()[:-500])  # bad at its end
+    images.paths[2].write_text("no image")
+    images.paths[9].write_bytes(images.paths[9].read_bytes()[:-500])  # bad at its end
     record = train_classifier(images, output=tmp_path / "m.safetensors", skip_bad=True, **frozen).record
-    assert {Path(entry["path"]) for entry in record["skipped"]} == {images.paths[3], images.paths[8]}
+    assert {Path(entry["path"]) for entry in record["skipped"]} == {images.paths[2], images.paths[9]}
     assert all(entry["path"] in entry["error"] for entry in record["skipped"])
     assert (record["data"]["train"] + record["data"]["validation"], record["data"]["skipped"]) == (10, 2)
     assert "skipped" not in load(tmp_path / "m.safetensors").record  # paths are nobody else's business

@@ -16,13 +16,12 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
 
 from sppnet.cache import cache_or_temporary
-from sppnet.classification.epochs import EpochSettings, train_epochs
+from sppnet.classification.batches import TrainingSizes
+from sppnet.classification.epochs import EpochSettings, has_batch_norm, train_epochs
 from sppnet.classification.evaluate import ClassifierEvaluation, evaluate_classifier, evaluate_features
 from sppnet.classification.features import ReadableImages, pooled_features, readable_images, scale_features
-from sppnet.classification.schedule import TrainingSizes
 from sppnet.classification.svm import check_image_count, train_svm_head
 from sppnet.data.images import read_image
 from sppnet.data.labelled import LabelledImages, split_off
@@ -271,8 +270,7 @@ def _train(
     progress: Progress,
 ) -> _Trained:
     """Train a model in place, round it to what its file will hold, and evaluate that."""
-    batch_norm = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.backbone.modules())
-    if not batch_norm:  # which scales features itself
+    if not has_batch_norm(model):  # which scales features itself
         scale_features(model, train.images.paths)
     images, features = [*train.images.paths, *validation.images.paths], cache / "features"
     if epochs is None:
