@@ -24,7 +24,7 @@ from sppnet.data.labelled import LabelledImages
 from sppnet.errors import ImageError, ModelError
 from sppnet.models.precision import precision_of, to_half
 from sppnet.models.sppnet import SPPNet
-from sppnet.ops.windows import whole_windows
+from sppnet.ops.bins import whole_windows
 from sppnet.progress import Progress, no_progress
 
 IN_MEMORY = 1_000_000_000  # bytes of pooled pyramids up to which all of them are held in memory
