@@ -9,6 +9,7 @@ from typing import Annotated
 import numpy as np
 from cyclopts import Parameter
 
+from sppnet.cache import cache_or_temporary
 from sppnet.classification.evaluate import evaluate_classifier
 from sppnet.cli.options import (
     AsJson,
@@ -18,7 +19,6 @@ from sppnet.cli.options import (
     ProposalMethod,
     Scales,
     Views,
-    cache_or_temporary,
     checked_limit,
     chosen_device,
 )

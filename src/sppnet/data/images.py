@@ -12,10 +12,13 @@ import os
 import re
 import threading
 import warnings
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import cv2
 import numpy as np
@@ -54,6 +57,8 @@ _FOREIGN: tuple[tuple[bytes, int, str], ...] = (
     (b"ftyp", 4, "a film or another MP4 file"),
 )
 
+DECODED_AHEAD = 4  # images: what bounds the memory of `read_ahead`
+Read = TypeVar("Read")
 ImageFile = str | os.PathLike[str] | bytes | BinaryIO
 
 # Pillow's pixel limit and Python's warning filters belong to the whole process: one thread at a time changes them.
@@ -421,3 +426,27 @@ def _from_tensor(tensor: Any) -> np.ndarray:
 
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def read_ahead(sources: Iterable[Any], read: Callable[[Any], Read] = read_image) -> Iterator[Read]:
+    """What ``read`` makes of many sources, in order; two threads are a few sources ahead.
+
+    Example:
+        >>> [image.shape for image in read_ahead(np.zeros((side, 5, 3), np.uint8) for side in (2, 3))]
+        [(2, 5, 3), (3, 5, 3)]
+    """
+    waiting = iter(sources)
+    with ThreadPoolExecutor(2) as pool:
+        running = deque(pool.submit(read, source) for source in islice(waiting, DECODED_AHEAD))
+        while running:
+            result = running.popleft().result()
+            running.extend(pool.submit(read, source) for source in islice(waiting, 1))
+            yield result
+
+
+def image_or_error(source: Any) -> np.ndarray | ImageError:
+    """`read_image`, with the error as a value: for work that names a bad file and goes on."""
+    try:
+        return read_image(source)
+    except ImageError as error:
+        return error

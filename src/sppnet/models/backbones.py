@@ -77,6 +77,8 @@ def build_backbone(
             _load(net, state, needed, path, name)
     else:
         _, backbone = _parts(name, None if weights == RANDOM else str(weights))
+        if name == COMPACT and not fold:
+            backbone = compact_resnet(folded=False).eval()
         finished = {}
     if stride is not None:
         backbone = cut_at_stride(backbone, stride, name)
