@@ -43,7 +43,9 @@ def tiny_model(preprocess: Preprocess = Preprocess(32, 64), **changes: object) -
     """A classifier of red and blue on that backbone, without its BatchNorm."""
     fields = {"levels": (2, 1), "hidden": (), "detects": False, "multi_label": False, **changes}
     net = tiny_backbone()
-    return build_model(Architecture(("red", "blue"), **fields), preprocess, backbone=nn.Sequential(net[0], net[2])).eval()  # type: ignore[arg-type]
+    return build_model(
+        Architecture(("red", "blue"), **fields), preprocess, backbone=nn.Sequential(net[0], net[2])
+    ).eval()  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="session")

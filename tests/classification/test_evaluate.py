@@ -142,7 +142,9 @@ def test_from_pooled_features_it_is_the_same(net: SPPNet, tmp_path: Path) -> Non
 def test_what_cannot_be_used_is_said(net: SPPNet, tmp_path: Path) -> None:
     known = folder_of(tmp_path, ("red", "red"))
     pink = LabelledImages(known.paths * 2, np.array([0, 1]), ("red", "pink"))
-    with pytest.raises(SettingsError, match=r"does not know 1 of the 2 classes of the data, such as 'pink'; it knows 3"):
+    with pytest.raises(
+        SettingsError, match=r"does not know 1 of the 2 classes of the data, such as 'pink'; it knows 3"
+    ):
         evaluate_classifier(net, pink)
     with pytest.raises(SettingsError, match="holds no images"):
         evaluate_classifier(net, known.subset([]))

@@ -114,7 +114,13 @@ def test_a_tiny_run_learns_and_its_file_answers_the_same(
 @pytest.mark.parametrize("way", WAYS)
 def test_the_record_says_how_it_was_trained(trained: Callable[[str], Ran], way: str) -> None:
     record = trained(way).record
-    assert record["data"] == {"train": 18, "validation": 6, "validation_images": "split off", "classes": 2, "skipped": 0}
+    assert record["data"] == {
+        "train": 18,
+        "validation": 6,
+        "validation_images": "split off",
+        "classes": 2,
+        "skipped": 0,
+    }
     assert record["skipped"] == []
     assert record["classifier"] == ("svm" if way == "svm" else "softmax")
     assert record["settings"]["weights"] == ("random" if way == "random" else "tiny.safetensors")  # of a file, its name

@@ -142,9 +142,7 @@ def test_windows_of_the_map_are_the_crops_where_no_layer_pads(
     height: int, width: int, short_sides: list[int], flip: bool
 ) -> None:
     net, image = pointwise_net(), photo(height, width)
-    both = [
-        Views(tuple(short_sides), EVERYWHERE, 12, full=(20,), flip=flip, crops=crops) for crops in (False, True)
-    ]
+    both = [Views(tuple(short_sides), EVERYWHERE, 12, full=(20,), flip=flip, crops=crops) for crops in (False, True)]
     windows, crops = (view_scores(image, net, views) for views in both)
     assert windows.shape == crops.shape
     order, crop_order = (torch.sort(scores[:, 0]).indices for scores in (windows, crops))  # full views come elsewhere

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from sppnet.data.annotations import DetectionData
-from sppnet.data.voc import read_voc
+from sppnet.data.formats.voc import read as read_voc
 from sppnet.detection.add_class import add_class
 from sppnet.detection.box_regression import BoxRegressionSettings
 from sppnet.detection.feature_map_cache import FeatureMapCache
@@ -28,7 +28,7 @@ from sppnet.proposals.compute import proposals_of
 
 def only(data: DetectionData, name: str) -> DetectionData:
     """The same images with the objects of one class alone."""
-    label = data.names.index(name) + 1
+    label = data.class_names.index(name) + 1
     images = []
     for image in data.images:
         own = image.gt_labels == label

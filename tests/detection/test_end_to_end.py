@@ -265,7 +265,7 @@ SCRIPT = """
 import sys
 from pathlib import Path
 import torch
-from sppnet.data.voc import read_voc
+from sppnet.data.formats.voc import read as read_voc
 from sppnet.detection.end_to_end import EndToEndSettings, train_end_to_end
 from sppnet.detection.targets import training_images
 from sppnet.models.files import load

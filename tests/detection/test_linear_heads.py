@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from sppnet.data.annotations import AnnotatedImage
 from sppnet.data.images import read_image
-from sppnet.data.voc import read_voc
+from sppnet.data.formats.voc import read as read_voc
 from sppnet.detection.box_regression import BoxRegressionSettings
 from sppnet.detection.feature_map_cache import FeatureMapCache
 from sppnet.detection.linear_heads import train_image_svms, train_linear_heads
@@ -76,7 +76,9 @@ def test_the_model_file_holds_them_in_single_precision(trainer: Trainer, tmp_pat
     net, record = trainer()
     save_model(net, tmp_path / "m.safetensors")
     tensors = load_file(tmp_path / "m.safetensors")
-    heads = {name: value for name, value in tensors.items() if name.startswith(("window_classifier.", "box_regressor."))}
+    heads = {
+        name: value for name, value in tensors.items() if name.startswith(("window_classifier.", "box_regressor."))
+    }
     assert {name: list(value.shape) for name, value in heads.items()} == {
         "window_classifier.weights": [2, 16], "window_classifier.biases": [2], "window_classifier.scale": [],
         "box_regressor.weights": [2, 4, 16], "box_regressor.biases": [2, 4], "box_regressor.scale": [],

@@ -123,7 +123,9 @@ class EpochOrder:
         smallest_batch: 2 for a network with BatchNorm.
     """
 
-    def __init__(self, sizes: np.ndarray, batch_size: int, seed: int, devices: int = 1, smallest_batch: int = 1) -> None:
+    def __init__(
+        self, sizes: np.ndarray, batch_size: int, seed: int, devices: int = 1, smallest_batch: int = 1
+    ) -> None:
         self.ranks = [
             SizeBuckets(
                 sizes, max(batch_size, smallest_batch), seed=seed, ranks=devices, rank=rank, smallest_batch=smallest_batch

@@ -34,7 +34,11 @@ if TYPE_CHECKING:
 
 LEARNING_RATES = {"adamw": 1e-3, "sgd": 1e-2}  # where none is given (paper, section 3.1)
 WEIGHT_DECAYS = {"adamw": 1e-2, "sgd": 5e-4}
-NOT_IN_KEY = ("checkpoint_interval", "devices", "workers")  # of the settings: they do not count, or are in the loop's own
+NOT_IN_KEY = (
+    "checkpoint_interval",
+    "devices",
+    "workers",
+)  # of the settings: they do not count, or are in the loop's own
 
 
 @dataclass(frozen=True)
@@ -242,9 +246,7 @@ def _optimizer(model: SPPNet, settings: EpochSettings, steps: int) -> Any:
     return (sgd if settings.optimizer == "sgd" else adamw)(groups, steps)
 
 
-def _key(
-    model: SPPNet, train: ReadableImages, validation: ReadableImages, settings: EpochSettings
-) -> dict[str, str]:
+def _key(model: SPPNet, train: ReadableImages, validation: ReadableImages, settings: EpochSettings) -> dict[str, str]:
     """What training starts from, by name: only a stopped run of the very same kind may go on from its checkpoint.
 
     A setting counts where it differs from its default, so that a setting more leaves users' checkpoints good.

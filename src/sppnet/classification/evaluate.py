@@ -183,9 +183,7 @@ def evaluate_classifier(
     if not rows:
         raise ImageError(f"none of the {len(broken)} images can be read; the first: {broken[0][1]}")
     paths, seconds = tuple(images.paths[index] for index in read), (time.perf_counter() - started) / len(images)
-    return ClassifierEvaluation(
-        model.class_names, paths, labels[read], np.stack(rows), views, tuple(broken), seconds
-    )
+    return ClassifierEvaluation(model.class_names, paths, labels[read], np.stack(rows), views, tuple(broken), seconds)
 
 
 def evaluate_features(model: SPPNet, images: LabelledImages, features: PooledFeatures) -> ClassifierEvaluation:

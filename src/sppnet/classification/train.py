@@ -28,10 +28,9 @@ from sppnet.data.labelled import LabelledImages, split_off
 from sppnet.errors import SettingsError
 from sppnet.files import check_replaceable, is_ours, write_json
 from sppnet.models.backbones import COMPACT, RANDOM, build_backbone, check_not_random, pretrained_weights
-from sppnet.models.files import check_model_path, round_to_stored, save_model
+from sppnet.models.files import check_model_path, round_to_stored, save_model, trained_by
 from sppnet.models.precision import choose_device
 from sppnet.models.preprocess import Preprocess, ResizeMode
-from sppnet.models.provenance import trained_by
 from sppnet.models.sppnet import Architecture, SPPNet, build_model
 from sppnet.progress import Progress, no_progress
 from sppnet.training.log import write_log
@@ -113,9 +112,7 @@ class ClassifierSettings:
     @property
     def svm(self) -> bool:
         """Whether SVMs are trained, and nothing in epochs."""
-        return self.classifier == "svm" or (
-            self.classifier is None and self.train_layers == "head" and not self.hidden
-        )
+        return self.classifier == "svm" or (self.classifier is None and self.train_layers == "head" and not self.hidden)
 
     def architecture(self, class_names: tuple[str, ...]) -> Architecture:
         """What the network is built of."""
@@ -303,7 +300,9 @@ def _start(settings: ClassifierSettings, class_names: tuple[str, ...]) -> SPPNet
         model = build_model(settings.architecture(class_names), preprocess, backbone=backbone)
     if settings.sides and min(settings.sides) < model.preprocess.smallest_side:
         least = model.preprocess.smallest_side
-        raise SettingsError(f"sides must be at least {least} pixels with {settings.backbone}: got {min(settings.sides)}")
+        raise SettingsError(
+            f"sides must be at least {least} pixels with {settings.backbone}: got {min(settings.sides)}"
+        )
     if settings.train_layers == "head":
         round_to_stored(model.backbone)  # so that cached features are those of the model file
     model.eval().backbone.to(memory_format=torch.channels_last)

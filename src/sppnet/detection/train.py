@@ -1,211 +1,347 @@
-"""Train a detector from annotated images: proposals -> maps -> fully connected layers -> SVMs, box regressors -> a model file.
+"""Train a detector from annotated images: proposals -> feature maps -> the stages that a preset names -> a model file.
 
-Every stage leaves its work in one folder and goes on where it was stopped. The backbone stays as it is. SVMs and ridge
-regressors are the paper's last stages; without them the network's own outputs score windows and move boxes.
+    quick      SVMs with hard negatives and ridge regression on a frozen backbone, nothing fine-tuned: minutes
+    standard   the fully connected layers are fine-tuned on cached feature maps, then all layers end to end
+    paper      the fully connected layers are fine-tuned on cached feature maps, then SVMs and ridge regression
+
+Every stage leaves its state in the cache directory and goes on where it was stopped. Source: arXiv:1406.4729, section 4; end to
+end: arXiv:1504.08083.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-import time
-from collections.abc import Callable, Iterator
-from functools import partial
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, get_args
 
+import numpy as np
 import torch
+from cyclopts import Parameter
 
-from sppnet.cache import Part, fingerprint
-from sppnet.data.annotations import DetectionData
-from sppnet.data.images import image_size, read_image
+from sppnet.cache import Part, fingerprint, read_tensors, write_tensors
+from sppnet.data.annotations import AnnotatedImage, DetectionData
+from sppnet.data.images import content_key, read_image
+from sppnet.detection.box_regression import BoxRegressionSettings
+from sppnet.detection.end_to_end import EndToEndSettings, train_end_to_end, trainable_layers
+from sppnet.detection.feature_map_cache import FeatureMapCache, cache_directory
 from sppnet.detection.feature_maps import compute_feature_maps
-from sppnet.detection.finetune import FinetuneSettings, TrainingImage, finetune
-from sppnet.detection.linear_stages import LinearStages, train_linear_stages
-from sppnet.detection.map_cache import MapCache
-from sppnet.detection.targets import find_candidates
-from sppnet.errors import UserError
-from sppnet.models.backbones import build_backbone
-from sppnet.models.files import find_model, load, round_to_stored, save_model, training_record
-from sppnet.models.files import trained_by
-from sppnet.models.sppnet import Architecture, SPPNet
-from sppnet.progress import Progress, no_progress
-from sppnet.proposals.compute import proposals_for
-from sppnet.proposals.files import load_proposals
+from sppnet.detection.finetune import FinetuneSettings, WindowSettings, finetune
+from sppnet.detection.linear_heads import train_image_svms, train_linear_heads
+from sppnet.detection.svm import SVMSettings
+from sppnet.detection.targets import training_images
+from sppnet.detection.windows_of_images import WindowsOfImages
+from sppnet.errors import ModelError, OutputError, SettingsError, UserError
+from sppnet.files import check_replaceable, make_folder
+from sppnet.models.backbones import COMPACT, RANDOM, build_backbone, check_not_random, pretrained_weights
+from sppnet.models.files import check_model_path, load, round_to_stored, save_model, trained_by
+from sppnet.models.precision import to_half
+from sppnet.models.preprocess import Preprocess
+from sppnet.models.sppnet import Architecture, DetectionSettings, SPPNet, build_model
+from sppnet.progress import Progress, no_progress, timed
+from sppnet.proposals.compute import proposals_of
 
-CALIBRATION_IMAGES = 32  # maps whose mean square sets the scale of the features
-Report = Callable[[str, int, int], None]  # stage, done, total
+Preset = Literal["quick", "standard", "paper"]
+Stage = Literal["fine-tuning", "end to end", "linear heads"]
+LEVELS = (3, 2, 1)  # bins per side: at a stride of 32 a window seldom has six cells a side
+LONG_SIDE = 5 / 3  # the long side's limit, in short sides: 1000 for 600 (arXiv:1504.08083)
+SCALE_IMAGES = 32  # maps whose mean square sets the scale of the features
+IN_PYTHON = Parameter(parse=False)  # a setting that is no option of the command line
+
+
+@dataclass(frozen=True)
+class DetectorSettings:
+    """How a detector is trained. What is left out is chosen by the preset; what the preset does not use is refused.
+
+    Args:
+        preset: quick (minutes, backbone frozen), standard (end to end), or paper (the paper's stages).
+        backbone: compact, or a model of torchvision or timm.
+        weights: of the backbone: a file, a name that its package knows, or random; left out: its pretrained ones.
+        levels: bins per side of the pyramid; (3, 2, 1) where not given.
+        hidden: widths of the fully connected layers; (1024, 1024) where not given. quick has none.
+        short_side: of an image, in pixels, unless its long side would be above 5/3 of this; 600 where not given.
+        scales: several short sides, such as 480 576 688 864 1200: a window is pooled where its object looks the usual size.
+        proposals: selective-search, edge-boxes, grid, or several joined by +; left out: selective-search, or the model's.
+        train_layers: standard: all, none, or the first layer of the backbone that is trained, by name or index.
+        epochs: how often each stage sees every image; left out: 6 end to end, and 2500 steps of fully connected layers.
+        learning_rate: peak of the schedule; 0.001 where not given.
+        flip: train on flipped images too; twice the feature maps. True where not given; quick has no use for them.
+        ridge: quick, paper: move boxes by ridge regression, and not by what moves them already. True where not given.
+        checkpoint_interval: steps, or images of linear heads, after which a stopped stage can go on.
+        seed: of all that is drawn.
+
+    Raises:
+        SettingsError: a setting out of its range, or that the preset does not use.
+
+    Example:
+        >>> DetectorSettings("quick", epochs=3)
+        Traceback (most recent call last):
+        sppnet.errors.SettingsError: epochs is not used by preset quick, which fine-tunes nothing: leave it out
+    """
+
+    preset: Preset = "standard"
+    backbone: str | None = None
+    weights: str | None = None
+    levels: Annotated[tuple[int, ...] | None, IN_PYTHON] = None
+    hidden: Annotated[tuple[int, ...] | None, IN_PYTHON] = None
+    short_side: int | None = None
+    scales: tuple[int, ...] = ()
+    proposals: str | None = None
+    train_layers: str | None = None
+    epochs: int | None = None
+    learning_rate: float | None = None
+    flip: Annotated[bool | None, IN_PYTHON] = None
+    ridge: Annotated[bool | None, IN_PYTHON] = None
+    checkpoint_interval: Annotated[int | None, IN_PYTHON] = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.preset not in get_args(Preset):
+            raise SettingsError(f"preset must be one of {', '.join(get_args(Preset))}: got {self.preset!r}")
+        for name in ("short_side", "epochs", "checkpoint_interval"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise SettingsError(f"{name} must be at least 1: got {getattr(self, name)}")
+        if self.learning_rate is not None and not 0 < self.learning_rate <= 1:
+            raise SettingsError(f"learning_rate must be above 0 and at most 1: got {self.learning_rate}")
+        if not 0 <= self.seed < 2**32:
+            raise SettingsError(f"seed must be a whole number from 0 to {2**32 - 1}: got {self.seed}")
+        if self.preset == "quick":
+            unused = ("hidden", "train_layers", "epochs", "learning_rate", "flip")
+            self._refuse(unused, "preset quick, which fine-tunes nothing")
+        if self.preset == "paper":
+            self._refuse(("train_layers",), "preset paper, which freezes the backbone")
+        if self.preset == "standard":
+            self._refuse(("ridge",), "preset standard, whose network moves boxes itself")
+
+    def check_start(self) -> None:
+        """Refuse what a model that training starts from brings along."""
+        brought = ("backbone", "weights", "levels", "hidden", "short_side")
+        self._refuse(brought, "a training that starts from a model, which brings its own")
+
+    def _refuse(self, names: Sequence[str], user: str) -> None:
+        for name in names:
+            if getattr(self, name) is not None:
+                raise SettingsError(f"{name} is not used by {user}: leave it out")
+
+    def stages(self, starts: bool) -> tuple[Stage, ...]:
+        """What is trained, in order; ``starts``: from a model."""
+        if self.preset == "quick":
+            return ("linear heads",)
+        if self.preset == "paper":
+            return ("fine-tuning", "linear heads")
+        if self.train_layers == "none":
+            return ("fine-tuning",)
+        return ("end to end",) if starts or self.weights == RANDOM else ("fine-tuning", "end to end")
+
+    def given(self, *names: str) -> dict[str, Any]:
+        """Those of these settings that are not left out."""
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 
 def train_detector(
     data: DetectionData,
-    architecture: Architecture,
-    output: Path,
-    work: Path,
     *,
-    weights: str | Path | None = None,
-    settings: FinetuneSettings | None = None,
-    stages: LinearStages | None = None,
-    mirrored: bool = True,
-    device: str | torch.device = "cpu",
-    report: Report | None = None,
-) -> dict[str, Any]:
-    """Train the fully connected layers of a detector on a frozen backbone, then what ``stages`` asks for; write the model file.
+    output: Path | None = None,
+    cache: Path | None = None,
+    settings: DetectorSettings | None = None,
+    model: SPPNet | str | Path | None = None,
+    device: str | torch.device = "auto",
+    progress: Progress = no_progress,
+    **options: Any,
+) -> SPPNet:
+    """Train a detector.
 
     Args:
-        data: the images to learn from, all of them; hold a split back to evaluate on.
-        architecture: its names must be those of the data.
-        output: the model file, .safetensors.
-        work: proposals, maps and checkpoints are kept here; another training may share it.
-        weights: the backbone's, see `sppnet.models.backbones.build_backbone`.
-        settings: of `sppnet.detection.finetune`.
-        stages: what follows; nothing where it is not given.
-        mirrored: fine-tune on the mirror images too; twice the maps.
-        device: where to compute.
-        report: told of each stage's progress: its name, done, total.
+        data: the images to train on, all of them; keep a split back to evaluate on.
+        output: the model file to write, .safetensors; None: only the model is returned.
+        cache: proposals, feature maps and checkpoints go below this folder, which several trainings may share; None: they are
+            gone afterwards, and a stopped training begins anew.
+        settings, options: how; options are fields of `DetectorSettings`, and come before it.
+        model: start from this detector, whose classes are those of the data in any order: a model, a file, or a shipped name.
+            It stays as it is. With standard, training then goes on end to end.
+        device: where to compute; auto: on a GPU if there is one.
+        progress: called with a stage, done, total.
 
     Returns:
-        What is written into the model file about its training: data, settings, seconds of each stage.
+        The detector, in evaluation mode, with the numbers that its file holds; its ``record`` says how it was trained.
 
     Raises:
-        UserError: no images or no objects, unreadable images (named), no room for the maps.
+        UserError: no images or no objects, unreadable images (all are named), no room for the maps, an output that cannot be
+            written, a setting that is not used, or a model that cannot be trained further.
+        KeyboardInterrupt: at Ctrl-C; the next call goes on from the last checkpoint.
 
-    Source: arXiv:1406.4729, section 4.1.
+    Source: arXiv:1406.4729, section 4; arXiv:1504.08083.
     """
-    settings, stages = settings or FinetuneSettings(), stages or LinearStages()
-    report = report or (lambda stage, done, total: None)
+    settings = replace(settings or DetectorSettings(), **options)
     check_training(data, output)
+    net = _new_model(settings, data.class_names) if model is None else _start(model, settings)
+    data = data.relabelled(net.class_names)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    net.eval().to(device)
+    net.backbone.to(memory_format=torch.channels_last)
+    stages = settings.stages(starts=model is not None)
+    shared = settings.given("flip", "learning_rate", "checkpoint_interval", "seed")
     seconds: dict[str, float] = {}
-    torch.manual_seed(settings.seed)
-    model = SPPNet(architecture, build_backbone(architecture.backbone, weights))
-    round_to_stored(model.backbone)  # so that the maps are those of the model file
-    model.eval().to(device)
-    model.backbone.to(memory_format=torch.channels_last)
-
-    started = time.perf_counter()
-    files = proposals_of(data, architecture.proposer, work, report)
-    seconds["proposals"] = time.perf_counter() - started
-
-    started = time.perf_counter()
-    calibrate(model, data)
-    cache = MapCache.of(model, work / "maps")
-    maps = cache.fill(model, [image.path for image in data.images], mirrored=mirrored, progress=partial(report, "maps"))
-    seconds["maps"] = time.perf_counter() - started
-
-    started = time.perf_counter()
-    images = []
-    for image, file in zip(data.images, files, strict=True):
-        candidates = find_candidates(
-            image, load_proposals(file)[0], len(data.class_names), settings.foreground_iou, settings.background_iou
-        )
-        if len(candidates.labels):
-            size = image_size(image.path)  # the annotation's may be wrong; the map was made of what the file holds
-            images.append(TrainingImage(candidates, maps[image.path], size))
-    name = fingerprint(_starts_from(architecture, settings, images), size=6)
-    checkpoints = work / f"checkpoints-{output.stem}-{name}"
-    finetune(model, images, cache, settings, checkpoints, partial(report, "fine-tuning"))
-    round_to_stored(model)  # what comes next learns from what the model file holds
-    seconds["fine-tuning"] = time.perf_counter() - started
-    last = train_linear_stages(
-        model, cache, data.images, files, [maps[i.path][0] for i in data.images], stages, work / output.stem, report
-    )
-
-    record = {
+    record: dict[str, Any] = {}
+    with cache_directory(cache) as folder:
+        with timed(seconds, "proposals"):
+            proposals = proposals_of(data, net.detection.proposals, folder, progress)
+        if model is None:
+            _set_feature_scale(net, data.images, folder)
+        ious = (WindowSettings.foreground_iou, WindowSettings.background_iou)
+        images = list(training_images(data.images, proposals, len(net.class_names), *ious))
+        maps = FeatureMapCache(net, folder / "feature-maps")
+        if stages[0] != "end to end":
+            with timed(seconds, "feature maps"):
+                flip = stages[0] == "fine-tuning" and settings.flip is not False
+                maps.fill([image.path for image in data.images], flip=flip, progress=progress)
+        if "fine-tuning" in stages:
+            with timed(seconds, "fine-tuning"):
+                finetuning = FinetuneSettings(**shared)
+                if settings.epochs is not None:
+                    steps = math.ceil(settings.epochs * len(images) / finetuning.images_per_step)
+                    finetuning = replace(finetuning, steps=steps)
+                finetune(net, images, maps, finetuning, folder, progress=progress)
+            round_to_stored(net)  # what comes next is trained on what the model file holds
+        if "end to end" in stages:
+            with timed(seconds, "end to end"):
+                whole = EndToEndSettings(**shared, **settings.given("train_layers", "epochs"))
+                train_end_to_end(net, images, whole, folder, progress=progress)
+            round_to_stored(net)
+        if "linear heads" in stages:
+            svm = SVMSettings(**settings.given("checkpoint_interval", "seed"))
+            ridge = None if settings.ridge is False else BoxRegressionSettings(**settings.given("checkpoint_interval"))
+            windows = WindowsOfImages(net, maps, data.images, proposals)
+            record |= train_linear_heads(net, windows, folder, svm=svm, ridge=ridge, progress=progress)
+            if settings.preset == "quick" and model is None:
+                with timed(seconds, "image classifier"):
+                    record["image_classifier"] = _train_image_classifier(
+                        net, maps, data.images, settings.seed, progress
+                    )
+            round_to_stored(net)
+    net.requires_grad_(True)
+    net.record = {
         **trained_by(),
         "data": {"split": data.split, "images": len(data), "objects": sum(len(i.gt_labels) for i in data.images)},
-        "backbone_weights": None if weights is None else Path(weights).name,
-        "settings": dataclasses.asdict(settings) | {"mirrored": mirrored},
-        **last,
-        "seconds": {stage: round(value) for stage, value in seconds.items()} | last["seconds"],
+        "settings": dataclasses.asdict(settings) | {"weights": settings.weights and Path(settings.weights).name},
+        "stages": list(stages),
+        "started_from": None if model is None else net.record,
+        **record,
+        "seconds": {stage: round(value) for stage, value in seconds.items()} | record.get("seconds", {}),
     }
-    save_model(model, output, record)
-    return record
+    if output is not None:
+        save_model(net, output)
+    return net
 
 
-def train_stages_of(
-    model: str | Path,
-    data: DetectionData,
-    output: Path,
-    work: Path,
-    stages: LinearStages,
-    *,
-    device: str | torch.device = "cpu",
-    report: Report | None = None,
-) -> dict[str, Any]:
-    """Train what ``stages`` asks for on a model that was fine-tuned before, and write it as a new model file.
+def train_svms_of(model: SPPNet, data: DetectionData, *, ridge: bool = True, **options: Any) -> SPPNet:
+    """Train the paper's last stages on a detector: SVMs with hard negatives and, unless ``ridge`` is off, box regression.
 
     Args:
-        model: a detector's file, or a shipped name; its classes must be those of the data, in any order.
-        data: the images to learn from; those that the model was fine-tuned on serve.
-        output, work, device, report: as of `train_detector`.
-        stages: asks for SVMs or ridge regressors, or both.
+        model: stays as it is; its classes are those of the data, in any order.
+        data: the images that the model was trained on serve.
+        options: ``output``, ``cache``, ``progress``, as of `train_detector`.
 
     Returns:
-        The model's record with what was added.
+        The detector with these heads, to which classes can be added (`sppnet.detection.add_class`).
 
     Raises:
-        UserError: a model that only classifies, other classes, or what `train_detector` raises.
+        UserError: as of `train_detector`.
     """
-    report = report or (lambda stage, done, total: None)
-    check_training(data, output)
-    net = load(model, device)
-    if not net.architecture.detects:
-        raise UserError(f"{model} classifies only: give a detector, as 'sppnet train detector' writes them")
-    images = data.relabelled(net.class_names).images
-    files, cache, maps = windows_of(net, data, work, report)
-    last = train_linear_stages(net, cache, images, files, maps, stages, work / output.stem, report)
-    before = training_record(find_model(model))
-    record = {**before, **last, "seconds": {**before.get("seconds", {}), **last["seconds"]}}
-    save_model(net, output, record)
-    return record
+    return train_detector(data, model=model, preset="quick", ridge=ridge, device=model.device, **options)
 
 
-def windows_of(
-    model: SPPNet, data: DetectionData, work: Path, report: Report
-) -> tuple[list[Path], MapCache, list[Path]]:
-    """The proposals' file of each image, the cache of maps, and the maps' file of each image; missing ones are computed."""
-    files = proposals_of(data, model.architecture.proposer, work, report)
-    cache = MapCache.of(model, work / "maps")
-    paths = [image.path for image in data.images]
-    maps = cache.fill(model, paths, mirrored=False, progress=partial(report, "maps"))
-    return files, cache, [maps[path][0] for path in paths]
-
-
-def check_training(data: DetectionData, output: Path) -> None:
-    """Raise a UserError where there is nothing to learn from, or the model file's name will not do."""
+def check_training(data: DetectionData, output: Path | None) -> None:
+    """Raise a UserError, before hours of work, where there is nothing to train on, or no model can be written in the end."""
     if not any((~image.difficult).any() for image in data.images):
-        raise UserError(f"split {data.split!r} holds no object to learn from ({len(data)} images)")
-    if output.suffix != ".safetensors":
-        raise UserError(f"the model's file name must end in .safetensors: got {output}")
+        raise UserError(f"split {data.split!r} holds no object to train on ({len(data)} images)")
+    if output is not None:
+        check_replaceable(check_model_path(output))
+        make_folder(output.parent)
+        if not os.access(output.parent, os.W_OK):
+            raise OutputError(f"{output.parent}: cannot be written to; choose another folder")
 
 
-def proposals_of(data: DetectionData, method: str, work: Path, progress: Progress = no_progress) -> list[Path]:
-    """The proposals' file of each image of ``data``, in order, below ``work``; missing ones are computed.
-
-    Raises:
-        UserError: images that cannot be read; all are named.
-    """
-    images = [(image.image_id, image.path) for image in data.images]
-    files, errors = proposals_for(images, work / "proposals" / method, method, progress=progress)
-    if errors:
-        raise UserError(
-            f"{len(errors)} of {len(images)} images cannot be used: " + "; ".join(map(str, errors.values()))
+def _new_model(settings: DetectorSettings, class_names: tuple[str, ...]) -> SPPNet:
+    """A detector whose backbone alone has been trained, on something else."""
+    name = settings.backbone or COMPACT
+    weights = settings.weights or pretrained_weights(name)
+    if (settings.train_layers or "all") != "all" or settings.preset != "standard":
+        check_not_random(name, weights)
+    if settings.preset == "quick" and settings.ridge is False:
+        raise SettingsError("ridge cannot be off for a new detector of preset quick: nothing else would move its boxes")
+    hidden = () if settings.preset == "quick" else (1024, 1024)
+    short_side = settings.short_side or Preprocess.short_side
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        backbone = build_backbone(name, weights)
+        trainable_layers(backbone, settings.train_layers or "all")  # a mistake in it is said before the work
+        net = build_model(
+            Architecture(
+                class_names,
+                name,
+                levels=settings.levels or LEVELS,
+                hidden=hidden if settings.hidden is None else settings.hidden,
+            ),
+            Preprocess(short_side, round(LONG_SIDE * short_side)),
+            DetectionSettings(settings.proposals or DetectionSettings.proposals, settings.scales),
+            backbone=backbone,
         )
-    return [files[image_id] for image_id, _ in images]
+    round_to_stored(net.backbone)  # so that the feature maps are those of the model file
+    return net
 
 
-def calibrate(model: SPPNet, data: DetectionData) -> None:
-    """Scale the features so that their mean square over the first images is 1."""
-    model.feature_scale.fill_(1.0)
-    squares = [
-        compute_feature_maps(model, read_image(image.path)).whole_map.float().square().mean()
-        for image in data.images[:CALIBRATION_IMAGES]
-    ]
-    model.calibrate(float(torch.stack(squares).mean()))
+def _start(model: SPPNet | str | Path, settings: DetectorSettings) -> SPPNet:
+    """The detector to train further, which is not the one that was given."""
+    settings.check_start()
+    net = copy.deepcopy(model) if isinstance(model, SPPNet) else load(model)
+    name = "the model" if isinstance(model, SPPNet) else str(model)
+    if net.window_classifier is None:
+        raise ModelError(f"{name} classifies only: give a detector, as 'sppnet train detector' writes them")
+    own = net.architecture.window_classifier == "softmax" and net.architecture.box_regressor == "network"
+    if settings.preset != "quick" and not own:
+        raise ModelError(
+            f"{name} has SVMs or box regressors, made for the layers before them as they are: give the detector that they "
+            "were added to"
+        )
+    if settings.preset == "standard":
+        trainable_layers(net.backbone, settings.train_layers or "all")  # a mistake in it is said before the work
+    net = net.at_scales(settings.scales) if settings.scales else net
+    net.detection = replace(net.detection, proposals=settings.proposals or net.detection.proposals)
+    return net
 
 
-def _starts_from(architecture: Architecture, settings: FinetuneSettings, images: list[TrainingImage]) -> Iterator[Part]:
-    """All that fine-tuning starts from: only a stopped run of the very same kind may go on from its checkpoint."""
-    yield repr((architecture, settings))
-    for image in images:
-        yield repr([path.name for path in image.maps] + [image.maps[0].parent.name])
-        yield from (image.candidates.boxes, image.candidates.labels, image.candidates.image_labels)
+def _set_feature_scale(net: SPPNet, images: Sequence[AnnotatedImage], folder: Path) -> None:
+    """Scale the features so that their mean square over the first images is 1; found once for a backbone and images."""
+    paths = [image.path for image in images[:SCALE_IMAGES]]
+    parts: list[Part] = [net.backbone.state_dict(), repr(net.preprocess), *(content_key(path) for path in paths)]
+    file = folder / "feature-maps" / f"scale-{fingerprint(parts, size=8)}.safetensors"
+    found = read_tensors(file)
+    if found is None:
+        sides = (net.preprocess.short_side,)
+        maps = (compute_feature_maps(net, read_image(path), sides).whole_map for path in paths)
+        mean = torch.stack([features.float().square().mean().cpu() for features in maps]).mean()
+        found = {"mean_square": mean}, {}
+        write_tensors(file, *found)
+    net.set_feature_scale(float(found[0]["mean_square"]))
+
+
+def _train_image_classifier(
+    net: SPPNet, maps: FeatureMapCache, images: Sequence[AnnotatedImage], seed: int, progress: Progress
+) -> dict[str, Any]:
+    """SVMs that say which classes are in a whole image, where no fully connected layers learned it with the windows."""
+    head_features = np.empty((len(images), net.image_classifier.in_features), np.float16)
+    present = np.full((len(images), len(net.class_names)), -1, np.int8)
+    for row, image in enumerate(images):
+        of_image = maps.read(image.path).to(net.device)
+        with net.inference():
+            head_features[row] = to_half(net.fully_connected(of_image.pool(net, of_image.whole_window()))).cpu()
+        present[row, image.gt_labels[image.difficult] - 1] = 0
+        present[row, image.gt_labels[~image.difficult] - 1] = 1
+        progress("image classifier", row + 1, len(images))
+    return train_image_svms(net, head_features, present, seed=seed).to_dict()
