@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from sppnet.detection.linear_stages import LinearStages
 
 from sppnet.data.formats.voc import read as read_voc
 from sppnet.detection.box_regression import BoxRegressionSettings
 from sppnet.detection.evaluate import evaluate_detector
 from sppnet.detection.finetune import FinetuneSettings
-from sppnet.detection.linear_stages import LinearStages
 from sppnet.detection.svm import SVMSettings
 from sppnet.detection.train import train_detector
 from sppnet.models.files import load

@@ -155,15 +155,17 @@ def train_epochs(
                 losses = F.cross_entropy(logits.float(), labels, reduction="sum")
                 sums += torch.stack([(logits.argmax(1) != labels).float().sum(), losses])
         total: Any = fabric.all_reduce(sums, reduce_op="sum")
-        wrong, losses, images = *total.tolist(), len(validation.images)
+        (wrong, losses), images = total.tolist(), len(validation.images)
         return {"val_wrong": wrong, "val_loss": losses / images, "val_accuracy": 1 - wrong / images}
 
     trained.train()
+    optimizer, schedule = _optimizer(model, settings, order.steps * settings.epochs)
     history = fit(
         trained,
         batches,
         loss,
-        *_optimizer(model, settings, order.steps * settings.epochs),
+        optimizer,
+        schedule,
         cache / f"run-{fingerprint([repr(sorted(key.items()))], size=8)}",
         LoopSettings(
             order.steps * settings.epochs, settings.checkpoint_interval, min(10, order.steps), settings.seed,

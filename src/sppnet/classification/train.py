@@ -274,7 +274,7 @@ def _train(
         pooled = pooled_features(model, images, features, progress=progress)
         rows = pooled[: len(train.images)].unit_rows()
         choice = train_svm_head(model, rows, train.images.labels, seed=settings.seed, progress=progress)
-        figures, log, rank = {"svm": choice.to_dict()}, {}, 0
+        figures, log, rank = {"svm": choice.to_dict()}, dict[str, list[float]](), 0
     else:
         figures, log, rank = train_epochs(model, train, validation, epochs, cache, progress=progress)
     round_to_stored(model)

@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import cv2
 import numpy as np
@@ -58,7 +58,6 @@ _FOREIGN: tuple[tuple[bytes, int, str], ...] = (
 )
 
 DECODED_AHEAD = 4  # images: what bounds the memory of `read_ahead`
-Read = TypeVar("Read")
 ImageFile = str | os.PathLike[str] | bytes | BinaryIO
 
 # Pillow's pixel limit and Python's warning filters belong to the whole process: one thread at a time changes them.
@@ -428,7 +427,7 @@ def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def read_ahead(sources: Iterable[Any], read: Callable[[Any], Read] = read_image) -> Iterator[Read]:
+def read_ahead(sources: Iterable[Any], read: Callable[[Any], Any] = read_image) -> Iterator[Any]:
     """What ``read`` makes of many sources, in order; two threads are a few sources ahead.
 
     Example:
