@@ -147,10 +147,7 @@ def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
     Args:
         image: [H, W, 3] uint8. Not modified.
-        size: (height, width) wanted, each at least 1.
-
-    Returns:
-        [height, width, 3] uint8, C-contiguous; the image itself where it already has that size.
+        size: (height, width) wanted, each at least 1: that of the result, which is the image itself where it fits.
 
     Example:
         >>> resize_image(np.zeros((20, 2000, 3), dtype=np.uint8), (32, 600)).shape
