@@ -101,7 +101,7 @@ def main() -> None:
     images = train if test is None else merge(train, test)
     if arguments.limit:
         images = images.subset(np.flatnonzero(images.labels < arguments.limit))
-        images = replace(images, names=images.class_names[: arguments.limit])
+        images = replace(images, class_names=images.class_names[: arguments.limit])
     splits = [_indices(images, seed) for seed in range(arguments.splits)]
     known = read_results(arguments.json)
     backbone = build_backbone(arguments.backbone, arguments.weights)

@@ -81,7 +81,7 @@ def test_a_choice_is_some_of_the_images_in_their_order_and_the_same_again(
     ids = [int(image.image_id) for image in chosen.images]
     assert len(ids) == min(count, len(labels))
     assert ids == sorted(set(ids))
-    assert chosen.names == data.class_names
+    assert chosen.class_names == data.class_names
     assert ids == [int(image.image_id) for image in choose_images(data, count, seed).images]
 
 
