@@ -46,7 +46,9 @@ def test_the_logits_are_the_decision_scores_of_svms_times_the_scale(photos: tupl
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             svm = LinearSVC(C=choice.cost, max_iter=10_000, random_state=0).fit(rows[:24], labels[:24] == label)
-        np.testing.assert_allclose(logits[:, label], choice.scale * svm.decision_function(rows), atol=0.03 * choice.scale)
+        np.testing.assert_allclose(
+            logits[:, label], choice.scale * svm.decision_function(rows), atol=0.03 * choice.scale
+        )
     assert (logits[24:].argmax(1) == labels[24:]).mean() > 0.9
     assert choice.to_dict().keys() == {"cost", "scale", "cross_validated", "images"}
 

@@ -42,7 +42,7 @@ class LinearSVMs(NamedTuple):
 
     def decision_scores(self, features: np.ndarray) -> FloatArray:
         """Features [N, D] -> [N, K] float32, above 0 for yes."""
-        scores: FloatArray = features.astype(np.float32) @ self.weights.T + self.biases
+        scores: FloatArray = np.asarray(features, np.float32) @ self.weights.T + self.biases
         return scores
 
 
