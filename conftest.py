@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-# What a first call costs (compiling, a busy machine) says nothing about the code.
-settings.register_profile("no deadline", settings(), deadline=None)
-settings.load_profile("no deadline")
+# What a first call costs (compiling, a busy machine) says nothing about the code. For more examples of each law:
+# --hypothesis-profile thorough
+settings.register_profile("quick", max_examples=30, deadline=None)
+settings.register_profile("thorough", max_examples=300, deadline=None)
+settings.load_profile("quick")
 
 # The tests run in two processes (pyproject.toml): each takes one core, before anything loads PyTorch.
 if "PYTEST_XDIST_WORKER" in os.environ:

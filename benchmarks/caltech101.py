@@ -30,7 +30,8 @@ from torch import nn
 from sppnet.classification.features import Look, Pooling, fill_features, layer_names, pooled_features
 from sppnet.classification.svm import choose_cost, label_targets, solve_gram
 from sppnet.classification.vectors import take_levels, to_vectors, unit_length
-from sppnet.data.folder import LabelledImages, merge, per_class, split_folder
+from sppnet.data.formats.folder import split_folder
+from sppnet.data.labelled import LabelledImages, merge, per_class
 from sppnet.metrics.classification import class_accuracies
 from sppnet.models.backbones import build_backbone
 
@@ -100,7 +101,7 @@ def main() -> None:
     images = train if test is None else merge(train, test)
     if arguments.limit:
         images = images.subset(np.flatnonzero(images.labels < arguments.limit))
-        images = replace(images, names=images.names[: arguments.limit])
+        images = replace(images, names=images.class_names[: arguments.limit])
     splits = [_indices(images, seed) for seed in range(arguments.splits)]
     known = read_results(arguments.json)
     backbone = build_backbone(arguments.backbone, arguments.weights)
@@ -109,7 +110,12 @@ def main() -> None:
         return accuracy_of_splits(gram, images, splits, arguments.costs)
 
     run_rows(
-        images.paths, backbone, arguments, known, measure, f"{arguments.splits} splits, {len(images.names)} classes"
+        images.paths,
+        backbone,
+        arguments,
+        known,
+        measure,
+        f"{arguments.splits} splits, {len(images.class_names)} classes",
     )
     if arguments.markdown:
         write_page(arguments.markdown, page(known), known, "accuracy", "mean accuracy of the classes")
@@ -127,7 +133,7 @@ def accuracy_of_splits(
     gram: np.ndarray, images: LabelledImages, splits: Sequence[tuple[np.ndarray, ...]], costs: Sequence[float]
 ) -> dict[str, Any]:
     """The row's figures: of every split its accuracies, the C that was chosen, and how good that was on the third."""
-    targets = label_targets(images.labels, len(images.names))
+    targets = label_targets(images.labels, len(images.class_names))
     result: dict[str, Any] = {"accuracy": [], "overall": [], "held_out": [], "cost": []}
     for learn, look, test in splits:
         train = np.concatenate([learn, look])
@@ -150,7 +156,7 @@ def accuracy_of_splits(
 
 
 def _mean_class(truth: np.ndarray, margins: np.ndarray, images: LabelledImages) -> float:
-    confusion = confusion_matrix(truth, margins.argmax(1), labels=range(len(images.names)))
+    confusion = confusion_matrix(truth, margins.argmax(1), labels=range(len(images.class_names)))
     return float(np.nanmean(class_accuracies(confusion)))
 
 

@@ -22,7 +22,7 @@ from environment import environment
 from results_file import write_results, write_text
 
 import sppnet
-from sppnet.data.annotated import read_annotated
+from sppnet.data.dataset import read_annotated
 from sppnet.detection.fast_rcnn import FastRcnn, FastRcnnSettings
 from sppnet.detection.image_batches import ImageBatches, LearningImage
 from sppnet.detection.targets import find_candidates
@@ -46,7 +46,7 @@ def main() -> None:
     data = read_annotated(arguments.data, "train", max(arguments.images) * (arguments.steps + 1))
     files = proposals_of(data, sppnet.load(arguments.model).architecture.proposer, arguments.work)
     candidates = [
-        find_candidates(image, load_proposals(file)[0], len(data.names), 0.5, 0.1)
+        find_candidates(image, load_proposals(file)[0], len(data.class_names), 0.5, 0.1)
         for image, file in zip(data.images, files, strict=True)
     ]
     images = [

@@ -21,11 +21,11 @@ import numpy as np
 import torch
 from environment import environment
 from results_file import write_text
+from sppnet.detection.scales import SHORT_SIDES
 
-from sppnet.data.annotated import read_annotated
+from sppnet.data.dataset import read_annotated
 from sppnet.data.images import image_size
 from sppnet.detection.map_cache import MapCache, is_whole
-from sppnet.detection.scales import SHORT_SIDES
 from sppnet.models.backbones import build_backbone
 from sppnet.models.sppnet import Architecture, SPPNet
 from sppnet.proposals.compute import proposals_for

@@ -19,7 +19,7 @@ from pathlib import Path
 from results_file import write_results
 
 from sppnet.cli import CACHES
-from sppnet.data.image_files import find_images
+from sppnet.data.find import find_images
 
 UNIT = (
     2**20 if sys.platform == "darwin" else 2**10

@@ -35,9 +35,9 @@ from results_file import read_results, write_text
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sppnet.data.image_files import find_images
+from sppnet.data.find import find_images
 from sppnet.data.images import image_size, read_image, resize_image, scaled_size
-from sppnet.data.size_buckets import SizeBuckets
+from sppnet.data.samplers import SizeBuckets
 from sppnet.models.backbones import build_backbone
 from sppnet.models.cut import fold_batch_norm
 from sppnet.models.mixed_batch import mixed_features

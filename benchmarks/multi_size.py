@@ -37,9 +37,10 @@ from sppnet.classification.schedule import SHORT_SIDE_PER_CROP, TrainingSizes
 from sppnet.classification.settings import ClassifierSettings
 from sppnet.classification.train import train_classifier
 from sppnet.classification.views import view_set
-from sppnet.data.folder import LabelledImages, read_folder, split_off
+from sppnet.data.formats.folder import read_folder
 from sppnet.data.images import read_image, resize_image, scaled_size
-from sppnet.models.compact import compact_resnet
+from sppnet.data.labelled import LabelledImages, split_off
+from sppnet.models.networks import compact_resnet
 from sppnet.models.sppnet import Architecture, SPPNet
 from sppnet.whole_file import whole_file
 
@@ -120,7 +121,7 @@ def shrunken(images: LabelledImages, short: int, cache: Path) -> LabelledImages:
                 Image.fromarray(resize_image(pixels, size)).save(unfinished, "PNG", compress_level=1)
         if place % 500 == 0:
             print(f"copies {place} of {len(images)}", flush=True)
-    return LabelledImages(tuple(paths), images.labels, images.names)
+    return LabelledImages(tuple(paths), images.labels, images.class_names)
 
 
 def views_of(row: Row) -> set[str]:
@@ -141,7 +142,7 @@ def run_one(
     fixed = row.levels == GRID
     short = side if fixed else round(side * SHORT_SIDE_PER_CROP)
     architecture = Architecture(
-        train.names, "compact", row.levels, HIDDEN, detects=False, multi_label=False, short_side=short,
+        train.class_names, "compact", row.levels, HIDDEN, detects=False, multi_label=False, short_side=short,
         long_side=4 * short, fit="crop" if fixed else "native", fixed_size=fixed,
     )  # fmt: skip
     torch.manual_seed(seed)
@@ -169,7 +170,7 @@ def run_one(
     run = {
         "row": key, "seed": seed, "accuracy": accuracy, "held_out": trained.figures["held_out"],
         "seconds": trained.figures["seconds"], "parameters": sum(p.numel() for p in model.parameters()),
-        "test_images": len(test), "train_images": len(learnt), "classes": len(train.names),
+        "test_images": len(test), "train_images": len(learnt), "classes": len(train.class_names),
     }  # fmt: skip
     print(json.dumps(run), flush=True)
     return run

@@ -33,9 +33,10 @@ from results_file import read_results, write_results, write_text
 import sppnet
 from sppnet.classification.evaluate import evaluate_classifier
 from sppnet.classification.views import PAPER_WINDOW, Views, view_scores, view_set
-from sppnet.data.folder import LabelledImages, read_folder
+from sppnet.data.formats.folder import read_folder
+from sppnet.data.formats.voc import read as read_voc
 from sppnet.data.images import read_image, scaled_size
-from sppnet.data.voc import read_voc
+from sppnet.data.labelled import LabelledImages
 from sppnet.metrics.voc import evaluate_voc_images
 from sppnet.models.sppnet import Architecture, SPPNet
 
@@ -184,7 +185,7 @@ def accuracy_of_views(model: SPPNet, arguments: argparse.Namespace) -> dict[str,
 def _folder_measure(
     model: SPPNet, folder: Path, arguments: argparse.Namespace
 ) -> Callable[[SPPNet, Views], dict[str, Any]]:
-    images: LabelledImages = read_folder(folder, classes=model.class_names)
+    images: LabelledImages = read_folder(folder, class_names=model.class_names)
     images = images.subset(np.random.default_rng(0).permutation(len(images))[: arguments.limit])
 
     def measure(model: SPPNet, views: Views) -> dict[str, Any]:
@@ -201,9 +202,9 @@ def _voc_measure(folder: Path, arguments: argparse.Namespace) -> Callable[[SPPNe
     truth = [(image.gt_labels, image.difficult) for image in images]
 
     def measure(model: SPPNet, views: Views) -> dict[str, Any]:
-        order = [model.class_names.index(name) for name in data.names]
+        order = [model.class_names.index(name) for name in data.class_names]
         scores = [view_scores(read_image(image.path), model, views).mean(0).numpy()[order] for image in images]
-        result = evaluate_voc_images(np.stack(scores), truth, data.names)
+        result = evaluate_voc_images(np.stack(scores), truth, data.class_names)
         return {"map_area": result.map_area, "map_voc07": result.map07, "images": len(images)}
 
     return measure

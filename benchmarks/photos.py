@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from skimage import data as samples
 
-from sppnet.data.image_files import find_images
+from sppnet.data.find import find_images
 from sppnet.data.images import read_image
 
 SAMPLES = ("chelsea", "astronaut", "coffee", "rocket")  # photos that come with scikit-image

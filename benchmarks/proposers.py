@@ -23,7 +23,7 @@ import torch
 from environment import environment
 from results_file import write_results, write_text
 
-from sppnet.data.annotated import read_annotated
+from sppnet.data.dataset import read_annotated
 from sppnet.data.images import read_image
 from sppnet.proposals.edge_boxes import EdgeBoxes, edge_boxes
 from sppnet.proposals.grid import grid_boxes

@@ -35,7 +35,7 @@ from results_file import read_results
 
 from sppnet.classification.svm import choose_cost, object_targets, solve_gram
 from sppnet.data.annotations import AnnotatedImage
-from sppnet.data.voc import read_voc
+from sppnet.data.formats.voc import read as read_voc
 from sppnet.metrics.voc import evaluate_voc_images
 from sppnet.models.backbones import build_backbone
 
@@ -52,7 +52,7 @@ def main() -> None:
     add_arguments(parser)
     arguments = parser.parse_args()
     train = read_voc(arguments.data, arguments.train, arguments.limit)
-    names = train.names
+    names = train.class_names
     images = train.images
     if not arguments.held_out_only:
         images += read_voc(arguments.data, arguments.test, arguments.limit).images

@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 from environment import environment
 from results_file import write_text
+from sppnet.models.window_mappings import MAPPINGS, windows_by
 
 from sppnet.models.geometry import Geometry
-from sppnet.models.window_mappings import MAPPINGS, windows_by
 
 NETWORKS = {"ZF-5 as released": Geometry(16, 20.5), "SqueezeNet": Geometry(16, 17.5), "MobileNetV2": Geometry(32, 0.5)}
 COLOURS = {"centre": "#1b7837", "paper": "#762a83", "release": "#d95f02", "roi_pool": "#386cb0"}

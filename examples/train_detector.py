@@ -13,7 +13,9 @@ def main(folder: str) -> None:
     print(sppnet.evaluate(model, validation).to_dict()["map"])
 
     photo = validation.images[0].path
-    found = model.detect(photo, score_threshold=-1)  # of SVMs, whose decision scores are below 0 for most of what is there
+    found = model.detect(
+        photo, score_threshold=-1
+    )  # of SVMs, whose decision scores are below 0 for most of what is there
     found.draw(photo).save("found.png")
     print(found.to_dict())
 

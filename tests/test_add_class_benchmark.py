@@ -31,8 +31,8 @@ from benchmarks.add_class.race import Race, Racer, reached, run_race
 from benchmarks.add_class.results import keep_row, read_entries, target_of
 from benchmarks.add_class.settings import Settings, Splits, only_class, without_class
 from sppnet.data.annotations import AnnotatedImage, DetectionData
+from sppnet.data.formats.voc import read as read_voc
 from sppnet.data.images import read_image
-from sppnet.data.voc import read_voc
 from sppnet.errors import UserError
 from sppnet.models.precision import precision_of
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +16,7 @@ PACKAGE = REPOSITORY / "src" / "sppnet"
 # A part may import from parts further up and from itself; not from its own line, and never from further down.
 ORDER = (
     ("errors",),
-    ("files", "progress", "whole_file"),
+    ("files", "progress"),
     ("cache",),
     ("boxes", "results"),
     ("ops",),
@@ -26,8 +28,9 @@ ORDER = (
     ("evaluation",),
     ("cli",),
 )
-# Detections.draw, for notebooks, imports upward, inside the method: whoever does not draw needs neither of these.
-EXCEPTIONS = {("results", "data"), ("results", "visualize")}
+# Inside a method: what users ask of a result (draw it) and of a model (detect, classify, embed) is one call away, while whoever only
+# holds a result or builds a network imports neither pictures nor prediction.
+EXCEPTIONS = {("results", "data"), ("results", "visualize"), ("models", "detection"), ("models", "classification")}
 RANK = {part: rank for rank, parts in enumerate(ORDER) for part in parts}
 
 # Names that say nothing, and so collect everything.
@@ -130,3 +133,13 @@ def test_a_relative_import_is_read_as_its_absolute_name(tmp_path: Path, monkeypa
     path.write_text("from ..cli import main\nfrom . import _torch\n\ndef f():\n    import sppnet.models.files\n")
     assert list(imports(path)) == [(1, "sppnet.cli.main"), (2, "sppnet.ops._torch"), (5, "sppnet.models.files")]
     assert [part_of(name) for _, name in imports(path)] == ["cli", "ops", "models"]
+
+
+def test_proposals_and_results_do_without_torch() -> None:
+    """A first answer must not wait for what it does not compute with."""
+    modules = (
+        "sppnet.results, sppnet.visualize, sppnet.metrics.errors, sppnet.proposals.compute, sppnet.proposals.recall"
+    )
+    code = f"import sys, {modules}; print(sorted({{'torch', 'torchvision', 'matplotlib', 'scipy'}} & set(sys.modules)))"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout == "[]\n"

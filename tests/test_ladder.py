@@ -31,8 +31,8 @@ from benchmarks.ladder.table import ladder_text
 from benchmarks.ladder.testing import standing
 from benchmarks.ladder.warped import WarpedMaps, WarpedWindows, capped_proposals, describe_all, pool_sample
 from sppnet.data.annotations import AnnotatedImage, DetectionData
+from sppnet.data.formats.voc import read as read_voc
 from sppnet.data.images import read_image
-from sppnet.data.voc import read_voc
 from sppnet.detection.feature_maps import compute_feature_maps
 from sppnet.detection.predict import Stopwatch, score_windows
 from sppnet.detection.rcnn import RcnnSettings, rcnn_features, rcnn_pooled
@@ -81,7 +81,7 @@ def test_a_choice_is_some_of_the_images_in_their_order_and_the_same_again(
     ids = [int(image.image_id) for image in chosen.images]
     assert len(ids) == min(count, len(labels))
     assert ids == sorted(set(ids))
-    assert chosen.names == data.names
+    assert chosen.names == data.class_names
     assert ids == [int(image.image_id) for image in choose_images(data, count, seed).images]
 
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from sppnet import results
-from sppnet.data.voc import read_voc
+from sppnet.data.formats.voc import read as read_voc
 from sppnet.errors import UserError
 from sppnet.results import Classification, Detections
 
@@ -184,7 +184,7 @@ def test_voc_files_come_back_as_they_were(tmp_path):
     (tmp_path / "Annotations/a.xml").write_text(EXPORTED.to_voc("a.jpg", SIZE))
     data = read_voc(tmp_path, "val")
     assert data.images[0].gt_boxes.tolist() == [[10, 20, 60, 90], [0, 0, 200, 100], [0, 50, 200, 100]]
-    names = [data.names[label - 1] for label in data.images[0].gt_labels]
+    names = [data.class_names[label - 1] for label in data.images[0].gt_labels]
     assert names == list(EXPORTED.class_names)
 
 
@@ -232,6 +232,7 @@ def test_a_drawing_of_whatever_reads_as_an_image(tmp_path):
     assert drawn.size == (900, 700)
     assert FOUND.draw(tmp_path / "a.png").tobytes() == FOUND.draw(Image.fromarray(photo)).tobytes() == drawn.tobytes()
     assert drawn.tobytes() != photo.tobytes()
+    assert ANSWER.draw(tmp_path / "a.png", title="a.png").width == 900
 
 
 def test_notebooks_show_a_table():

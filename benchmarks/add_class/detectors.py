@@ -23,9 +23,9 @@ from sppnet.data.annotations import AnnotatedImage, DetectionData
 from sppnet.data.images import read_image
 from sppnet.detection.add_class import add_class
 from sppnet.detection.evaluate import evaluate_detector
+from sppnet.detection.feature_maps import compute_feature_maps
 from sppnet.detection.finetune import FinetuneSettings
 from sppnet.detection.linear_stages import LinearStages
-from sppnet.detection.feature_maps import compute_feature_maps
 from sppnet.detection.train import train_detector, windows_of
 from sppnet.models.files import load
 from sppnet.proposals.compute import propose
@@ -123,7 +123,7 @@ class Detectors:
         def run(report: Callable[[str, int, int], None]) -> None:
             settings = self.settings
             train_detector(
-                data, settings.architecture(data.names), self.file(part), self.work, weights=settings.learned,
+                data, settings.architecture(data.class_names), self.file(part), self.work, weights=settings.learned,
                 settings=FinetuneSettings(steps=settings.steps, seed=settings.seed), stages=self.stages,
                 mirrored=settings.mirrored, report=report,
             )  # fmt: skip
@@ -158,7 +158,7 @@ def keeps_weights(old: Path, new: Path) -> bool:
 
 def _count(data: DetectionData, name: str) -> dict[str, int]:
     objects = 0
-    if name in data.names:
-        label = data.names.index(name) + 1
+    if name in data.class_names:
+        label = data.class_names.index(name) + 1
         objects = sum(int(((image.gt_labels == label) & ~image.difficult).sum()) for image in data.images)
     return {"images": len(data), "objects": objects}

@@ -29,8 +29,7 @@ from sppnet.data.images import read_image
 from sppnet.detection.evaluate import SCORE_THRESHOLDS
 from sppnet.metrics.voc import ClassResult, evaluate_voc
 from sppnet.models.backbones import map_shape
-from sppnet.models.precision import autocast, precision_of
-from sppnet.models.precision import fast_backward
+from sppnet.models.precision import autocast, fast_backward, precision_of
 from sppnet.models.sppnet import IMAGENET_MEAN, IMAGENET_STD
 
 WIDTH = 1024  # of its fully connected layers
@@ -138,7 +137,7 @@ def average_precision_of(model: FasterRCNN, data: DetectionData, tell: Any = Non
                 tell(done + 1, len(data))
     model.train()
     truth = [(image.gt_boxes, image.gt_labels, image.difficult) for image in data.images]
-    return evaluate_voc(found, truth, data.names).classes[0]
+    return evaluate_voc(found, truth, data.class_names).classes[0]
 
 
 def _tensor(pixels: np.ndarray) -> Tensor:

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from sppnet.data.annotated import read_annotated
 from sppnet.data.annotations import AnnotatedImage, DetectionData
+from sppnet.data.dataset import read_annotated
 from sppnet.errors import UserError
 from sppnet.models.backbones import OWN
 from sppnet.models.files import SHIPPED
@@ -103,10 +103,10 @@ class Splits:
             UserError: what `read_annotated` raises, no such class, no image with it in a split, or none without.
         """
         train = read_annotated(settings.data, settings.train_split, settings.images)
-        test = read_annotated(settings.data, settings.test_split, settings.test_images).relabelled(train.names)
-        if settings.name not in train.names:
-            raise UserError(f"the data has no class {settings.name!r}, only {', '.join(train.names[:20])}")
-        label = train.names.index(settings.name) + 1
+        test = read_annotated(settings.data, settings.test_split, settings.test_images).relabelled(train.class_names)
+        if settings.name not in train.class_names:
+            raise UserError(f"the data has no class {settings.name!r}, only {', '.join(train.class_names[:20])}")
+        label = train.class_names.index(settings.name) + 1
         for data in (train, test):
             if not any(((image.gt_labels == label) & ~image.difficult).any() for image in data.images):
                 raise UserError(
@@ -133,23 +133,23 @@ def without_class(data: DetectionData, name: str) -> DetectionData:
     """The same images, without the objects of one class and without its name.
 
     Example:
-        >>> without_class(DetectionData(names=("cat", "dog"), images=(), split="train"), "cat").names
+        >>> without_class(DetectionData(class_names=("cat", "dog"), images=(), split="train"), "cat").names
         ('dog',)
     """
-    label = data.names.index(name) + 1
+    label = data.class_names.index(name) + 1
     images = tuple(keep_objects(image, image.gt_labels != label) for image in data.images)
     images = tuple(replace(image, gt_labels=image.gt_labels - (image.gt_labels > label)) for image in images)
-    return replace(data, names=tuple(each for each in data.names if each != name), images=images)
+    return replace(data, names=tuple(each for each in data.class_names if each != name), images=images)
 
 
 def only_class(data: DetectionData, name: str) -> DetectionData:
     """The same images, with the objects of one class alone, whose label is 1.
 
     Example:
-        >>> only_class(DetectionData(names=("cat", "dog"), images=(), split="train"), "dog").names
+        >>> only_class(DetectionData(class_names=("cat", "dog"), images=(), split="train"), "dog").names
         ('dog',)
     """
-    label = data.names.index(name) + 1
+    label = data.class_names.index(name) + 1
     images = tuple(keep_objects(image, image.gt_labels == label) for image in data.images)
     images = tuple(replace(image, gt_labels=np.ones_like(image.gt_labels)) for image in images)
     return replace(data, names=(name,), images=images)

@@ -28,7 +28,7 @@ def choose_images(data: DetectionData, count: int | None, seed: int) -> Detectio
         UserError: a count below 1.
 
     Example:
-        >>> len(choose_images(DetectionData(names=("cat",), images=(), split="train"), 5, seed=0))
+        >>> len(choose_images(DetectionData(class_names=("cat",), images=(), split="train"), 5, seed=0))
         0
     """
     if count is not None and count < 1:
@@ -36,7 +36,7 @@ def choose_images(data: DetectionData, count: int | None, seed: int) -> Detectio
     total = len(data.images)
     if count is None or count >= total:
         return data
-    shows = np.zeros((total, 1 + len(data.names)), bool)  # [N, 1 + K]; column 0: no objects
+    shows = np.zeros((total, 1 + len(data.class_names)), bool)  # [N, 1 + K]; column 0: no objects
     for row, image in enumerate(data.images):
         easy = image.gt_labels[~image.difficult]
         shows[row, easy if len(easy) else 0] = True

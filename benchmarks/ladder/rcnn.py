@@ -136,7 +136,7 @@ def rcnn_svm_step(ladder: Ladder, seed: int) -> Step:
             report("windows", done + 1, len(files))
         images, settings = _warped(ladder, files, seed), SVMSettings(seed=seed)
         store_svms(
-            model, train_svms(images, ladder.train.names, settings, state=state, progress=partial(report, "SVMs"))
+            model, train_svms(images, ladder.train.class_names, settings, state=state, progress=partial(report, "SVMs"))
         )
         save_model(model, output, {"seed": seed})
 
@@ -156,7 +156,9 @@ def rcnn_ridge_step(ladder: Ladder, seed: int) -> Step:
         model = load(start_file(start), ladder.settings.device)
         images = _warped(ladder, window_files(ladder, ladder.train), seed)
         settings, progress = BoxRegressionSettings(seed=seed), partial(report, "box regression")
-        regression = train_box_regression(images, len(ladder.train.names), settings, state=state, progress=progress)
+        regression = train_box_regression(
+            images, len(ladder.train.class_names), settings, state=state, progress=progress
+        )
         store_regression(model, regression, "ridge")
         save_model(model, output, {"seed": seed})
 
@@ -170,7 +172,7 @@ def _samples(ladder: Ladder, seed: int) -> list[tuple[AnnotatedImage, Candidates
     found = []
     for number, (image, file) in enumerate(zip(ladder.train.images, files, strict=True)):
         candidates = find_candidates(
-            image, load_proposals(file)[0], len(ladder.train.names), of_finetuning.foreground_iou, of_finetuning.background_iou
+            image, load_proposals(file)[0], len(ladder.train.class_names), of_finetuning.foreground_iou, of_finetuning.background_iou
         )  # fmt: skip
         sample = sample_candidates(candidates, settings.rcnn_windows, of_finetuning.foreground_share, number)
         if len(sample.labels):
@@ -179,7 +181,7 @@ def _samples(ladder: Ladder, seed: int) -> list[tuple[AnnotatedImage, Candidates
 
 
 def _warped(ladder: Ladder, files: Sequence[Path], seed: int) -> WarpedWindows:
-    return WarpedWindows(ladder.train.images, files, _described_files(ladder, seed), len(ladder.train.names))
+    return WarpedWindows(ladder.train.images, files, _described_files(ladder, seed), len(ladder.train.class_names))
 
 
 def _crops_name(ladder: Ladder, seed: int) -> str:

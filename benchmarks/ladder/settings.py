@@ -15,10 +15,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from benchmarks.ladder.choose import choose_images
-from sppnet.data.annotated import read_annotated
-from sppnet.data.annotations import DetectionData
 from sppnet.detection.scales import SHORT_SIDES
+
+from benchmarks.ladder.choose import choose_images
+from sppnet.data.annotations import DetectionData
+from sppnet.data.dataset import read_annotated
 from sppnet.errors import UserError
 from sppnet.models.sppnet import Architecture
 from sppnet.terminal import write_json
@@ -133,7 +134,7 @@ class Ladder:
             raise UserError(f"expected two splits, to learn from and to test on: got {settings.train_split!r} twice")
         train = read_annotated(settings.data, settings.train_split)
         test = read_annotated(settings.data, settings.test_split)
-        test = test.relabelled(train.names)
+        test = test.relabelled(train.class_names)
         return cls(
             settings,
             choose_images(train, settings.train_images, settings.choice_seed),
@@ -145,7 +146,7 @@ class Ladder:
     def key(self) -> str:
         """Names what is trained: by these settings, of these images."""
         told = {name: value for name, value in self.settings.to_dict().items() if name not in NOT_IN_KEY}
-        return _digest([told, self.train.names, [image.image_id for image in self.train.images]])
+        return _digest([told, self.train.class_names, [image.image_id for image in self.train.images]])
 
     @property
     def folder(self) -> Path:
@@ -173,7 +174,7 @@ class Ladder:
         """The network of a family: "spp1", maps of one scale; "spp5", of several. ``hidden``, where given, in place of its widths."""
         settings = self.settings
         return Architecture(
-            self.train.names, settings.backbone, settings.levels, settings.hidden if hidden is None else hidden,
+            self.train.class_names, settings.backbone, settings.levels, settings.hidden if hidden is None else hidden,
             short_side=settings.short_side, long_side=settings.long_side, proposer=settings.proposer,
             scales=settings.scales if family == "spp5" else (),
         )  # fmt: skip

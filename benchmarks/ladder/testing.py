@@ -28,9 +28,9 @@ from sppnet.boxes import clip_boxes, decode_boxes
 from sppnet.data.images import read_image
 from sppnet.detection import NMS_IOU, VOTE_IOU
 from sppnet.detection.evaluate import MOST_PER_CLASS, SCORE_THRESHOLDS, evaluate_detector
+from sppnet.detection.feature_maps import compute_feature_maps
 from sppnet.detection.linear_stages import stored_regression, stored_svms
 from sppnet.detection.map_cache import MapCache
-from sppnet.detection.feature_maps import compute_feature_maps
 from sppnet.detection.predict import Stopwatch, select
 from sppnet.detection.rcnn import rcnn_maps
 from sppnet.errors import UserError
@@ -169,9 +169,9 @@ def evaluate_rcnn(ladder: Ladder, model: SPPNet, rung: Rung, report: Callable[[s
         report("detection", done + 1, len(data.images))
     truth = [(image.gt_boxes, image.gt_labels, image.difficult) for image in data.images]
     return {
-        **evaluate_voc(found, truth, data.names).to_dict(),
-        "coco": _coco(found, truth, data.names),
-        "errors": detection_errors(found, truth, data.names).to_dict(),
+        **evaluate_voc(found, truth, data.class_names).to_dict(),
+        "coco": _coco(found, truth, data.class_names),
+        "errors": detection_errors(found, truth, data.class_names).to_dict(),
         "images": len(data),
         "score_kind": "margin",
         "crops_at_once": at_once,

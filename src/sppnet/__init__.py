@@ -14,7 +14,8 @@ from sppnet.errors import UserError
 if TYPE_CHECKING:
     from sppnet.classification.predict import classify, embed
     from sppnet.classification.train import ClassifierSettings, train_classifier
-    from sppnet.data.annotations import DetectionData, read_dataset
+    from sppnet.data.annotations import DetectionData
+    from sppnet.data.dataset import read_dataset
     from sppnet.data.labelled import LabelledImages
     from sppnet.detection.predict import detect
     from sppnet.detection.suppression import DetectSettings
@@ -52,7 +53,7 @@ _HOMES = {
     "load": "models.files",
     "propose": "proposals.compute",
     "pyramid_pool": "ops.pyramid_pool",
-    "read_dataset": "data.annotations",
+    "read_dataset": "data.dataset",
     "region_pyramid_pool": "ops.pyramid_pool",
     "train_classifier": "classification.train",
     "train_detector": "detection.train",

@@ -9,8 +9,10 @@ from __future__ import annotations
 import hashlib
 import shutil
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -19,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sppnet.errors import OutputError
-from sppnet.files import atomic_write
+from sppnet.files import atomic_write, make_folder
 
 Part = str | np.ndarray | Tensor | Mapping[str, Tensor]
 
@@ -100,9 +102,19 @@ def read_tensors(path: Path, *, verify: bool = True) -> tuple[dict[str, Tensor],
     return tensors, metadata
 
 
+@contextmanager
+def cache_or_temporary(cache: Path | None) -> Iterator[Path]:
+    """The folder that was asked for; without one, a folder that is gone afterwards."""
+    if cache is not None:
+        yield cache
+        return
+    with TemporaryDirectory(prefix="sppnet-") as folder:
+        yield Path(folder)
+
+
 def check_room(folder: Path, needed: int, what: str) -> None:
     """Raise an `OutputError`, before the work, where the disk has less room than ``needed`` bytes for ``what``."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise OutputError(

@@ -40,3 +40,6 @@ class DataError(UserError):
     def __init__(self, path: Path, reason: str, line: int | None = None) -> None:
         super().__init__(f"{path}: {reason}" if line is None else f"{path}:{line}: {reason}")
         self.path, self.reason, self.line = path, reason, line  # line counted from 1
+
+    def __reduce__(self) -> tuple[type[DataError], tuple[Path, str, int | None]]:
+        return DataError, (self.path, self.reason, self.line)  # so that it comes whole out of a worker process

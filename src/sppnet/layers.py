@@ -1,7 +1,8 @@
-"""The pooling functions as modules, for anyone's network. No parameters; everything is in `sppnet.ops`."""
+"""The pooling functions as modules, for anyone's network, and what a network of many image sizes needs on CPUs."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 from torch import Tensor, nn
@@ -52,3 +53,23 @@ class RegionPyramidPool(nn.Module):
 
     def extra_repr(self) -> str:
         return f"levels={self.levels}" + ("" if self.reduce == "max" else f", reduce={self.reduce!r}")
+
+
+# One pass of EfficientNet-Lite0 needs about 100 of the first, so two image sizes in turn stay prepared. Smaller values are
+# slower, larger ones no faster on photos of all sizes.
+_CPU_CACHES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256", "LRU_CACHE_CAPACITY": "8"}
+
+
+def bound_cpu_caches() -> None:
+    """Bound the memory that PyTorch's CPU library keeps for image sizes that come again.
+
+    It prepares every convolution for the size it meets and keeps the last 1024, some hundred MB, of which photos of all
+    sizes use few again. It reads the bounds once, at the process's first convolution: where one ran before, they stay as
+    they were. A bound that the user has set in the environment (``ONEDNN_PRIMITIVE_CACHE_CAPACITY``,
+    ``LRU_CACHE_CAPACITY``) stays too.
+
+    Example:
+        >>> bound_cpu_caches()
+    """
+    for name, entries in _CPU_CACHES.items():
+        os.environ.setdefault(name, entries)

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from PIL import Image
 
+    ImageSource = str | Path | Image.Image | npt.NDArray[np.uint8]
+
 BOX_DECIMALS = 2  # a hundredth of a pixel
 SCORE_DECIMALS = 4  # of probabilities and decision scores; the fifth digit is noise
 
@@ -102,13 +104,7 @@ class Detections:
             yield Detection(box, float(score), int(label), name)
 
     def select(self, index: npt.ArrayLike) -> Detections:
-        """The detections that an index picks.
-
-        Args:
-            index: [R] bool mask, or indices as integers, in the wanted order.
-
-        Returns:
-            New Detections; this one is unchanged.
+        """The detections that a bool mask [R] or indices pick, in the order of the indices; this object is unchanged.
 
         Example:
             >>> Detections([[0, 0, 1, 1], [0, 0, 2, 2]], [0.9, 0.2], [1, 2], ("a", "b")).select([1]).class_names
@@ -129,15 +125,12 @@ class Detections:
         """
         return self.select(self.scores >= np.float32(score_threshold))
 
-    def draw(self, image: str | Path | Image.Image | npt.NDArray[np.uint8], title: str | None = None) -> Image.Image:
-        """The image with a box and a label for each detection, as a picture that a notebook shows.
+    def draw(self, image: ImageSource, title: str | None = None) -> Image.Image:
+        """The image with a box and a label for each detection (see `sppnet.visualize.draw_detections`); notebooks show it.
 
         Args:
             image: a path, a PIL image or an array [H, W, 3] uint8 RGB: the image the detections are of.
             title: a line above the picture.
-
-        Returns:
-            A PIL image, laid out as `sppnet.visualize.draw_detections` says.
 
         Example:
             >>> Detections([[50, 60, 200, 300]], [0.9], [8], ["cat"]).draw(np.zeros((480, 640, 3), np.uint8)).size
@@ -169,7 +162,7 @@ class Detections:
         """COCO's results format: one entry for each box, ``bbox`` as x, y, width, height in pixels.
 
         Args:
-            image_id: of the image, as in the annotations that the results are scored against.
+            image_id: as in the annotations that the results are scored against.
             category_ids: of each class by name; None: the labels, 1..K.
 
         Raises:
@@ -179,8 +172,7 @@ class Detections:
             >>> Detections([[10, 20, 40, 60]], [0.9], [8], ["cat"]).to_coco(139, {"cat": 17})
             [{'image_id': 139, 'category_id': 17, 'bbox': [10.0, 20.0, 30.0, 40.0], 'score': 0.9}]
         """
-        missing = set() if category_ids is None else set(self.class_names) - category_ids.keys()
-        if missing:
+        if missing := set() if category_ids is None else set(self.class_names) - category_ids.keys():
             raise ValueError(f"category_ids: expected an id for each class, got none for {sorted(missing)}")
         entries = []
         for box, score, label, name in self:
@@ -193,8 +185,7 @@ class Detections:
     def to_yolo(self, size: tuple[int, int]) -> str:
         """YOLO's text: a line for each box with class index (from 0), center x, center y, width, height, score.
 
-        Args:
-            size: (height, width) of the image in pixels; boxes are cut to it and given as shares of it.
+        Boxes are cut to an image of ``size`` (height, width) and given as shares of it.
 
         Example:
             >>> print(Detections([[10, 20, 40, 60]], [0.9], [8], ["cat"]).to_yolo((100, 100)), end="")
@@ -209,9 +200,7 @@ class Detections:
     def to_voc(self, filename: str, size: tuple[int, int]) -> str:
         """PASCAL VOC's XML: whole pixels counted from 1, the last one included; scores as ``confidence``.
 
-        Args:
-            filename: of the image.
-            size: (height, width) of the image in pixels; boxes are cut to it.
+        Boxes are cut to an image of ``size`` (height, width), whose name is ``filename``.
 
         Example:
             >>> "<xmin>11</xmin>" in Detections([[10, 20, 40, 60]], [0.9], [8], ["cat"]).to_voc("a.jpg", (100, 100))
@@ -264,9 +253,6 @@ class Detections:
 
         Labels become ``class_id`` counted from 0 (label 1 is class 0), class names ``data["class_name"]``.
 
-        Returns:
-            A ``supervision.Detections`` of the same length and order.
-
         Raises:
             UserError: the `supervision` package is not installed.
         """
@@ -274,12 +260,9 @@ class Detections:
             supervision = importlib.import_module("supervision")  # optional, heavy: only here
         except ImportError as error:
             raise UserError("to_supervision needs the package 'supervision': pip install supervision") from error
-        return supervision.Detections(
-            xyxy=self.boxes.copy(),
-            confidence=self.scores.copy(),
-            class_id=self.labels - 1,
-            data={"class_name": np.array(self.class_names, dtype=str)},
-        )
+        data = {"class_name": np.array(self.class_names, dtype=str)}
+        boxes, scores = self.boxes.copy(), self.scores.copy()
+        return supervision.Detections(xyxy=boxes, confidence=scores, class_id=self.labels - 1, data=data)
 
     def _repr_html_(self) -> str:
         rows = [(name, f"{score:.2f}", " ".join(f"{side:.0f}" for side in box)) for box, score, _, name in self]
@@ -367,6 +350,20 @@ class Classification:
         if self.multi_label:
             answer["present"] = [name for name, _ in self.present()]
         return answer
+
+    def draw(self, image: ImageSource, title: str | None = None) -> Image.Image:
+        """The image, as `Detections.draw` takes it, with bars for its best classes.
+
+        Example:
+            >>> Classification([0.8, 0.2], ("cat", "dog")).draw(np.zeros((480, 640, 3), np.uint8)).width
+            640
+        """
+        from PIL import Image
+
+        from sppnet.data.images import read_image
+        from sppnet.visualize.draw import draw_classification
+
+        return Image.fromarray(draw_classification(read_image(image), self, title))
 
     def _repr_html_(self) -> str:
         return _html_table(("class", "score"), [(name, f"{score:.2f}") for name, score in self.top(5)])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
@@ -14,35 +12,34 @@ from sppnet.classification import explain
 from sppnet.classification.explain import bin_contributions
 from sppnet.classification.predict import classify
 from sppnet.data.images import resize_image
-from sppnet.models.sppnet import Architecture, SPPNet
+from sppnet.errors import SettingsError
+from sppnet.models.preprocess import Preprocess
+from sppnet.models.sppnet import Architecture, SPPNet, build_model
 from sppnet.ops.pyramid_pool import pyramid_pool
 
 NAMES = ("cat", "dog", "cow")
 PHOTO = np.random.default_rng(0).integers(0, 256, (70, 110, 3), dtype=np.uint8)
 
 
-@pytest.fixture(autouse=True)
-def single_precision(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that what is compared does not depend on whether this processor is fast at bfloat16."""
-    monkeypatch.setattr(explain, "autocast", lambda device: torch.autocast(device.type, enabled=False))
+pytestmark = pytest.mark.usefixtures("single_precision")
 
 
-def network(*hidden: int, **changes: object) -> SPPNet:
+def network(*hidden: int, multi_label: bool = False, resize_mode: str = "keep-aspect") -> SPPNet:
     torch.manual_seed(0)
     backbone = nn.Sequential(nn.Conv2d(3, 32, 3, 2), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(32, 32, 3), nn.ReLU())
-    settings = Architecture(NAMES, levels=(3, 1), hidden=hidden, detects=False, multi_label=False, short_side=48)
-    return SPPNet(dataclasses.replace(settings, **changes), backbone).eval()
+    architecture = Architecture(NAMES, "", (3, 1), hidden, detects=False, multi_label=multi_label)
+    return build_model(architecture, Preprocess(48, 1000, resize_mode), backbone=backbone).eval()
 
 
 def pooled_of(model: SPPNet) -> torch.Tensor:
     with torch.inference_mode():
-        return pyramid_pool(model.features(model.prepare(PHOTO)[0]), model.architecture.levels)
+        return pyramid_pool(model.features(model.preprocess(PHOTO)[0]), model.architecture.levels)
 
 
 @pytest.mark.parametrize("hidden", [(), (16, 16)])
-@pytest.mark.parametrize("at_once", [1, explain.VALUES_AT_ONCE])
-def test_the_definition(hidden: tuple[int, ...], at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(explain, "VALUES_AT_ONCE", at_once)
+@pytest.mark.parametrize("chunk", [1, explain.VALUES_CHUNK])
+def test_the_definition(hidden: tuple[int, ...], chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(explain, "VALUES_CHUNK", chunk)
     model = network(*hidden)
     answer = bin_contributions(model, PHOTO, "dog")
     pooled = pooled_of(model)
@@ -61,7 +58,7 @@ def test_the_definition(hidden: tuple[int, ...], at_once: int, monkeypatch: pyte
 def test_with_a_linear_head_the_contributions_add_up_to_the_logit() -> None:
     model = network()
     answer = bin_contributions(model, PHOTO)
-    bias = model.image_classifier.bias[model.class_names.index(answer.name)].item()
+    bias = model.image_classifier.bias[model.class_names.index(answer.class_name)].item()
     assert answer.bins.sum() + bias == pytest.approx(answer.logit, abs=1e-4)
     assert answer.together.sum() + bias == pytest.approx(answer.logit, abs=1e-4)
 
@@ -70,8 +67,8 @@ def test_with_a_linear_head_the_contributions_add_up_to_the_logit() -> None:
 def test_the_answer_is_that_of_classify(multi_label: bool) -> None:
     model = network(16, multi_label=multi_label)
     answer, expected = bin_contributions(model, PHOTO), classify(PHOTO, model)
-    assert answer.classification.scores == pytest.approx(expected.scores, abs=0.02)  # perhaps of bfloat16
-    assert answer.name == answer.classification.label
+    assert answer.classification.scores == pytest.approx(expected.scores, abs=1e-5)
+    assert answer.class_name == answer.classification.label
     assert answer.score == pytest.approx(max(answer.classification.scores))
     assert bin_contributions(model, PHOTO, "cow").score == pytest.approx(answer.classification.scores[2])
 
@@ -81,9 +78,9 @@ def test_the_photo_as_it_was_seen() -> None:
     assert (native.seen == resize_image(PHOTO, (48, 75))).all()
     assert native.map_size == (9, 16)
     assert (native.stride, native.offset) == (4, 6.5)
-    padded = bin_contributions(network(fit="pad"), Image.fromarray(PHOTO))
+    padded = bin_contributions(network(resize_mode="letterbox"), Image.fromarray(PHOTO))
     assert padded.seen.shape == (48, 48, 3)
-    assert np.ptp(padded.seen[0]) < 40  # filled up with the mean colour
+    assert np.ptp(padded.seen[0]) < 40  # filled up with the mean color
 
 
 def test_a_document() -> None:
@@ -94,5 +91,5 @@ def test_a_document() -> None:
 
 
 def test_a_class_that_the_model_does_not_have() -> None:
-    with pytest.raises(ValueError, match=r"cat, dog, cow\), got 'horse'"):
+    with pytest.raises(SettingsError, match=r"cat, dog, cow\), got 'horse'"):
         bin_contributions(network(), PHOTO, "horse")

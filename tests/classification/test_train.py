@@ -1,542 +1,321 @@
-"""Training a classifier: it learns, keeps what was best on held-out images, and goes on exactly where it was stopped.
-
-Also run as a script, by tests that need a process of their own: ``python test_train.py killed|devices FOLDER ...``.
-"""
+"""Training a classifier: what comes of it in each way, what is cached and reported, and what is refused by name."""
 
 from __future__ import annotations
 
 import json
-import math
-import os
-import signal
-import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
-from sppnet.classification import kept
 from sppnet.classification.evaluate import evaluate_classifier
-from sppnet.classification.loop import BEST, LAST
-from sppnet.classification.module import ClassifierModule
-from sppnet.classification.readable import Report
-from sppnet.classification.schedule import TrainingSizes
-from sppnet.classification.settings import ClassifierSettings
-from sppnet.classification.train import TrainedClassifier, train_classifier
-from sppnet.data.folder import LabelledImages, read_folder, split_off
-from sppnet.data.images import resize_image
-from sppnet.errors import UserError
-from sppnet.models.sppnet import Architecture, SPPNet
+from sppnet.classification.train import ClassifierSettings, report_folder, train_classifier
+from sppnet.data.labelled import LabelledImages, split_off
+from sppnet.errors import ImageError, ModelError, OutputError, SettingsError
+from sppnet.models.files import load
+from sppnet.models.sppnet import SPPNet
 
-EPOCHS, STEPS = 3, 5  # of `settings_of`, with the 18 photos that are not held out
-KILLED_AFTER = (
-    1,
-    4,
-    7,
-    13,
-)  # steps, of 15 with a checkpoint every 3: before the first, in the midst, in the last epoch
-WAYS = ("svm", "head", "native", "single", "multi", "random", "random-batch")
+from .conftest import tiny_backbone, write_photos
+
+SMALL: dict[str, Any] = {"backbone": "tiny", "short_side": 32, "levels": (2, 1)}
+# Learning rates for a handful of steps.
+WAYS: dict[str, dict[str, Any]] = {
+    "svm": {},
+    "head": {"classifier": "softmax", "hidden": (16,), "epochs": 8, "batch_size": 4, "learning_rate": 3e-3},
+    "all": {"train_layers": "all", "hidden": (16,), "epochs": 8, "batch_size": 4, "learning_rate": 3e-3},
+    "multi-size": {"train_layers": "all", "sides": (32, 24), "epochs": 8, "batch_size": 4, "learning_rate": 3e-3},
+    "random": {"train_layers": "all", "weights": "random", "epochs": 8, "batch_size": 4, "learning_rate": 3e-3},
+}
 
 
-def write_photos(folder: Path) -> LabelledImages:
-    """24 photos of many sizes, red or blue with noise; a folder of class folders."""
-    rng = np.random.default_rng(0)
-    for label, name in enumerate(("red", "blue")):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-        for number in range(12):
-            height, width = rng.integers(36, 60, 2)
-            pixels = rng.integers(0, 150, (height, width, 3), dtype=np.uint8)
-            pixels[:, :, 2 * label] += 100
-            Image.fromarray(pixels).save(folder / name / f"{number:02}.png")
-    return read_folder(folder, classes=("red", "blue"))
+class Ran(NamedTuple):
+    """A training, and what came of it."""
+
+    model: SPPNet
+    output: Path
+    cache: Path
+    calls: list[tuple[str, int, int]]
+
+    @property
+    def record(self) -> dict[str, Any]:
+        return self.model.record
 
 
-def tiny_model(*, norm: bool = True, hidden: tuple[int, ...] = (16,), **changes: Any) -> SPPNet:
-    """32 channels, a cell every 4 pixels; the same weights every time."""
-    settings = {"levels": (2, 1), "detects": False, "multi_label": False, "short_side": 32, "long_side": 64} | changes
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        layers = [nn.Conv2d(3, 32, 4, 4), *([nn.BatchNorm2d(32)] if norm else []), nn.ReLU()]
-        return SPPNet(Architecture(("red", "blue"), hidden=hidden, **settings), nn.Sequential(*layers)).eval()
-
-
-def settings_of(way: str, **changes: Any) -> ClassifierSettings:
-    """A few steps of one of `WAYS`: "svm", "head", or one of the training sizes."""
-    head = way in ("svm", "head")
-    sizes = TrainingSizes() if head else TrainingSizes(way, (32, 24))  # type: ignore[arg-type]
-    settings: dict[str, Any] = {
-        "learn": "head" if head else "all", "sizes": sizes, "epochs": EPOCHS, "batch_size": 4,
-        "checkpoint_every": 3, "learning_rate": 3e-3, "backbone_rate": 1.0, "precision": "float32",
-    }  # fmt: skip
-    return ClassifierSettings(**(settings | changes))
-
-
+@pytest.fixture(scope="session")
 def trained(
-    photos: LabelledImages, folder: Path, way: str, report: Report | None = None, **changes: Any
-) -> TrainedClassifier:
-    train, held_out = split_off(photos, 0.25, seed=0)
-    model = tiny_model(hidden=(), classifier="svm") if way == "svm" else tiny_model()
-    return train_classifier(model, train, held_out, settings_of(way, **changes), checkpoints=folder, report=report)
+    photos: LabelledImages, tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Ran]:
+    """Each of `WAYS`, trained once on 18 of the photos, with 6 for validation."""
+    runs: dict[str, Ran] = {}
+
+    def run(way: str) -> Ran:
+        if way not in runs:
+            folder, calls = tmp_path_factory.mktemp(way), []
+            options = {"weights": str(tiny_weights), **SMALL, **WAYS[way], "validation_share": 0.25}
+            model = train_classifier(
+                photos, output=folder / "model.safetensors", cache=folder / "cache", progress=lambda *call: calls.append(call),
+                **options,
+            )  # fmt: skip
+            runs[way] = Ran(model, folder / "model.safetensors", folder / "cache", calls)
+        return runs[way]
+
+    return run
 
 
-def same(first: SPPNet, second: SPPNet) -> bool:
+@pytest.fixture
+def frozen(tiny_weights: Path) -> dict[str, Any]:
+    """Options of the quickest training: SVMs on a frozen backbone."""
+    return {**SMALL, "weights": str(tiny_weights)}
+
+
+def same(first: nn.Module, second: nn.Module) -> bool:
     ours, theirs = first.state_dict(), second.state_dict()
     return ours.keys() == theirs.keys() and all(torch.equal(value, theirs[name]) for name, value in ours.items())
 
 
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> LabelledImages:
-    return write_photos(tmp_path_factory.mktemp("photos"))
+def counted_features(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many images each pass of any backbone takes, from now on."""
+    counts: list[int] = []
+    features = SPPNet.features
+
+    def counting(self: SPPNet, images: Tensor) -> Tensor:
+        counts.append(len(images))
+        return features(self, images)
+
+    monkeypatch.setattr(SPPNet, "features", counting)
+    return counts
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Sums over another number of threads differ in the last bit."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+# What comes of it
 
 
-# What it comes to
-
-
-@pytest.mark.parametrize("way", ["head", "native", "multi"])
-def test_a_tiny_run_learns(photos: LabelledImages, tmp_path: Path, way: str) -> None:
-    stages: dict[str, tuple[int, int]] = {}
-
-    def report(stage: str, done: int, total: int) -> None:
-        stages[stage] = (done, total)
-
-    result = trained(photos, tmp_path, way, report, epochs=8)
-    images = {"checking images": (18, 18), "checking held-out images": (6, 6)}
-    features = {"features": (24, 24)} if way == "head" else {}
-    assert stages == {**images, **features, "training": (40, 40)}
-    assert not result.model.training
-    evaluation = evaluate_classifier(result.model, photos)
-    assert evaluation.top1 > 0.9
-    figures = json.loads(json.dumps(result.figures))
-    assert figures["held_out"]["accuracy"] == 1.0
-    assert figures["held_out"]["interval"][1] == 1.0
-    assert figures["data"] == {"train": 18, "held_out": 6, "held_out_were": "given", "classes": 2, "skipped": []}
-    assert figures["settings"]["epochs"] == 8
-    assert figures["steps"] == 40
-    losses = [loss for loss in result.log["train_loss"] if not math.isnan(loss)]
-    assert losses[-1] < losses[0]
-    assert len([loss for loss in result.log["val_loss"] if not math.isnan(loss)]) == 8  # after every epoch
-
-
-def test_svms_learn(photos: LabelledImages, tmp_path: Path) -> None:
-    stages: dict[str, tuple[int, int]] = {}
-
-    def report(stage: str, done: int, total: int) -> None:
-        stages[stage] = (done, total)
-
-    result = trained(photos, tmp_path, "svm", report)
-    images = {"checking images": (18, 18), "checking held-out images": (6, 6)}
-    assert stages == {**images, "features": (24, 24), "training": (21, 21)}
-    assert not result.model.training
-    assert evaluate_classifier(result.model, photos).top1 > 0.9
-    figures = json.loads(json.dumps(result.figures))
-    assert figures["classifier"] == "svm"
-    assert figures["settings"] == {"learn": "head", "held_out_share": 0.15, "seed": 0, "devices": 1}
-    assert figures["svm"]["cost"] in (0.3, 1, 3, 10)
-    assert figures["svm"]["images"] == 18
-    assert (figures["held_out"]["accuracy"], figures["held_out"]["epoch"]) == (1.0, None)
-    assert figures["held_out"]["loss"] < 0.5
-    assert result.log == {}
-    assert not list(tmp_path.glob("run-*"))
-
-
-def test_the_backbone_stays_while_the_head_learns(photos: LabelledImages, tmp_path: Path) -> None:
-    before, result = tiny_model(), trained(photos, tmp_path, "head")
-    after = result.model
-    assert same(before.backbone, after.backbone)  # type: ignore[arg-type]
-    assert not torch.equal(before.image_classifier.weight, after.image_classifier.weight)
-    assert not torch.equal(before.fully_connected[1].weight, after.fully_connected[1].weight)
-    (last,) = tmp_path.glob(f"run-*/{LAST}")
-    assert not any("backbone" in name for name in torch.load(last, weights_only=True)["state_dict"])
-
-
-def test_the_whole_network_learns_and_its_batch_norm_is_folded(photos: LabelledImages, tmp_path: Path) -> None:
-    result = trained(photos, tmp_path, "native")
-    assert not any(isinstance(module, nn.BatchNorm2d) for module in result.model.modules())
-    assert not torch.allclose(tiny_model().backbone[0].weight, result.model.backbone[0].weight)  # type: ignore[index, union-attr]
-    measured = evaluate_classifier(result.model, result.held_out).top1  # folded, one by one: what was measured before
-    assert measured == pytest.approx(result.figures["held_out"]["accuracy"], abs=1e-4)
-
-
-def test_the_best_epoch_is_kept(photos: LabelledImages, tmp_path: Path) -> None:
-    """Fewest mistakes on the held-out images; of as many, the smallest loss. Here they are mislabelled: the more is
-    learned, the worse."""
-    train, right = split_off(photos, 0.25, seed=0)
-    held_out = LabelledImages(right.paths, 1 - right.labels, right.names)
-    result = train_classifier(
-        tiny_model(), train, held_out, settings_of("head", epochs=6, learning_rate=0.03), checkpoints=tmp_path
-    )
-    rows = [
-        (accuracy, loss)
-        for accuracy, loss in zip(result.log["val_accuracy"], result.log["val_loss"], strict=True)
-        if not math.isnan(loss)
-    ]
-    assert len(rows) == 6
-    best = max(range(6), key=lambda epoch: (round(rows[epoch][0], 4), -rows[epoch][1]))
-    figures = result.figures["held_out"]
-    assert figures["epoch"] == best + 1 < 6
-    assert (figures["accuracy"], figures["loss"]) == pytest.approx(rows[best], abs=1e-4)
-    assert evaluate_classifier(result.model, held_out).top1 == pytest.approx(rows[best][0], abs=1e-4)
-
-
-def test_images_are_held_out_where_none_are_given(photos: LabelledImages, tmp_path: Path) -> None:
-    settings = settings_of("head", epochs=1, held_out_share=0.25, seed=4)
-    result = train_classifier(tiny_model(), photos, settings=settings, checkpoints=tmp_path)
-    assert result.held_out.paths == split_off(photos, 0.25, seed=4)[1].paths
-    assert result.figures["data"]["held_out_were"] == "split off"
-
-
-def test_nothing_held_out_keeps_the_last_epoch(photos: LabelledImages, tmp_path: Path) -> None:
-    for _ in range(2):  # also where the run was finished before
-        result = train_classifier(
-            tiny_model(), photos, photos.subset([]), settings_of("head", epochs=2), checkpoints=tmp_path
-        )
-        assert result.figures["held_out"] is None
-        assert not torch.equal(result.model.image_classifier.weight, tiny_model().image_classifier.weight)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_workers_make_no_difference(photos: LabelledImages, tmp_path: Path) -> None:
-    train, held_out = split_off(photos, 0.25, seed=0)
-    large = resize_image(np.zeros((900, 900, 3), np.uint8), (700, 700))  # OpenCV's threads are at work before
-    models = [
-        train_classifier(
-            tiny_model(),
-            train,
-            held_out,
-            settings_of("random-batch"),
-            checkpoints=tmp_path / str(workers),
-            workers=workers,
-        ).model
-        for workers in (0, 1)
-    ]
-    assert large.shape == (700, 700, 3)
-    assert same(*models)
-
-
-# Going on
-
-
-@pytest.mark.parametrize("way", ["head", "native", "multi"])
-@pytest.mark.parametrize("stop", KILLED_AFTER[1::2])
-def test_an_interrupted_run_ends_with_the_same_weights(
-    photos: LabelledImages, tmp_path: Path, way: str, stop: int
+@pytest.mark.parametrize("way", WAYS)
+def test_a_tiny_run_learns_and_its_file_answers_the_same(
+    photos: LabelledImages, trained: Callable[[str], Ran], way: str
 ) -> None:
-    at_interrupt = signal.getsignal(signal.SIGINT)
-    trained_steps: list[int] = []
+    run = trained(way)
+    record = json.loads(json.dumps(run.record))
+    assert not run.model.training
+    assert record["evaluation"]["top1"] == 1.0
+    assert record["evaluation"]["images"] == 6
+    assert record["evaluation"]["loss"] < 0.6
+    assert evaluate_classifier(run.model, photos).top1 > 0.9
+    loaded = load(run.output)
+    assert same(loaded, run.model)
+    assert loaded.record == {name: value for name, value in record.items() if name != "skipped"}
+    validation = split_off(photos, 0.25, seed=0)[1]
+    evaluation = evaluate_classifier(loaded, validation).to_dict()
+    assert {name: evaluation[name] for name in ("top1", "mean_class")} == {"top1": 1.0, "mean_class": 1.0}
 
-    def stopping(stage: str, done: int, total: int) -> None:
-        if stage == "training" and done == stop:
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_record_says_how_it_was_trained(trained: Callable[[str], Ran], way: str) -> None:
+    record = trained(way).record
+    assert record["data"] == {
+        "train": 18,
+        "validation": 6,
+        "validation_images": "split off",
+        "classes": 2,
+        "skipped": 0,
+    }
+    assert record["skipped"] == []
+    assert record["classifier"] == ("svm" if way == "svm" else "softmax")
+    assert record["settings"]["weights"] == ("random" if way == "random" else "tiny.safetensors")  # of a file, its name
+    assert record["settings"].get("epochs") == (None if way == "svm" else 8)
+    if way == "svm":
+        assert record["svm"]["cost"] in (0.3, 1, 3, 10)
+        assert record["svm"]["images"] == 18
+    else:
+        assert record["steps"] == 40
+
+
+@pytest.mark.parametrize("way", ["svm", "head", "all"])
+def test_a_report_lies_beside_the_file(trained: Callable[[str], Ran], way: str) -> None:
+    run = trained(way)
+    log = [] if way == "svm" else ["curves.png", "log.csv"]
+    folder = report_folder(run.output)
+    assert sorted(path.name for path in folder.iterdir()) == sorted(["confusion.png", "evaluation.json", *log])
+    document = json.loads((folder / "evaluation.json").read_text())
+    assert document["top1"] == document["training"]["evaluation"]["top1"] == 1.0
+
+
+def test_progress_is_told_to_its_end(trained: Callable[[str], Ran]) -> None:
+    ends = {stage: (done, total) for stage, done, total in trained("svm").calls}
+    assert ends == {
+        "checking images": (18, 18), "checking validation images": (6, 6), "features": (24, 24), "SVMs": (21, 21),
+    }  # fmt: skip
+    ends = {stage: (done, total) for stage, done, total in trained("head").calls}
+    assert (ends["features"], ends["training"]) == ((24, 24), (40, 40))
+
+
+@pytest.mark.parametrize("way", ["svm", "head"])
+def test_a_frozen_backbone_stays(trained: Callable[[str], Ran], way: str) -> None:
+    assert same(trained(way).model.backbone, trained("svm").model.backbone)
+    before = tiny_backbone()
+    images = torch.rand(1, 3, 32, 40)
+    with torch.inference_mode():
+        torch.testing.assert_close(trained(way).model.backbone(images), before(images), atol=2e-3, rtol=2e-3)
+
+
+@pytest.mark.parametrize("way", ["all", "random"])
+def test_the_whole_network_is_trained_and_its_batch_norm_is_folded(trained: Callable[[str], Ran], way: str) -> None:
+    model = trained(way).model
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+    assert not torch.allclose(model.backbone[0].weight, trained("svm").model.backbone[0].weight, atol=1e-3)  # type: ignore[index, union-attr]
+
+
+# The frozen way
+
+
+def test_an_image_passes_a_frozen_backbone_once_and_validation_chooses_nothing_of_svms(
+    photos: LabelledImages, frozen: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train, right = split_off(photos, 0.25, seed=0)
+    wrong = LabelledImages(right.paths, 1 - right.labels, right.class_names)
+    counts = counted_features(monkeypatch)
+    models = [train_classifier(train, validation=each, cache=tmp_path, **frozen) for each in (right, wrong)]
+    assert counts == [1] * (18 + 24 + 18)  # those that set the scale, twice; and the features, once
+    assert same(*models)
+    assert [model.record["evaluation"]["top1"] for model in models] == [1.0, 0.0]
+    assert models[0].record["data"]["validation_images"] == "given"
+    alone = train_classifier(train, validation=photos.subset([]), **frozen)
+    assert same(alone, models[0])
+    assert alone.record["evaluation"] is None
+
+
+@pytest.mark.parametrize("at", [("features", 12), ("SVMs", 7)])
+def test_an_interrupted_run_goes_on_with_the_features_that_are_there(
+    photos: LabelledImages, frozen: dict[str, Any], trained: Callable[[str], Ran], tmp_path: Path, at: tuple[str, int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def stop(stage: str, done: int, total: int) -> None:
+        if (stage, done) == at:
             raise KeyboardInterrupt
 
-    def counting(stage: str, done: int, total: int) -> None:
-        if stage == "training":
-            trained_steps.append(done)
-
-    unbroken = trained(photos, tmp_path / "unbroken", way)
+    counts = counted_features(monkeypatch)
     with pytest.raises(KeyboardInterrupt):
-        trained(photos, tmp_path / "broken", way, stopping)
-    assert signal.getsignal(signal.SIGINT) == at_interrupt  # a second Ctrl-C works as the first
-    resumed = trained(photos, tmp_path / "broken", way, counting)
-    assert trained_steps[-1] == EPOCHS * STEPS
-    assert trained_steps[0] <= stop + 1
-    assert same(unbroken.model, resumed.model)
-    assert unbroken.figures["held_out"] == resumed.figures["held_out"]
-    assert unbroken.log["step"] == resumed.log["step"]
-    assert np.array_equal(unbroken.log["val_loss"], resumed.log["val_loss"], equal_nan=True)
+        train_classifier(photos, cache=tmp_path, validation_share=0.25, progress=stop, **frozen)
+    resumed = train_classifier(photos, cache=tmp_path, validation_share=0.25, **frozen)
+    assert len(counts) == 24 + 2 * 18
+    assert same(resumed, trained("svm").model)
 
 
-def test_interrupted_svms_go_on_with_the_features_that_are_there(
-    photos: LabelledImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_class_without_images_is_not_answered(photos: LabelledImages, frozen: dict[str, Any]) -> None:
+    more = LabelledImages(photos.paths, 2 * photos.labels, ("red", "none", "blue"))
+    model = train_classifier(more, **frozen)
+    assert model.record["evaluation"]["top1"] == 1.0
+    assert not model.image_classifier.weight[1].any()
+
+
+# Files
+
+
+def test_bad_files_are_named_before_anything_is_computed(frozen: dict[str, Any], tmp_path: Path) -> None:
+    images = write_photos(tmp_path / "photos", each=6)
+    for index in (3, 8):
+        images.paths[index].write_text("no image")
+    with pytest.raises(ImageError, match=r"2 of 12 images cannot be read: .*red/03\.png.*; .*blue/02\.png"):
+        train_classifier(images, validation=images.subset([]), cache=tmp_path / "cache", **frozen)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_bad_files_are_left_out_on_request_and_listed(frozen: dict[str, Any], tmp_path: Path) -> None:
+    images = write_photos(tmp_path / "photos", each=6)
+    images.paths[2].write_text("no image")
+    images.paths[9].write_bytes(images.paths[9].read_bytes()[:-500])  # bad at its end
+    record = train_classifier(images, output=tmp_path / "m.safetensors", skip_bad=True, **frozen).record
+    assert {Path(entry["path"]) for entry in record["skipped"]} == {images.paths[2], images.paths[9]}
+    assert all(entry["path"] in entry["error"] for entry in record["skipped"])
+    assert (record["data"]["train"] + record["data"]["validation"], record["data"]["skipped"]) == (10, 2)
+    assert "skipped" not in load(tmp_path / "m.safetensors").record  # paths are nobody else's business
+
+
+def test_a_file_that_is_bad_at_its_end_is_named_when_it_is_read(frozen: dict[str, Any], tmp_path: Path) -> None:
+    images = write_photos(tmp_path / "photos", each=6)
+    images.paths[5].write_bytes(images.paths[5].read_bytes()[:-500])
+    with pytest.raises(ImageError, match=r"red/05\.png") as error:
+        train_classifier(images, validation=images.subset([0, 11]), **frozen)
+    assert "\n" not in str(error.value)
+
+
+def test_somebody_elses_file_is_known_before_the_work(
+    photos: LabelledImages, frozen: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kept, "AT_ONCE", 4)
-    told: list[tuple[str, int]] = []
-
-    def stopping(at: tuple[str, int]) -> Report:
-        def report(stage: str, done: int, total: int) -> None:
-            told.append((stage, done))
-            if (stage, done) == at:
-                raise KeyboardInterrupt
-
-        return report
-
-    unbroken = trained(photos, tmp_path / "unbroken", "svm")
-    for at in (("features", 12), ("training", 7)):
-        with pytest.raises(KeyboardInterrupt):
-            trained(photos, tmp_path / "broken", "svm", stopping(at))
-    resumed = trained(photos, tmp_path / "broken", "svm", stopping(("never", 0)))
-    assert [done for stage, done in told if stage == "features"] == [4, 8, 12, 16, 20, 24]  # each once, in three runs
-    assert same(unbroken.model, resumed.model)
-    assert unbroken.figures["held_out"] == resumed.figures["held_out"]
+    counts = counted_features(monkeypatch)
+    for name in ("mine.safetensors", "m.report/confusion.png"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("not yours")
+        output = path if path.suffix == ".safetensors" else tmp_path / "m.safetensors"
+        with pytest.raises(OutputError, match="was not written by sppnet"):
+            train_classifier(photos, output=output, **frozen)
+        assert path.read_text() == "not yours"
+    with pytest.raises(SettingsError, match=r"ends in \.safetensors: got .*m\.pth"):
+        train_classifier(photos, output=tmp_path / "m.pth", **frozen)
+    assert not counts
 
 
-def test_a_finished_run_is_not_done_again(photos: LabelledImages, tmp_path: Path) -> None:
-    first, stages = trained(photos, tmp_path, "multi"), []
-    again = trained(photos, tmp_path, "multi", lambda stage, done, total: stages.append(stage))
-    assert "training" not in stages
-    assert same(first.model, again.model)
-    assert again.figures["held_out"] == first.figures["held_out"]
-    assert again.log["step"] == first.log["step"]
-
-
-def test_another_training_does_not_go_on_from_this_one(photos: LabelledImages, tmp_path: Path) -> None:
-    trained(photos, tmp_path, "head", epochs=1)
-    trained(photos, tmp_path, "head", epochs=1, seed=1)
-    trained(photos, tmp_path, "head", epochs=2)
-    trained(photos.subset(range(23)), tmp_path, "head", epochs=1)
-    assert len(list(tmp_path.glob("run-*"))) == 4
-
-
-@pytest.fixture(scope="module")
-def killed(photos: LabelledImages, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what runs left that were killed: <way>-<step>."""
-    folder = tmp_path_factory.mktemp("killed")
-    script = [sys.executable, __file__, "killed", photos.paths[0].parents[1], folder]
-    ran = subprocess.run(script, capture_output=True, text=True, check=True)
-    assert ran.stdout.split() == ["9"] * (len(WAYS) * len(KILLED_AFTER))  # that signal ended them
-    return folder
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks processes to kill them")
-@pytest.mark.parametrize("way", WAYS)
-def test_a_killed_run_ends_with_the_same_weights(
-    photos: LabelledImages, killed: Path, tmp_path: Path, way: str
-) -> None:
-    """kill -9: nothing is told, nothing is tidied up."""
-    unbroken = trained(photos, tmp_path, way)
-    for stop in KILLED_AFTER:
-        resumed = trained(photos, killed / f"{way}-{stop}", way)
-        assert same(unbroken.model, resumed.model), stop
-        assert unbroken.figures["held_out"] == resumed.figures["held_out"]
-
-
-def run_and_be_killed(photos: Path, folder: Path) -> None:
-    """Every way of training, killed after each of `KILLED_AFTER` steps; prints the signals that ended them."""
-    torch.set_num_threads(1)
-    images = read_folder(photos, classes=("red", "blue"))
-    for way in WAYS:
-        for stop in KILLED_AFTER:
-
-            def kill(stage: str, done: int, total: int, last: int = stop) -> None:
-                if stage == "training" and done == last:
-                    os.kill(os.getpid(), signal.SIGKILL)
-
-            child = os.fork()
-            if not child:
-                trained(images, folder / f"{way}-{stop}", way, kill)
-                os._exit(1)
-            print(os.WTERMSIG(os.waitpid(child, 0)[1]), flush=True)
-
-
-# Several processes
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("way", ["native", "random-batch"])
-def test_two_processes_learn_as_one_with_twice_the_batch(photos: LabelledImages, tmp_path: Path, way: str) -> None:
-    """Without BatchNorm and dropout, which do not see the other half of the batch."""
-    even, held_out = photos.subset(range(2, 18)), photos.subset([0, 1, 22, 23])
-    settings = settings_of(way, batch_size=4, epochs=2)
-    one = train_classifier(
-        tiny_model(norm=False, hidden=()), even, held_out, settings_of(way, batch_size=8, epochs=2),
-        checkpoints=tmp_path / "one",
-    )  # fmt: skip
-    words = [sys.executable, __file__, "devices", photos.paths[0].parents[1], tmp_path / "two", way]
-    ran = subprocess.run(words, capture_output=True, text=True, check=False, timeout=300)
-    assert ran.returncode == 0, ran.stderr
-    two = torch.load(tmp_path / "two" / "model.pt", weights_only=True)
-    seen = json.loads((tmp_path / "two" / "figures.json").read_text())
-    for name, value in one.model.state_dict().items():
-        assert torch.allclose(value, two[name], rtol=1e-3, atol=1e-5), name
-    assert seen["steps"] == one.figures["steps"] == 4
-    assert seen["held_out"]["accuracy"] == one.figures["held_out"]["accuracy"]
-    assert seen["held_out"]["loss"] == pytest.approx(one.figures["held_out"]["loss"], abs=1e-3)
-    assert settings.epochs == 2
-
-
-def train_on_two(photos: Path, folder: Path, way: str) -> None:
-    """What `test_two_processes_learn_as_one_with_twice_the_batch` starts, and Lightning a second time."""
-    torch.set_num_threads(1)
-    images = read_folder(photos, classes=("red", "blue"))
-    result = train_classifier(
-        tiny_model(norm=False, hidden=()),
-        images.subset(range(2, 18)),
-        images.subset([0, 1, 22, 23]),
-        settings_of(way, batch_size=4, epochs=2),
-        checkpoints=folder,
-        devices=2,
-    )
-    if result.rank == 0:
-        torch.save(result.model.state_dict(), folder / "model.pt")
-        (folder / "figures.json").write_text(json.dumps(result.figures))
-
-
-# Precision and schedule
-
-
-def logits_of(precision: str, model: SPPNet, batch: dict[str, Any]) -> Tensor:
-    module = ClassifierModule(model, settings_of("native", precision=precision), 10, None, None)  # type: ignore[arg-type]
-    with torch.no_grad():
-        return module.logits(batch)
-
-
-def test_bfloat16_on_request() -> None:
-    model = tiny_model()
-    batch = {"images": torch.randint(0, 255, (2, 3, 40, 36), dtype=torch.uint8), "labels": torch.tensor([0, 1])}
-    exact, short = (logits_of(precision, model, batch) for precision in ("float32", "bfloat16"))
-    assert exact.dtype == short.dtype == torch.float32  # the loss is always computed in it
-    assert not torch.equal(exact, short)
-    assert torch.allclose(exact, short, atol=0.05)
-    assert torch.equal(logits_of("auto", model, batch), exact) or torch.equal(logits_of("auto", model, batch), short)
-
-
-@pytest.mark.parametrize("way", ["head", "native", "multi"])
-def test_a_run_in_bfloat16_learns(photos: LabelledImages, tmp_path: Path, way: str) -> None:
-    result = trained(photos, tmp_path, way, epochs=8, precision="bfloat16")
-    assert result.figures["held_out"]["accuracy"] == 1.0
-    assert {value.dtype for value in result.model.state_dict().values() if value.is_floating_point()} == {torch.float32}
-
-
-def test_a_mixed_batch_gives_the_logits_of_its_images() -> None:
-    model = tiny_model()
-    images = [torch.randint(0, 255, (3, *size), dtype=torch.uint8) for size in ((33, 50), (47, 32), (40, 40))]
-    labels = torch.zeros(3, dtype=torch.int64)
-    together = logits_of("float32", model, {"images": images, "labels": labels})
-    alone = [logits_of("float32", model, {"images": image[None], "labels": labels[:1]}) for image in images]
-    assert torch.allclose(together, torch.cat(alone), atol=1e-5)
-
-
-def rates(settings: ClassifierSettings, model: SPPNet) -> dict[str, tuple[float, float]]:
-    """(learning rate, weight decay) of each parameter."""
-    module = ClassifierModule(model, settings, 10, None, None)  # type: ignore[arg-type]
-    groups = module.configure_optimizers()["optimizer"].param_groups
-    return {
-        name: (group["initial_lr"], group["weight_decay"])
-        for (name, _), group in zip(module.named_parameters(), groups, strict=True)
-    }
-
-
-def test_each_layer_has_its_rate() -> None:
-    model = tiny_model(levels=(6, 3, 2, 1))
-    found = rates(settings_of("native", learning_rate=1e-2, backbone_rate=0.1), model)
-    assert found["backbone.0.weight"] == pytest.approx((1e-3, 0.01))
-    assert found["backbone.0.bias"] == found["backbone.1.weight"] == pytest.approx((1e-3, 0.0))  # no decay
-    # Adam moves every weight by about the learning rate: summed over a wide input, that is a large step.
-    assert found["fully_connected.1.weight"] == pytest.approx((1e-2 * 1024 / (50 * 32), 0.01))
-    assert found["image_logits.weight"] == pytest.approx((1e-2, 0.01))
-    paper = rates(settings_of("native", optimiser="sgd", learning_rate=1e-2, weight_decay=5e-4), model)
-    assert paper["fully_connected.1.weight"] == pytest.approx((1e-2, 5e-4))
-    assert not any(name.startswith("backbone") for name in rates(settings_of("head"), model))
-
-
-def test_the_rate_over_the_steps() -> None:
-    def curve(optimiser: str) -> list[float]:
-        module = ClassifierModule(tiny_model(), settings_of("native", optimiser=optimiser), 100, None, None)  # type: ignore[arg-type]
-        factor = module.configure_optimizers()["lr_scheduler"]["scheduler"].lr_lambdas[0]
-        return [factor(step) for step in range(100)]
-
-    cosine, steps = curve("adamw"), curve("sgd")
-    assert cosine[0] == pytest.approx(0.2)  # a warm-up of five steps
-    assert cosine[4] == max(cosine) > 0.99
-    assert cosine[4:] == sorted(cosine[4:], reverse=True)
-    assert cosine[99] < 0.001
-    assert steps == pytest.approx([1.0] * 60 + [0.1] * 25 + [0.01] * 15)
+def test_an_earlier_report_is_replaced(photos: LabelledImages, frozen: dict[str, Any], tmp_path: Path) -> None:
+    wrong = LabelledImages(photos.paths, 1 - photos.labels, photos.class_names)
+    train, validation = photos.subset(range(0, 24, 2)), wrong.subset(range(1, 24, 2))
+    output, report = tmp_path / "m.safetensors", tmp_path / "m.report"
+    train_classifier(train, validation=validation, output=output, **frozen)
+    assert (report / "mistakes.jpg").exists()
+    train_classifier(photos, output=output, **frozen)
+    assert sorted(path.name for path in report.iterdir()) == ["confusion.png", "evaluation.json"]
 
 
 # What is refused
 
 
-def test_bad_files_are_named_before_anything_is_computed(photos: LabelledImages, tmp_path: Path) -> None:
-    images = write_photos(tmp_path / "photos")
-    for number in (3, 20):
-        images.paths[number].write_text("no image")
-    with pytest.raises(UserError, match=r"2 of 24 images cannot be read: .*red/03\.png.*; .*blue/08\.png"):
-        train_classifier(tiny_model(), images, photos.subset([]), settings_of("head"), checkpoints=tmp_path / "work")
-    assert not (tmp_path / "work").exists()
-
-
-@pytest.mark.parametrize("way", ["head", "native"])
-def test_bad_files_are_skipped_on_request_and_listed(tmp_path: Path, way: str) -> None:
-    images = write_photos(tmp_path / "photos")
-    images.paths[3].write_text("no image")
-    images.paths[20].write_bytes(images.paths[20].read_bytes()[:-500])  # bad at its end
-    result = train_classifier(
-        tiny_model(), images, settings=settings_of(way, epochs=1), checkpoints=tmp_path, skip_bad=True
-    )
-    data = result.figures["data"]
-    assert {Path(entry["path"]) for entry in data["skipped"]} == {images.paths[3], images.paths[20]}
-    assert all(entry["path"] in entry["error"] for entry in data["skipped"])
-    assert data["train"] + data["held_out"] == 22
-
-
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
-def test_a_file_that_is_bad_at_its_end_is_named_when_it_is_met(tmp_path: Path, workers: int) -> None:
-    images = write_photos(tmp_path / "photos")
-    images.paths[5].write_bytes(images.paths[5].read_bytes()[:-500])
-    with pytest.raises(UserError, match=r"red/05\.png") as error:
-        train_classifier(
-            tiny_model(), images, images.subset([0]), settings_of("native"), checkpoints=tmp_path, workers=workers
-        )
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"train_layers": "backbone"}, "train_layers must be one of head, all: got 'backbone'"),
+        ({"classifier": "boost"}, "classifier must be one of svm, softmax: got 'boost'"),
+        ({"epochs": 3, "learning_rate": 0.1}, "epochs, learning_rate: only for layers that are trained in epochs; add classifier"),
+        ({"classifier": "svm", "hidden": (8,)}, "hidden: only for layers that are trained in epochs"),
+        ({"classifier": "svm", "train_layers": "all"}, "SVMs are trained on a frozen backbone"),
+        ({"sides": (40, 32)}, "sides: only where all layers are trained"),
+        ({"validation_share": 1.0}, "validation_share must be between 0 and 1: got 1.0"),
+        ({"validation_share": 0.0}, "validation_share must be between 0 and 1: got 0.0"),
+        ({"seed": -1}, "seed must be a whole number from 0 to 4294967295: got -1"),
+    ],
+    ids=lambda value: ",".join(value) if isinstance(value, dict) else "",
+)  # fmt: skip
+def test_a_setting_that_is_wrong_or_unused_is_named(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError) as error:
+        ClassifierSettings(**wrong)
+    assert str(error.value).startswith(message)
     assert "\n" not in str(error.value)
-    assert "Traceback" not in str(error.value)
 
 
-def test_a_loss_that_is_no_number(photos: LabelledImages, tmp_path: Path) -> None:
-    model = tiny_model()
-    nn.init.constant_(model.image_classifier.weight, math.inf)
-    with pytest.raises(UserError, match=r"astray by step 0: the loss is .*; take a smaller learning rate"):
-        train_classifier(model, photos, settings=settings_of("head"), checkpoints=tmp_path)
-    assert not list(tmp_path.rglob(BEST))
+def test_hidden_layers_or_a_trained_backbone_want_softmax() -> None:
+    assert ClassifierSettings().svm
+    assert not ClassifierSettings(hidden=(8,)).svm
+    assert not ClassifierSettings(train_layers="all").svm
+    assert not ClassifierSettings(classifier="softmax").svm
 
 
-def test_what_does_not_go_together(photos: LabelledImages, tmp_path: Path) -> None:
-    def refused(
-        match: str, model: SPPNet, way: str = "head", images: LabelledImages = photos, devices: int = 1
-    ) -> None:
-        with pytest.raises(UserError, match=match) as error:
-            train_classifier(model, images, settings=settings_of(way), checkpoints=tmp_path / "work", devices=devices)
+def test_what_does_not_go_together(photos: LabelledImages, frozen: dict[str, Any], tmp_path: Path) -> None:
+    def refused(match: str, kind: type = SettingsError, images: LabelledImages = photos, **options: Any) -> None:
+        with pytest.raises(kind, match=match) as error:
+            train_classifier(images, cache=tmp_path / "cache", **{**frozen, **options})
         assert "\n" not in str(error.value)
 
     other = LabelledImages(photos.paths, photos.labels, ("cat", "dog"))
-    refused("classes are not the model's: 'cat', 'dog' against 'red', 'blue'", tiny_model(), images=other)
-    refused("at least two classes to learn from, got 'red'", tiny_model(), images=photos.subset(range(12)))
-    refused("got none", tiny_model(), images=photos.subset([]))
-    refused("devices must be at least 1: got 0", tiny_model(), devices=0)
-    refused("the head alone learns on one device", tiny_model(), devices=2)
-    svms = tiny_model(hidden=(), classifier="svm")
-    refused("SVMs learn on a backbone that stays as it is: take learn='head'", svms, way="native")
-    refused("the head alone learns on one device", svms, devices=2)
-    fixed = tiny_model(fit="crop", fixed_size=True)
-    refused("this network takes images of 32 x 32 alone", fixed, way="multi")
-    large = SPPNet(tiny_model().architecture, nn.Sequential(nn.Conv2d(3, 32, 30, 4), nn.ReLU()))
-    refused("the sides must be at least 30 pixels with this backbone: got 24", large, way="multi")
-    assert not (tmp_path / "work").exists()
-    with pytest.raises(ValueError, match="one class an image"):
-        train_classifier(tiny_model(multi_label=True), photos, checkpoints=tmp_path / "work")
-
-
-if __name__ == "__main__":
-    todo, *words = sys.argv[1:]
-    if todo == "killed":
-        run_and_be_killed(*map(Path, words))
-    else:
-        train_on_two(Path(words[0]), Path(words[1]), words[2])
+    refused("classes are not those of the data: 'cat', 'dog' against 'red', 'blue'", validation=other)
+    refused("validation_share: the data holds validation images already", validation=photos, validation_share=0.2)
+    refused("at least two classes to train on, got 'red'", images=photos.subset(range(12)))
+    refused("got none", images=photos.subset([]))
+    refused("devices, workers: only where all layers are trained", devices=2)
+    refused("tiny with random weights cannot be frozen", weights="random")
+    refused("tiny has no pretrained weights", weights=None)
+    refused("no such weights file: none.pth", ModelError, weights="none.pth")
+    refused("epochs must be at least 1: got 0", classifier="softmax", epochs=0)
+    refused("sides must be at least 4 pixels with tiny: got 3", train_layers="all", sides=(32, 3))
+    refused("device 'tpu' is not available here", device="tpu")
+    assert not (tmp_path / "cache").exists()

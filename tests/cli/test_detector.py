@@ -19,7 +19,7 @@ def test_proposals_train_evaluate(sppnet: Callable[..., Any], tiny_voc: Path, tm
     assert ran.err == ""
     assert ran.document["images"] == 3
 
-    from sppnet.models.compact import compact_resnet
+    from sppnet.models.networks import compact_resnet
 
     weights, model = tmp_path / "backbone.safetensors", tmp_path / "m.safetensors"
     save_file(compact_resnet().state_dict(), weights)

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 def test_proposals_made_elsewhere(sppnet: Callable[..., Any], tiny_voc: Path, tmp_path: Path) -> None:
     """A file of boxes, those of the objects: imported, measured, trained on, evaluated and detected with."""
-    from sppnet.data.voc import read_voc
+    from sppnet.data.formats.voc import read as read_voc
 
     data = read_voc(tiny_voc, "val")
     boxes, work, model = tmp_path / "boxes.npz", tmp_path / "work", tmp_path / "m.safetensors"
@@ -25,7 +25,7 @@ def test_proposals_made_elsewhere(sppnet: Callable[..., Any], tiny_voc: Path, tm
     assert ran.document["sizes"]["all"]["recall"] == [1.0, 1.0]
     assert "8 boxes of 4 images" in ran.err
 
-    from sppnet.models.compact import compact_resnet
+    from sppnet.models.networks import compact_resnet
 
     weights = tmp_path / "backbone.safetensors"
     save_file(compact_resnet().state_dict(), weights)

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from sppnet.data.check import check_folder
-from sppnet.data.coco import read_coco
+from sppnet.data.formats.coco import read as read_coco
 from sppnet.errors import UserError
 
 CATEGORIES = [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
@@ -69,9 +69,9 @@ def test_every_bad_entry_is_named_by_line_and_the_reader_refuses_each(tmp_path: 
         (path, 12, "box"),
         (path, 13, "annotation"),
         (path, 14, "image-id"),
-        (path, 15, "box"),
+        (path, 15, "annotation"),
     ]
-    assert report.errors[0].message.startswith("annotations[1]: box is empty or swapped: bbox=[9, 9, 0, 1]")
+    assert report.errors[0].message.startswith("annotations[1]: box of 'cat' is empty or swapped: bbox=[9, 9, 0, 1]")
     assert report.exit_status == 2
     for entry_ in bad:
         with pytest.raises(UserError):
@@ -128,9 +128,9 @@ def test_other_oddities(tmp_path: Path) -> None:
     report = check_folder(root)
     assert [(f.severity, f.kind, f.path.name) for f in report.findings] == [
         ("error", "classes", "instances_test.json"),
-        ("warning", "box-twice", "instances_train.json"),
         ("warning", "leak", "1.png"),
-        ("note", "no-object", "instances_train.json"),
+        ("warning", "box-twice", "instances_train.json"),
+        ("note", "no-object", root.name),
     ]
     (root / "val/1.png").write_bytes(b"")
     assert "empty" in check_folder(root).counts()["error"]

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from sppnet.data.check import check_folder
-from sppnet.data.yolo import read_yolo
+from sppnet.data.formats.yolo import read as read_yolo
 from sppnet.errors import UserError
 
 
@@ -48,7 +48,7 @@ def test_every_bad_line_is_named_and_the_reader_refuses_each(tmp_path: Path) -> 
         *(("a.txt", number, "box") for number in range(2, 7)),
         ("b.txt", 1, "box"),
     ]
-    assert report.errors[0].message.startswith("box is empty or swapped: '0 0.5 0.5 0 0.1'")
+    assert report.errors[0].message.startswith("box of 'cat' is empty or swapped: '0 0.5 0.5 0 0.1'")
     assert report.exit_status == 2
     for line in bad:
         with pytest.raises(UserError):

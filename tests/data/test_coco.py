@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from sppnet.data.coco import read_coco
-from sppnet.data.coco_file import annotation_files, is_coco
+from sppnet.data.formats.coco import _annotation_files as annotation_files
+from sppnet.data.formats.coco import read as read_coco
+from sppnet.data.formats.coco import recognize as is_coco
 from sppnet.errors import UserError
 
 CATEGORIES = [{"id": 18, "name": "dog"}, {"id": 1, "name": "person"}]
@@ -50,7 +51,7 @@ def test_a_box_worked_by_hand(tmp_path: Path) -> None:
     root = write_coco(tmp_path, coco([annotation(), annotation(category=1, iscrowd=1)], images), ("9.png", "7.png"))
     data = read_coco(root)
     empty, image = data.images
-    assert data.names == ("person", "dog")
+    assert data.class_names == ("person", "dog")
     assert data.split == "train"
     assert image.gt_boxes.tolist() == [[2, 3, 6.5, 8]] * 2
     assert image.gt_labels.tolist() == [2, 1]
@@ -72,7 +73,7 @@ def test_the_limit_takes_the_first_images(tmp_path: Path) -> None:
     root = write_coco(tmp_path, coco([annotation((0, 0, 99, 99), image=7), annotation(image=9)], images), ("9.png",))
     (image,) = read_coco(root, limit=1).images
     assert (image.image_id, image.size, len(image.gt_labels)) == ("train/9", (30, 40), 1)  # the size from the image
-    with pytest.raises(ValueError, match="limit"):
+    with pytest.raises(UserError, match="limit"):
         read_coco(root, limit=0)
 
 
@@ -116,22 +117,22 @@ def test_a_head_category_of_an_export_is_no_class(tmp_path: Path) -> None:
     head = [{"id": 0, "name": "animals", "supercategory": "none"}]
     below = [{"id": 1, "name": "dog", "supercategory": "animals"}, {"id": 2, "name": "cat", "supercategory": "animals"}]
     root = write_coco(tmp_path, coco([annotation(category=1)], categories=head + below))
-    assert read_coco(root).names == ("dog", "cat")
+    assert read_coco(root).class_names == ("dog", "cat")
     write_coco(tmp_path, coco([annotation(category=0)], categories=head + below))
-    assert read_coco(root).names == ("animals", "dog", "cat")
+    assert read_coco(root).class_names == ("animals", "dog", "cat")
 
 
 @pytest.mark.parametrize(
     ("entry", "says"),
     [
-        (annotation((5, 5, 0, 3)), "box is empty or swapped: bbox=[5, 5, 0, 3]"),
-        (annotation((5, 5, 3, -3)), "box is empty or swapped"),
-        (annotation((5, 5, float("nan"), 3)), "box is empty or swapped"),
-        (annotation((5, 5, 37, 3)), "box is outside the image of 40 x 30 pixels"),
-        (annotation((-2, 5, 3, 3)), "box is outside"),
-        (annotation((-1, 5, 1, 3)), "box is outside"),
-        (annotation((5, 30, 3, 1)), "box is outside"),
-        (annotation((5, 10**400, 3, 1)), "box is far outside any image"),
+        (annotation((5, 5, 0, 3)), "box of 'dog' is empty or swapped: bbox=[5, 5, 0, 3]"),
+        (annotation((5, 5, 3, -3)), "box of 'dog' is empty or swapped"),
+        (annotation((5, 5, float("nan"), 3)), "box of 'dog' is empty or swapped"),
+        (annotation((5, 5, 37, 3)), "box of 'dog' is outside the image of 40 x 30 pixels"),
+        (annotation((-2, 5, 3, 3)), "box of 'dog' is outside"),
+        (annotation((-1, 5, 1, 3)), "box of 'dog' is outside"),
+        (annotation((5, 30, 3, 1)), "box of 'dog' is outside"),
+        (annotation((5, 10**400, 3, 1)), "box of 'dog' is outside"),
         (annotation((5, 5, 3)), "not four numbers [x, y, width, height]: [5, 5, 3]"),
         (annotation(None), "not four numbers"),
         (annotation(category=2), "category_id 2 is none of the categories; known ids: 1, 18"),

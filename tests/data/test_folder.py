@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sppnet.data.folder import LabelledImages, merge, per_class, read_folder, split_folder, split_off
-from sppnet.data.folder_survey import list_images, split_parts
-from sppnet.data.image_files import IMAGE_ENDINGS, find_images
+from sppnet.data.find import IMAGE_ENDINGS, find_images, list_images
+from sppnet.data.formats.folder import read_folder, split_folder, split_parts
+from sppnet.data.labelled import LabelledImages, merge, per_class, split_off
 from sppnet.errors import UserError
 
 
@@ -41,7 +41,7 @@ def made_up(counts: Iterable[int]) -> LabelledImages:
 def test_a_folder_worked_by_hand(tmp_path: Path) -> None:
     touch(tmp_path, ["dog/b.jpg", "dog/a.JPG", "Cat/1.png", "cow/deep/er/x.WebP", "cow/y.tif"])
     images = read_folder(tmp_path)
-    assert images.names == ("Cat", "cow", "dog")  # as in a dictionary, whatever the case
+    assert images.class_names == ("Cat", "cow", "dog")  # as in a dictionary, whatever the case
     assert [str(path.relative_to(tmp_path)) for path in images.paths] == [
         "Cat/1.png", "cow/deep/er/x.WebP", "cow/y.tif", "dog/a.JPG", "dog/b.jpg",
     ]  # fmt: skip
@@ -61,7 +61,7 @@ def test_hidden_and_other_files_are_passed_over(tmp_path: Path) -> None:
     touch(tmp_path, ["a/1.jpg", "b/2.jpg", ".git/x.jpg", "__MACOSX/a/1.jpg", "README.md", ".DS_Store"])
     touch(tmp_path, ["a/.1.jpg", "a/._2.jpg", "a/.cache/3.jpg", "a/@eaDir/4.jpg", "a/notes.txt", "a/5", "b/6.jpg.part"])
     images = read_folder(tmp_path)
-    assert images.names == ("a", "b")
+    assert images.class_names == ("a", "b")
     assert [path.name for path in images.paths] == ["1.jpg", "2.jpg"]
 
 
@@ -69,15 +69,15 @@ def test_unicode_spaces_and_signs_in_names(tmp_path: Path) -> None:
     names = ("black cat", "naïve [1]", "собака", "猫")
     touch(tmp_path, [f"{name}/фото № 1*.jpg" for name in names])
     images = read_folder(tmp_path)
-    assert images.names == names
+    assert images.class_names == names
     assert all(path.is_file() for path in images.paths)
 
 
 def test_names_are_composed_however_the_disk_spells_them(tmp_path: Path) -> None:
     composed, decomposed = (unicodedata.normalize(form, "caf\u00e9") for form in ("NFC", "NFD"))
     touch(tmp_path, [f"{decomposed}/1.jpg", "tea/2.jpg"])
-    assert read_folder(tmp_path).names == (composed, "tea")
-    assert read_folder(tmp_path, classes=["tea", composed]).labels.tolist() == [0, 1]
+    assert read_folder(tmp_path).class_names == (composed, "tea")
+    assert read_folder(tmp_path, class_names=["tea", composed]).labels.tolist() == [0, 1]
     touch(tmp_path, [f"{composed}/3.jpg"])
     with pytest.raises(UserError, match="two folders are called 'café'"):
         read_folder(tmp_path)
@@ -85,20 +85,20 @@ def test_names_are_composed_however_the_disk_spells_them(tmp_path: Path) -> None
 
 def test_classes_give_the_labels_their_order(tmp_path: Path) -> None:
     touch(tmp_path, ["cat/1.jpg", "dog/2.jpg"])
-    images = read_folder(tmp_path, classes=["dog", "unicorn", "cat"])
-    assert images.names == ("dog", "unicorn", "cat")
+    images = read_folder(tmp_path, class_names=["dog", "unicorn", "cat"])
+    assert images.class_names == ("dog", "unicorn", "cat")
     assert images.labels.tolist() == [0, 2]
     assert [path.parent.name for path in images.paths] == ["dog", "cat"]
     assert images.counts().tolist() == [1, 0, 1]
     with pytest.raises(UserError, match=r"the class folder 'dog' not expected; the classes are 'cat', 'cow'"):
-        read_folder(tmp_path, classes=["cat", "cow"])
-    with pytest.raises(ValueError, match="different names"):
-        read_folder(tmp_path, classes=["cat", "dog", "cat"])
+        read_folder(tmp_path, class_names=["cat", "cow"])
+    with pytest.raises(ValueError, match="names to be different"):
+        read_folder(tmp_path, class_names=["cat", "dog", "cat"])
 
 
 def test_one_class_will_do_where_the_classes_are_known(tmp_path: Path) -> None:
     touch(tmp_path, ["cat/1.jpg"])
-    assert read_folder(tmp_path, classes=["cat", "dog"]).labels.tolist() == [0]
+    assert read_folder(tmp_path, class_names=["cat", "dog"]).labels.tolist() == [0]
 
 
 def test_links_are_followed_each_once(tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_links_are_followed_each_once(tmp_path: Path) -> None:
     (root / "dog/nowhere.jpg").symlink_to(store / "gone.jpg")  # listed: a missing picture is named when it is read
     (root / "dog/round").symlink_to(root / "dog/round")
     images = read_folder(root)
-    assert images.names == ("cat", "dog")
+    assert images.class_names == ("cat", "dog")
     assert [str(path.relative_to(root)) for path in images.paths] == [
         "cat/1.jpg", "dog/again/2.jpg", "dog/linked.jpg", "dog/nowhere.jpg", "dog/own.jpg",
     ]  # fmt: skip
@@ -190,34 +190,34 @@ def test_a_class_name_that_is_not_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize("part", ["val", "valid", "validation", "test", "Val"])
 def test_a_folder_that_is_split(tmp_path: Path, part: str) -> None:
     touch(tmp_path, ["train/dog/1.jpg", "train/cat/2.jpg", "train/cat/3.jpg", f"{part}/cat/4.jpg", f"{part}/dog/5.jpg"])
-    train, held_out = split_folder(tmp_path)
-    assert held_out is not None
-    assert train.names == held_out.names == ("cat", "dog")
+    train, validation = split_folder(tmp_path)
+    assert validation is not None
+    assert train.class_names == validation.class_names == ("cat", "dog")
     assert train.labels.tolist() == [0, 0, 1]
-    assert [path.name for path in held_out.paths] == ["4.jpg", "5.jpg"]
+    assert [path.name for path in validation.paths] == ["4.jpg", "5.jpg"]
 
 
 def test_val_comes_before_test_and_other_folders_are_passed_over(tmp_path: Path) -> None:
     touch(tmp_path, [f"{part}/{name}/1.jpg" for part in ("train", "val", "test") for name in "ab"])
     touch(tmp_path, ["annotations/a.json", "README.md"])
-    _, held_out = split_folder(tmp_path)
-    assert held_out is not None
-    assert {path.parent.parent.name for path in held_out.paths} == {"val"}
+    _, validation = split_folder(tmp_path)
+    assert validation is not None
+    assert {path.parent.parent.name for path in validation.paths} == {"val"}
     assert list(split_parts(tmp_path)) == ["train", "val", "test"]
 
 
 def test_a_folder_that_is_not_split(tmp_path: Path) -> None:
     touch(tmp_path, ["bus/1.jpg", "train/2.jpg", "ship/3.jpg"])  # trains, among other vehicles
-    train, held_out = split_folder(tmp_path)
-    assert train.names == ("bus", "ship", "train")
-    assert held_out is None
+    train, validation = split_folder(tmp_path)
+    assert train.class_names == ("bus", "ship", "train")
+    assert validation is None
 
 
 def test_a_training_part_alone(tmp_path: Path) -> None:
     touch(tmp_path, ["train/a/1.jpg", "train/b/2.jpg"])
-    train, held_out = split_folder(tmp_path)
-    assert train.names == ("a", "b")
-    assert held_out is None
+    train, validation = split_folder(tmp_path)
+    assert train.class_names == ("a", "b")
+    assert validation is None
 
 
 def test_differing_classes_are_named(tmp_path: Path) -> None:
@@ -255,7 +255,7 @@ def test_subsets() -> None:
     assert [path.name for path in images.subset([4, 0, 4]).paths] == ["4.jpg", "0.jpg", "4.jpg"]
     assert images.subset([4, 0]).labels.tolist() == [1, 0]
     assert len(images.subset([])) == 0
-    assert images.subset([]).names == images.names
+    assert images.subset([]).class_names == images.class_names
     for wrong in ([5], [-1], [0.5], [[0]], [True, False]):
         with pytest.raises(ValueError, match="subset"):
             images.subset(wrong)  # type: ignore[arg-type]
@@ -268,10 +268,10 @@ def test_subsets() -> None:
 )
 def test_every_image_is_in_one_part_and_every_class_in_both(counts: list[int], share: float, seed: int) -> None:
     images = made_up(counts)
-    train, held_out = split_off(images, share, seed=seed)
-    assert sorted(train.paths + held_out.paths) == sorted(images.paths)
-    assert train.names == held_out.names == images.names
-    for n, kept, drawn in zip(counts, train.counts(), held_out.counts(), strict=True):
+    train, validation = split_off(images, share, seed=seed)
+    assert sorted(train.paths + validation.paths) == sorted(images.paths)
+    assert train.class_names == validation.class_names == images.class_names
+    for n, kept, drawn in zip(counts, train.counts(), validation.counts(), strict=True):
         assert kept + drawn == n
         if n >= 2:
             assert min(kept, drawn) >= 1
@@ -279,7 +279,7 @@ def test_every_image_is_in_one_part_and_every_class_in_both(counts: list[int], s
         else:
             assert drawn == 0
     again = split_off(images, share, seed=seed)
-    assert again[1].paths == held_out.paths
+    assert again[1].paths == validation.paths
 
 
 def test_other_seeds_draw_others() -> None:
@@ -328,7 +328,7 @@ def test_parts_are_put_together_again() -> None:
     whole = merge(*split_off(images, seed=0))
     assert sorted(whole.paths) == sorted(images.paths)
     assert whole.counts().tolist() == [4, 6]
-    with pytest.raises(ValueError, match="same names"):
+    with pytest.raises(ValueError, match="same class names"):
         merge(images, made_up([1]))
 
 
@@ -336,8 +336,8 @@ def test_parts_are_put_together_again() -> None:
 def test_the_real_caltech_101(shared_data: Path) -> None:
     train, test = split_folder(shared_data / "caltech101")
     assert test is not None
-    assert len(train.names) == 102
-    assert train.names[0] == "accordion"
+    assert len(train.class_names) == 102
+    assert train.class_names[0] == "accordion"
     assert set(train.counts()) == {30}
     assert test.counts().min() >= 1
     chosen, rest = per_class(merge(train, test), 30, seed=1, at_most=50)

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sppnet.data.voc import VOC_CLASSES, read_voc
+from sppnet.data.formats.voc import VOC_CLASSES
+from sppnet.data.formats.voc import read as read_voc
 from sppnet.errors import UserError
 
 
@@ -44,7 +45,7 @@ def test_a_box_worked_by_hand(tmp_path: Path) -> None:
     assert (first.image_id, first.size, first.path.name) == ("a", (30, 40), "a.jpg")
     assert second.gt_boxes.shape == (0, 4)
     assert second.gt_labels.shape == second.difficult.shape == (0,)
-    assert data.names == VOC_CLASSES
+    assert data.class_names == VOC_CLASSES
     assert data.split == "train"
 
 
@@ -73,17 +74,17 @@ def test_a_size_not_stated_is_read_from_the_image(tmp_path: Path, size: tuple[in
 def test_other_classes_are_those_of_the_whole_folder(tmp_path: Path) -> None:
     root = write_voc(tmp_path, {"a": voc_object("zebra"), "b": voc_object("apple")})
     (root / "ImageSets/Main/val.txt").write_text("a\n")
-    assert read_voc(root, "val").names == read_voc(root, "train").names == ("apple", "zebra")
+    assert read_voc(root, "val").class_names == read_voc(root, "train").class_names == ("apple", "zebra")
     assert read_voc(root, "val").images[0].gt_labels.tolist() == [2]
     (root / "Annotations/._a.xml").write_bytes(b"\x00\x05\x16\x07")  # as macOS leaves them on other disks
-    assert read_voc(root, "val").names == ("apple", "zebra")
+    assert read_voc(root, "val").class_names == ("apple", "zebra")
 
 
 def test_limit_takes_the_first_and_keeps_the_labels(tmp_path: Path) -> None:
     root = write_voc(tmp_path, {"a": voc_object("cat"), "b": voc_object("unicorn")})
     data = read_voc(root, limit=1)
     assert [image.image_id for image in data.images] == ["a"]
-    assert data.names == ("cat", "unicorn")
+    assert data.class_names == ("cat", "unicorn")
     assert len(read_voc(root, limit=10)) == 2
     with pytest.raises(ValueError, match="limit"):
         read_voc(root, limit=0)
@@ -113,7 +114,7 @@ def test_missing_folders_splits_and_files_are_named(tmp_path: Path) -> None:
     root = write_voc(tmp_path / "VOC", {"a": "", "b": ""})
     with pytest.raises(UserError, match="this is a file"):
         read_voc(root / "ImageSets/Main/train.txt")
-    with pytest.raises(UserError, match=r"val\.txt: no such split; splits there: train$"):
+    with pytest.raises(UserError, match=r"no such split 'val'; splits there: train$"):
         read_voc(root, "val")
     (root / "JPEGImages/b.jpg").unlink()
     with pytest.raises(UserError, match=r"no image for 'b'.*expected b\.jpg"):
@@ -166,7 +167,7 @@ def test_a_lone_pixel_is_a_box(tmp_path: Path) -> None:
 def test_the_real_voc_2007(shared_data: Path) -> None:
     train, val = (read_voc(shared_data / "VOCdevkit", split) for split in ("train", "val"))
     assert (len(train), len(val)) == (2500, 1000)
-    assert train.names == val.names == VOC_CLASSES
+    assert train.class_names == val.class_names == VOC_CLASSES
     for image in (*train.images, *val.images):
         assert (image.gt_boxes >= 0).all()
         assert (image.gt_boxes[:, 2:] <= image.size[::-1]).all()

@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from sppnet.data.yolo import is_yolo, label_path, read_line, read_yolo
+from sppnet.data.formats.yolo import label_path
+from sppnet.data.formats.yolo import read as read_yolo
+from sppnet.data.formats.yolo import recognize as is_yolo
 from sppnet.errors import UserError
 
 NAMES = ("cat", "dog")
@@ -41,7 +43,7 @@ def test_a_box_worked_by_hand(tmp_path: Path) -> None:
     root = write_flat(tmp_path, {"b.jpg": "1 0.5 0.5 0.25 1\n\n0 0.05 0.1 0.1 0.2\n", "a.png": None, "c.jpg": " \n"})
     data = read_yolo(root)
     assert [image.image_id for image in data.images] == ["a", "b", "c"]
-    assert data.names == NAMES
+    assert data.class_names == NAMES
     none, image, blank = data.images
     assert image.gt_boxes.tolist() == [[15, 0, 25, 30], [0, 0, 4, 6]]
     assert image.gt_labels.tolist() == [2, 1]
@@ -49,13 +51,20 @@ def test_a_box_worked_by_hand(tmp_path: Path) -> None:
     assert (image.size, image.path) == ((30, 40), root / "images/b.jpg")
     assert none.gt_boxes.shape == blank.gt_boxes.shape == (0, 4)
     assert len(read_yolo(root, limit=2)) == 2
-    with pytest.raises(ValueError, match="limit"):
+    with pytest.raises(UserError, match="limit"):
         read_yolo(root, limit=0)
 
 
-def test_an_outline_gives_its_bounding_box() -> None:
-    found = read_line("0 0.25 0.5 0.5 0.1 0.75 0.9", NAMES, (30, 40), Path("a.txt"), 1)
-    assert found.box == pytest.approx((10, 3, 30, 27))
+def read_line(tmp_path: Path, line: str) -> list[float]:
+    """The box of one line, of an image of 40 x 30 pixels."""
+    root = write_flat(tmp_path, {})
+    write_images(root, {"images/a.jpg": line})
+    (box,) = read_yolo(root).images[0].gt_boxes.tolist()
+    return [float(side) for side in box]
+
+
+def test_an_outline_gives_its_bounding_box(tmp_path: Path) -> None:
+    assert read_line(tmp_path, "0 0.25 0.5 0.5 0.1 0.75 0.9") == pytest.approx((10, 3, 30, 27))
 
 
 def test_boxes_lie_on_the_upright_image(tmp_path: Path) -> None:
@@ -68,11 +77,13 @@ def test_boxes_lie_on_the_upright_image(tmp_path: Path) -> None:
 
 
 @given(st.floats(0, 39), st.floats(0, 29), st.floats(0.01, 1), st.floats(0.01, 1))
-def test_what_is_written_with_six_decimals_is_read_back(x0: float, y0: float, right: float, down: float) -> None:
+def test_what_is_written_with_six_decimals_is_read_back(
+    tmp_path_factory: pytest.TempPathFactory, x0: float, y0: float, right: float, down: float
+) -> None:
     x1, y1 = x0 + right * (40 - x0), y0 + down * (30 - y0)
     shares = ((x0 + x1) / 80, (y0 + y1) / 60, (x1 - x0) / 40, (y1 - y0) / 30)
     line = "0 " + " ".join(f"{share:.6f}" for share in shares)
-    assert read_line(line, NAMES, (30, 40), Path("a.txt"), 1).box == pytest.approx((x0, y0, x1, y1), abs=1e-4)
+    assert read_line(tmp_path_factory.mktemp("set"), line) == pytest.approx((x0, y0, x1, y1), abs=1e-4)
 
 
 @pytest.mark.parametrize("layout", ["images/{}/a.jpg", "{}/images/a.jpg"])
@@ -102,7 +113,7 @@ def test_data_yaml(tmp_path: Path, yaml: str) -> None:
     for place in (root, root / "data.yaml"):
         for split in ("train", "val"):
             data = read_yolo(place, split)
-            assert data.names == NAMES
+            assert data.class_names == NAMES
             assert [image.image_id for image in data.images] == [f"{split}/a"]
             assert data.images[0].gt_labels.tolist() == [2]
 
@@ -117,11 +128,11 @@ def test_labels_beside_the_images_as_darknet_has_them(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ("0 0.5 0.5 0 0.1", "box is empty or swapped: '0 0.5 0.5 0 0.1'"),
-        ("0 0.5 0.5 0.1 -0.1", "box is empty or swapped"),
-        ("0 0.5 nan 0.1 0.1", "box is empty or swapped"),
-        ("0 0.9 0.5 0.4 0.1", "box is outside the image of 40 x 30 pixels"),
-        ("0 1.2 0.5 0.1 0.1", "box is outside"),
+        ("0 0.5 0.5 0 0.1", "box of 'cat' is empty or swapped: '0 0.5 0.5 0 0.1'"),
+        ("0 0.5 0.5 0.1 -0.1", "box of 'cat' is empty or swapped"),
+        ("0 0.5 nan 0.1 0.1", "not numbers"),
+        ("0 0.9 0.5 0.4 0.1", "box of 'cat' is outside the image of 40 x 30 pixels"),
+        ("0 1.2 0.5 0.1 0.1", "box of 'cat' is outside"),
         ("0 20 15 10 30", "these look like pixels, expected shares"),
         ("2 0.5 0.5 0.1 0.1", "class 2 is none of the 2 classes; they count from 0"),
         ("-1 0.5 0.5 0.1 0.1", "class -1 is none"),
@@ -146,8 +157,8 @@ def test_no_image_is_taken_twice_or_from_a_hidden_folder(tmp_path: Path) -> None
     assert [image.image_id for image in read_yolo(root).images] == ["a", "more/b"]
 
 
-def test_a_pixel_over_the_edge_is_cut() -> None:
-    assert read_line("0 0.5 0.5 1.04 1", NAMES, (30, 40), Path("a.txt"), 1).box == (0, 0, 40, 30)
+def test_a_pixel_over_the_edge_is_cut(tmp_path: Path) -> None:
+    assert read_line(tmp_path, "0 0.5 0.5 1.04 1") == [0, 0, 40, 30]
 
 
 @pytest.mark.parametrize(
@@ -158,9 +169,9 @@ def test_a_pixel_over_the_edge_is_cut() -> None:
         ("train: images\nnames: [cat, cat]", "classes 0 and 1 are both called 'cat'"),
         ("train: images\nnames: [cat, '']", "class 1 has no name"),
         ("train: images\nnames: []", "no class names"),
-        ("train: images\nnames: 3", "names are '3'; expected a list"),
+        ("train: images\nnames: 3", "names are not a list of names"),
         ("train: images\nnames: {1: cat, 2: dog}", "expected 0, 1, 2"),
-        ("train: images\nnames: [cat]\nnc: 2", "nc is 2, but there are 1 names"),
+        ("train: images\nnames: [cat]\nnc: 2", "nc is '2', but there are 1 names"),
         ("names: [cat]", "no splits; expected train and val"),
         ("train: gone\nnames: [cat]", "split 'train' lies in"),
         ("train: list.txt\nnames: [cat]", "list.txt:2: no image 'images/gone.jpg'"),

@@ -141,6 +141,7 @@ def test_nothing_left_to_train() -> None:
 
 def trained(model: SPPNet, photos: list[TrainingImage], folder: Path, **settings: Any) -> dict[str, Tensor]:
     net = copy.deepcopy(model)
+    net.backbone.to(memory_format=torch.channels_last)  # as in use
     assert train_end_to_end(net, photos, replace(SETTINGS, **settings), folder) == 0
     assert not net.training
     return net.state_dict()
@@ -265,7 +266,7 @@ SCRIPT = """
 import sys
 from pathlib import Path
 import torch
-from sppnet.data.voc import read_voc
+from sppnet.data.formats.voc import read as read_voc
 from sppnet.detection.end_to_end import EndToEndSettings, train_end_to_end
 from sppnet.detection.targets import training_images
 from sppnet.models.files import load

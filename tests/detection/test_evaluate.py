@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from sppnet.data.annotations import DetectionData
-from sppnet.data.voc import read_voc
+from sppnet.data.formats.voc import read as read_voc
 from sppnet.detection import evaluate
 from sppnet.detection.evaluate import evaluate_detector
 from sppnet.errors import UserError
@@ -34,7 +34,7 @@ def test_perfect_detections_score_one(
     def perfect(*_: Any, **__: Any) -> Detections:
         """Every object of the next image, labelled as the model would."""
         image = next(images)
-        found = [data.names[label - 1] for label in image.gt_labels]
+        found = [data.class_names[label - 1] for label in image.gt_labels]
         labels = np.array([class_names.index(name) + 1 for name in found])
         return Detections(image.gt_boxes, np.full(len(found), 0.9, np.float32), labels, tuple(found))
 

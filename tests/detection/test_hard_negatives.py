@@ -13,12 +13,12 @@ YES = torch.ones(1, dtype=torch.bool)
 
 
 def find(
-    boxes: Tensor, margins: list[list[float]], eligible: Tensor | None = None, held: Tensor | None = None
+    boxes: Tensor, scores: list[list[float]], eligible: Tensor | None = None, held: Tensor | None = None
 ) -> list[list[bool]]:
-    values = torch.tensor(margins)
+    values = torch.tensor(scores)
     eligible = torch.ones_like(values, dtype=torch.bool) if eligible is None else eligible
     held = torch.zeros_like(values, dtype=torch.bool) if held is None else held
-    return hard_windows(boxes, values, eligible, held, hard_margin=-1.0001, duplicate_iou=0.7).tolist()
+    return hard_windows(boxes, values, eligible, held, hard_score=-1.0001, duplicate_iou=0.7).tolist()
 
 
 def apart(count: int) -> Tensor:
@@ -27,15 +27,15 @@ def apart(count: int) -> Tensor:
     return torch.stack([left, torch.zeros(count), left + 10, torch.full((count,), 10.0)], dim=1)
 
 
-def keep(cache: NegativeCache, image: int, margins: list[list[float]]) -> None:
-    """Add windows 0, 1, ... of an image, hard where the margin is above -1; what they hold says which they are."""
-    values = torch.tensor(margins)
+def keep(cache: NegativeCache, image: int, scores: list[list[float]]) -> None:
+    """Add windows 0, 1, ... of an image, hard where the score is above -1; what they hold says which they are."""
+    values = torch.tensor(scores)
     rows = torch.arange(len(values))
     features = torch.stack([torch.full((len(values),), float(image)), rows.float()], dim=1)
     cache.add(image, rows, features, values > -1, values)
 
 
-def test_hard_is_above_the_margin_and_without_an_object() -> None:
+def test_hard_is_above_the_score_and_without_an_object() -> None:
     eligible = torch.tensor([[True, False], [True, True], [True, True], [False, True]])
     found = find(apart(4), [[0.5, 0.5], [-1.0, -2.0], [-1.1, -1.00005], [3.0, -0.9]], eligible)
     assert found == [[True, False], [True, False], [False, True], [False, True]]
@@ -64,13 +64,13 @@ def test_a_window_is_stored_once_for_all_its_classes() -> None:
     keep(cache, 7, [[-2.0, -2.0], [0.3, -2.0]])  # a second pass: window 1 is hard for the first class now
     assert cache.keys.tolist() == [[7, 0], [7, 1]]
     assert cache.held.tolist() == [[True, True], [True, True]]
-    assert cache.margins.tolist() == [[0.0, 0.5], [pytest.approx(0.3), pytest.approx(0.1)]]
+    assert cache.scores.tolist() == [[0.0, 0.5], [pytest.approx(0.3), pytest.approx(0.1)]]
 
 
 def test_the_easy_are_evicted_and_what_nobody_holds_is_forgotten() -> None:
     cache = NegativeCache(2, 1 << 20)
     keep(cache, 0, [[0.0, 0.0], [0.0, -2.0], [0.0, 0.0]])
-    cache.margins[:, 0] = torch.tensor([-1.1, -1.3, -1.2])
+    cache.scores[:, 0] = torch.tensor([-1.1, -1.3, -1.2])
     cache.evict(0, -1.2)
     assert cache.held.tolist() == [[True, True], [False, False], [True, True]]
     cache.compact()
@@ -109,9 +109,9 @@ def test_what_is_put_back_goes_on_alike() -> None:
     whole, first = NegativeCache(2, 80), NegativeCache(2, 80)
     second = NegativeCache(2, 80)
     for image in range(6):
-        margins = torch.randn(5, 2, generator=torch.Generator().manual_seed(image)).tolist()
+        scores = torch.randn(5, 2, generator=torch.Generator().manual_seed(image)).tolist()
         for cache in (whole, first if image < 3 else second):
-            keep(cache, image, margins)
+            keep(cache, image, scores)
             cache.limit()
         if image == 2:
             second.restore({name: array.clone() for name, array in first.arrays().items()})

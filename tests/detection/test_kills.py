@@ -20,7 +20,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sppnet.data.voc import read_voc
+from sppnet.data.formats.voc import read as read_voc
 from sppnet.detection.evaluate import evaluate_detector
 from sppnet.detection.train import DetectorSettings, train_detector
 from sppnet.errors import OutputError

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from sppnet.data.annotations import DetectionData
-from sppnet.data.voc import read_voc
+from sppnet.data.formats.voc import read as read_voc
 from sppnet.detection.evaluate import evaluate_detector
 from sppnet.detection.train import DetectorSettings, train_detector, train_svms_of
 from sppnet.errors import ModelError, SettingsError, UserError

@@ -13,42 +13,42 @@ import torchvision
 from safetensors.torch import save_file
 
 from sppnet.errors import UserError
-from sppnet.models.backbones import build_backbone, map_shape, smallest_side
-from sppnet.models.compact import compact_resnet
+from sppnet.models.backbones import build_backbone, check_not_random, pretrained_weights
 from sppnet.models.files import save_model
-from sppnet.models.geometry import Geometry, backbone_geometry
-from sppnet.models.sppnet import Architecture, SPPNet
+from sppnet.models.geometry import backbone_geometry
+from sppnet.models.networks import compact_resnet
+from sppnet.models.sppnet import Architecture, SPPNet, build_model
 
 
 @pytest.mark.parametrize(
-    ("name", "channels", "stride"),
+    ("name", "channels", "stride", "side"),
     [
-        ("compact", 384, 32),
-        ("alexnet", 256, 16),  # the max pooling at its end is left out: the pyramid replaces it
-        ("squeezenet1_0", 512, 16),
-        ("mobilenet_v2", 1280, 32),
-        ("resnet18", 512, 32),
-        ("zf5", 256, 16),
-        ("convnet5", 256, 16),
-        ("overfeat5", 512, 12),
-        ("overfeat7", 512, 12),
+        ("compact", 384, 32, 1),
+        ("alexnet", 256, 16, 31),  # the max pooling at its end is left out: the pyramid replaces it
+        ("squeezenet1_0", 512, 16, 21),
+        ("mobilenet_v2", 1280, 32, 1),
+        ("resnet18", 512, 32, 1),
+        ("convnext_tiny", 768, 32, 32),
+        ("zf5", 256, 16, 31),
+        ("convnet5", 256, 16, 19),
+        ("overfeat5", 512, 12, 11),
+        ("overfeat7", 512, 12, 11),
     ],
 )
-@pytest.mark.parametrize("size", [(97, 200), (224, 224), (65, 300)])
-def test_map_shape_agrees_with_a_real_run(name: str, channels: int, stride: int, size: tuple[int, int]) -> None:
+def test_the_map_of_any_size_down_to_the_smallest(name: str, channels: int, stride: int, side: int) -> None:
     backbone = build_backbone(name)
+    geometry = backbone_geometry(backbone)
     assert not backbone.training
+    assert (geometry.channels, geometry.stride, geometry.smallest_side) == (channels, stride, side)
     with torch.inference_mode():
-        features = backbone(torch.rand(1, 3, *size))
-    assert map_shape(backbone, size) == features.shape[1:]
-    assert features.shape[1] == channels
-    assert all(abs(side / stride - cells) <= 2 for side, cells in zip(size, features.shape[2:], strict=True))
-
-
-def test_map_shape_leaves_the_backbone_where_it_is() -> None:
-    backbone = build_backbone("compact")
-    map_shape(backbone, (64, 64))
-    assert {parameter.device.type for parameter in backbone.parameters()} == {"cpu"}
+        for size in ((97, 200), (65, 130)):
+            features = backbone(torch.rand(1, 3, *size))
+            assert features.shape[1] == channels
+            assert all(abs(side / stride - cells) <= 2 for side, cells in zip(size, features.shape[2:], strict=True))
+        assert backbone(torch.rand(1, 3, side, side)).shape[2:] == (1, 1)
+        if side > 1:
+            with pytest.raises(RuntimeError):
+                backbone(torch.rand(1, 3, side - 1, side))
 
 
 @pytest.mark.parametrize("name", ["resnet", "compactt", "", "fasterrcnn_resnet50_fpn", "../compact"])
@@ -65,9 +65,9 @@ def test_a_net_without_a_plain_convolutional_part(name: str) -> None:
 
 def test_a_net_whose_cells_cannot_be_placed() -> None:
     with pytest.raises(
-        UserError, match=r"backbone 'swin_t' cannot be used: operation '_patch_merging_pad' is not known"
+        UserError, match=r"backbone 'swin_t' cannot be used: operation 'pad' in layer .*\(ShiftedWindowAttention\)"
     ):
-        SPPNet(Architecture(("cat",), "swin_t", hidden=(8,)))
+        build_model(Architecture(("cat",), "swin_t", hidden=(8,)))
 
 
 @pytest.mark.parametrize("ending", [".safetensors", ".pth"])
@@ -160,11 +160,6 @@ def test_a_file_that_holds_something_else(tmp_path: Path, content: object) -> No
         build_backbone("squeezenet1_0", tmp_path / "w.pth")
 
 
-def test_widths_and_blocks_must_agree() -> None:
-    with pytest.raises(ValueError, match="got 3 blocks for 3 widths"):
-        compact_resnet((8, 8, 16), (1, 2, 2))
-
-
 # Of torchvision
 
 SLOW = pytest.mark.slow  # VGG's fully connected layers, 120 million weights, are drawn first and thrown away then
@@ -191,11 +186,10 @@ def test_torchvisions_families(name: str) -> None:
     torch.manual_seed(0)
     backbone = build_backbone(name, fold=False)
     of_32, of_16 = OF_TORCHVISION[name]
-    channels, height, width = map_shape(backbone, (96, 64))
     geometry = backbone_geometry(backbone)
-    assert (geometry.stride, channels) == ((16, of_16) if of_32 is None else (32, of_32))
+    assert (geometry.stride, geometry.channels) == ((16, of_16) if of_32 is None else (32, of_32))
     features = backbone.train()(torch.rand(2, 3, 96, 64))  # dropout, stochastic depth and BatchNorm as they learn
-    assert features.shape == (2, channels, height, width)
+    assert features.shape == (2, geometry.channels, 96 // geometry.stride, 64 // geometry.stride) or of_32 is None
     features.square().mean().backward()
     assert all(
         torch.isfinite(parameter.grad).all() for parameter in backbone.parameters() if parameter.grad is not None
@@ -215,7 +209,8 @@ def test_torchvisions_families_at_stride_16(name: str) -> None:
 @pytest.mark.parametrize("stride", [8, 16])
 def test_the_projects_own_net_at_a_stride(stride: int) -> None:
     whole, cut = build_backbone("compact"), build_backbone("compact", stride=stride)
-    assert backbone_geometry(cut) == Geometry(stride, 0.5)
+    geometry = backbone_geometry(cut)
+    assert (geometry.stride, geometry.offset) == (stride, 0.5)
     assert cut.state_dict().keys() < whole.state_dict().keys()
 
 
@@ -238,19 +233,6 @@ def test_nets_that_learned_from_pixels_of_another_kind(tmp_path: Path, name: str
     with torch.inference_mode():
         whole(image)
         torch.testing.assert_close(backbone(image), seen[0], rtol=1e-3, atol=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("name", "side"), [("compact", 1), ("zf5", 31), ("alexnet", 31), ("squeezenet1_0", 21), ("convnext_tiny", 32)]
-)
-def test_the_smallest_image(name: str, side: int) -> None:
-    backbone = build_backbone(name)
-    assert smallest_side(backbone) == side
-    with torch.inference_mode():
-        assert backbone(torch.rand(1, 3, side, side)).shape[2:] == (1, 1)
-        if side > 1:
-            with pytest.raises(RuntimeError):
-                backbone(torch.rand(1, 3, side - 1, side))
 
 
 # Weights again
@@ -289,8 +271,8 @@ def test_a_file_that_fits_in_part(tmp_path: Path, change: object, message: str) 
 def test_a_model_files_backbone(tmp_path: Path, name: str, stride: int | None) -> None:
     torch.manual_seed(0)
     made = build_backbone(name, stride=stride)
-    net = SPPNet(Architecture(("cat",), name, (1,), (4,), detects=False), made)
-    save_model(net, tmp_path / "m.safetensors", {})
+    net = build_model(Architecture(("cat",), name, (1,), (4,), detects=False), backbone=made)
+    save_model(net, tmp_path / "m.safetensors")
     again = build_backbone(name, tmp_path / "m.safetensors", stride)
     assert again.state_dict().keys() == made.state_dict().keys()
     assert all(torch.equal(value, made.state_dict()[key].half().float()) for key, value in again.state_dict().items())
@@ -332,10 +314,10 @@ def test_what_timm_has(name: str) -> None:
             build_backbone(name)
         return
     backbone = build_backbone(name)
-    channels, height, width = map_shape(backbone, (96, 160))
-    assert backbone_geometry(backbone).stride == 32
+    geometry = backbone_geometry(backbone)
+    assert geometry.stride == 32
     with torch.inference_mode():
-        assert backbone(torch.rand(1, 3, 96, 160)).shape == (1, channels, height, width)
+        assert backbone(torch.rand(1, 3, 96, 160)).shape == (1, geometry.channels, 3, 5)
 
 
 def test_the_prefix_tells_two_packages_apart() -> None:
@@ -370,3 +352,19 @@ def test_without_timm(monkeypatch: pytest.MonkeyPatch) -> None:
         build_backbone("timm:resnet50d")
     with pytest.raises(UserError, match=r"no backbone named 'resnet50d': .*sppnet\[timm\]"):
         build_backbone("resnet50d")
+
+
+# Which weights, where nothing is said
+
+
+def test_a_backbone_has_the_weights_that_somebody_published() -> None:
+    assert pretrained_weights("resnet18") == "DEFAULT"
+    assert build_backbone("compact", pretrained_weights("compact")) is not None
+    with pytest.raises(UserError, match="zf5 has no pretrained weights, and random ones are never frozen"):
+        pretrained_weights("zf5")
+
+
+def test_random_weights_are_not_frozen() -> None:
+    check_not_random("mobilenet_v2", "DEFAULT")
+    with pytest.raises(UserError, match="mobilenet_v2 with random weights cannot be frozen: leave --weights out"):
+        check_not_random("mobilenet_v2", "random")

@@ -14,18 +14,16 @@ from torch import nn
 from sppnet.errors import UserError
 from sppnet.models.compress import truncate_layers
 from sppnet.models.files import load, save_model
-from sppnet.models.sppnet import Architecture, SPPNet
+from sppnet.models.sppnet import Architecture, SPPNet, build_model
 
-ARCHITECTURE = Architecture(
-    ("cat", "dog"), levels=(2, 1), hidden=(48, 32), short_side=64, long_side=128, proposer="grid"
-)
+ARCHITECTURE = Architecture(("cat", "dog"), levels=(2, 1), hidden=(48, 32))
 
 
 @pytest.fixture(scope="module")
 def net() -> SPPNet:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return SPPNet(ARCHITECTURE).eval()
+        return build_model(ARCHITECTURE).eval()
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +57,7 @@ def test_rank_0_leaves_a_layer_whole(net: SPPNet, pooled: torch.Tensor) -> None:
 def test_no_matrix_of_the_rank_is_nearer(rank: int, seed: int) -> None:
     """Eckart and Young: what is lost is the sum of the squares of the singular values that were left out."""
     torch.manual_seed(seed)
-    whole = SPPNet(ARCHITECTURE)
+    whole = build_model(ARCHITECTURE)
     small, kept = truncate_layers(whole, (0, rank))
     layer, thin = whole.fully_connected[4], small.fully_connected[4]
     assert isinstance(layer, nn.Linear)
@@ -90,7 +88,7 @@ def test_of_given_windows_less_is_lost(net: SPPNet) -> None:
     assert kept[0] == pytest.approx(1, abs=1e-3)
     assert error(told) < 0.1 * error(plain)
     full, kept = truncate_layers(net, (48, 32), pooled=windows)
-    torch.testing.assert_close(full.describe(windows).detach(), wanted, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(full.fully_connected(windows).detach(), wanted, rtol=1e-3, atol=1e-4)
     assert kept == pytest.approx([1, 1])
     assert max(truncate_layers(net, energy=0.99, pooled=windows)[0].architecture.ranks) <= 8
     with pytest.raises(UserError, match=r"at least two pooled windows \[R, M, C\], got shape \[0, 5, 3\]"):
@@ -111,11 +109,11 @@ def test_energy_takes_the_smallest_rank_that_keeps_it(net: SPPNet) -> None:
 
 def test_a_file_holds_the_thin_layers_and_is_smaller(net: SPPNet, pooled: torch.Tensor, tmp_path: Path) -> None:
     small, _ = truncate_layers(net, (4, 8))
-    save_model(net, tmp_path / "whole.safetensors", {})
-    save_model(small, tmp_path / "small.safetensors", {})
+    save_model(net, tmp_path / "whole.safetensors")
+    save_model(small, tmp_path / "small.safetensors")
     again = load(tmp_path / "small.safetensors")
     assert again.architecture == small.architecture
-    torch.testing.assert_close(again.describe(pooled), small.fully_connected(pooled), rtol=1e-2, atol=1e-3)
+    torch.testing.assert_close(again.fully_connected(pooled), small.fully_connected(pooled), rtol=1e-2, atol=1e-3)
     saved = (tmp_path / "whole.safetensors").stat().st_size - (tmp_path / "small.safetensors").stat().st_size
     inputs = net.fully_connected[1].in_features
     assert saved == pytest.approx(2 * (48 * inputs - 4 * (48 + inputs) + 32 * 48 - 8 * (32 + 48)), abs=600)

@@ -1,4 +1,4 @@
-"""Stride and offset computed from modules, against a probe; boxes to windows, never empty."""
+"""Stride and offset computed from a backbone's operations, against a probe."""
 
 from __future__ import annotations
 
@@ -7,21 +7,18 @@ from collections.abc import Callable
 import pytest
 import torch
 import torchvision
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
 from sppnet.models.backbones import build_backbone
-from sppnet.models.geometry import (
-    Geometry,
-    backbone_geometry,
-    boxes_to_windows,
-    probe_geometry,
-    window_residuals,
-    without_data,
-)
-from sppnet.models.paper_networks import WithinChannelLRN
+from sppnet.models.geometry import Geometry, backbone_geometry, without_data
+from sppnet.models.networks import WithinChannelLRN
+
+
+def placed(backbone: nn.Module) -> Geometry:
+    """Stride and offset alone."""
+    geometry = backbone_geometry(backbone)
+    return Geometry(geometry.stride, geometry.offset)
 
 
 @pytest.mark.parametrize(
@@ -44,7 +41,7 @@ from sppnet.models.paper_networks import WithinChannelLRN
     ],
 )
 def test_known_backbones(name: str, expected: Geometry) -> None:
-    assert backbone_geometry(build_backbone(name)) == expected
+    assert placed(build_backbone(name)) == expected
 
 
 @pytest.mark.parametrize(
@@ -53,10 +50,24 @@ def test_known_backbones(name: str, expected: Geometry) -> None:
 def test_one_lit_pixel_lights_the_cells_that_the_geometry_says(name: str, stride: int | None) -> None:
     """Where every weight is positive and nothing saturates, the cells a pixel reaches are centred on it."""
     backbone = linear_copy(name, stride)
-    geometry = backbone_geometry(backbone)
+    geometry = placed(backbone)
     probed = probe_geometry(backbone, width=960, height=64)
     assert probed.stride == geometry.stride
     assert abs(probed.offset - geometry.offset) <= geometry.stride / 2
+
+
+def probe_geometry(backbone: Callable[[Tensor], Tensor], width: int = 512, height: int = 96) -> Geometry:
+    """Measured instead: the middle of the pixels that move one cell, for two neighboring cells; exact where reach is symmetric."""
+    image = torch.rand(1, 3, height, width, requires_grad=True)
+    features = backbone(image)
+    row, middle = features.shape[-2] // 2, features.shape[-1] // 2
+    centers = []
+    for cell in (middle, middle + 1):
+        (gradient,) = torch.autograd.grad(features[0, :, row, cell].sum(), image, retain_graph=True)
+        columns = gradient[0].abs().sum((0, 1)).nonzero().flatten()
+        centers.append((float(columns.min()) + float(columns.max()) + 1) / 2)
+    stride = round(centers[1] - centers[0])
+    return Geometry(stride, centers[0] - stride * middle)
 
 
 def linear_copy(name: str, stride: int | None = None) -> nn.Module:
@@ -87,7 +98,7 @@ def linear_copy(name: str, stride: int | None = None) -> nn.Module:
 )
 def test_symmetric_layers_are_probed_exactly(name: str, expected: Geometry) -> None:
     backbone = linear_copy(name)
-    assert probe_geometry(backbone, width=512, height=96) == backbone_geometry(backbone) == expected
+    assert probe_geometry(backbone, width=512, height=96) == placed(backbone) == expected
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
@@ -107,8 +118,8 @@ def test_symmetric_layers_are_probed_exactly(name: str, expected: Geometry) -> N
     ],
 )
 def test_single_layers(layer: nn.Module, expected: Geometry) -> None:
-    assert backbone_geometry(nn.Sequential(layer)) == expected
-    assert backbone_geometry(layer) == expected
+    assert placed(nn.Sequential(layer)) == expected
+    assert placed(layer) == expected
 
 
 class Calls(nn.Module):
@@ -137,26 +148,32 @@ class Calls(nn.Module):
     ],
 )
 def test_functions(function: Callable[[Tensor], Tensor], expected: Geometry) -> None:
-    assert backbone_geometry(Calls(function)) == expected
+    assert placed(Calls(function)) == expected
 
 
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        (lambda features: features[:, :, ::2, ::2], "operation 'getitem' is not known"),
-        (lambda features: functional.interpolate(features, scale_factor=2), "operation 'interpolate' is not known"),
-        (lambda features: functional.pixel_unshuffle(features, 2), "operation 'pixel_unshuffle' is not known"),
+        (lambda features: features[:, :, ::2, ::2], r"operation 'getitem' in layer '0' \(Calls\) is not known"),
+        (
+            lambda features: functional.interpolate(features, scale_factor=2),
+            r"operation 'interpolate' in layer '0' \(Calls\) is not known",
+        ),
+        (
+            lambda features: functional.pixel_unshuffle(features, 2),
+            r"operation 'pixel_unshuffle' in layer '0' \(Calls\) is not known",
+        ),
         (lambda features: features.permute(0, 2, 3, 1), "must end in a feature map"),
         (lambda features: features.flatten(2), "must end in a feature map"),
         (lambda features: features.mean((2, 3)), "must end in a feature map"),
         (lambda features: [features, features], "must end in a feature map"),
-        (lambda features: features.view(1, 4, 7, 9), "operation 'view' cannot be run"),
-        (lambda features: features if features.sum() > 0 else -features, "graph cannot be traced"),
+        (lambda features: features.view(1, 4, 7, 9), r"operation 'view' in layer '0' \(Calls\) cannot be run"),
+        (lambda features: features if features.sum() > 0 else -features, r"operation 'sum' .*is not known"),
     ],
 )
 def test_functions_that_lose_a_cells_place(function: Callable[[Tensor], Tensor], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        backbone_geometry(Calls(function))
+        placed(Calls(function))
 
 
 class Branches(nn.Module):
@@ -170,22 +187,22 @@ class Branches(nn.Module):
 
 def test_branches_must_agree() -> None:
     agreeing = Branches(nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 3, padding=1))
-    assert backbone_geometry(agreeing) == Geometry(1, 0.5)
-    with pytest.raises(ValueError, match="branches that meet at 'cat' disagree"):
-        backbone_geometry(Branches(nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 3)))
+    assert placed(agreeing) == Geometry(1, 0.5)
+    with pytest.raises(ValueError, match=r"'cat' .*branches together that disagree"):
+        placed(Branches(nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 3)))
 
 
 def test_branches_half_a_cell_apart_meet_in_the_middle() -> None:
     """ResNet-D: a 3 x 3 convolution beside a shortcut that averages 2 x 2 cells."""
     block = Branches(nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.Sequential(nn.AvgPool2d(2), nn.Conv2d(3, 4, 1)))
-    assert backbone_geometry(block) == Geometry(2, 0.75)  # between 0.5 and 1
-    assert backbone_geometry(nn.Sequential(block, nn.Conv2d(8, 4, 1, stride=2))) == Geometry(4, 0.75)
+    assert placed(block) == Geometry(2, 0.75)  # between 0.5 and 1
+    assert placed(nn.Sequential(block, nn.Conv2d(8, 4, 1, stride=2))) == Geometry(4, 0.75)
 
 
 def test_the_net_itself_is_not_touched() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).train()
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    backbone_geometry(net)
+    placed(net)
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     assert {parameter.device.type for parameter in net.parameters()} == {"cpu"}
 
@@ -208,56 +225,7 @@ def test_a_run_without_data_copies_none() -> None:
 )
 def test_what_has_no_geometry_is_refused_by_name(backbone: nn.Module, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        backbone_geometry(backbone)
-
-
-# Boxes to windows
-
-
-@pytest.mark.parametrize(
-    ("box", "window"),
-    [
-        ((0, 0, 160, 160), (0, 0, 10, 10)),  # the whole image, the whole map
-        ((16, 32, 48, 64), (1, 2, 3, 4)),  # centres at 24, 40 and 40, 56
-        ((8, 8, 9, 9), (0, 0, 1, 1)),  # just the centre of cell 0
-        ((9, 9, 23, 23), (0, 0, 1, 1)),  # between two centres: the nearest cell (16 is as near to both: the even one)
-        ((-50, -50, -40, -40), (0, 0, 1, 1)),  # outside: the nearest cell
-        ((500, 0, 600, 160), (9, 0, 10, 10)),
-    ],
-)
-def test_hand_drawn_windows(box: tuple[int, ...], window: tuple[int, ...]) -> None:
-    boxes = torch.tensor([box], dtype=torch.float32)
-    assert tuple(boxes_to_windows(boxes, Geometry(16, 8.0), (10, 10), (1.0, 1.0))[0].tolist()) == window
-
-
-coordinates = st.floats(-1e4, 1e4, allow_nan=False)
-
-
-@given(
-    st.tuples(coordinates, coordinates, coordinates, coordinates),
-    st.integers(1, 64),
-    st.floats(0, 40),
-    st.tuples(st.integers(1, 50), st.integers(1, 50)),
-    st.tuples(st.floats(0.01, 20), st.floats(0.01, 20)),
-)
-def test_no_window_is_empty_or_outside(
-    box: tuple[float, ...], stride: int, offset: float, size: tuple[int, int], scale: tuple[float, float]
-) -> None:
-    windows = boxes_to_windows(torch.tensor([box]), Geometry(stride, offset), size, scale)
-    x0, y0, x1, y1 = windows[0].tolist()
-    assert 0 <= x0 < x1 <= size[1]
-    assert 0 <= y0 < y1 <= size[0]
-
-
-def test_windows_are_on_the_device_of_the_boxes() -> None:
-    boxes = torch.empty(3, 4, device="meta")
-    assert boxes_to_windows(boxes, Geometry(16, 8.0), (10, 10), (1.0, 1.0)).device.type == "meta"
-
-
-@pytest.mark.parametrize(("shape", "map_size"), [((3, 5), (10, 10)), ((4,), (10, 10)), ((2, 4), (0, 10))])
-def test_boxes_and_maps_of_another_shape(shape: tuple[int, ...], map_size: tuple[int, int]) -> None:
-    with pytest.raises(ValueError, match=r"expected boxes \[R, 4\] and a map of at least one cell: got boxes \["):
-        boxes_to_windows(torch.zeros(shape), Geometry(16, 8.0), map_size, (1.0, 1.0))
+        placed(backbone)
 
 
 def test_hooks_are_not_called_without_data() -> None:
@@ -269,25 +237,3 @@ def test_hooks_are_not_called_without_data() -> None:
     assert not called
     layer(torch.zeros(1, 3, 5, 5))
     assert called == ["before", "after"]
-
-
-def test_scale_is_vertical_then_horizontal() -> None:
-    box = torch.tensor([[0.0, 0, 80, 80]])
-    assert boxes_to_windows(box, Geometry(16, 8.0), (10, 10), (1.0, 2.0)).tolist() == [[0, 0, 10, 5]]
-
-
-def test_residuals_say_what_rounding_to_cells_lost() -> None:
-    """Cells of 16 px: the window of a box from 4 to 60 covers the cells from 0 to 64, 4 px more on either side."""
-    geometry, boxes = Geometry(16, 8.0), torch.tensor([[4.0, 4, 60, 60], [0, 0, 64, 64]])
-    windows = boxes_to_windows(boxes, geometry, (10, 10), (1.0, 1.0))
-    lost = 4 / 56
-    expected = torch.tensor([[-lost, -lost, lost, lost], [0, 0, 0, 0]])
-    torch.testing.assert_close(window_residuals(boxes, windows, geometry, (1.0, 1.0)), expected)
-    twice = window_residuals(boxes / 2, windows, geometry, (2.0, 2.0))  # the same box, seen at twice the size
-    torch.testing.assert_close(twice, expected)
-
-
-def test_residuals_of_boxes_far_outside_are_bounded() -> None:
-    geometry, boxes = Geometry(32, 0.5), torch.tensor([[-900.0, -900, -890, -890], [5, 5, 5.1, 5.1]])
-    windows = boxes_to_windows(boxes, geometry, (4, 4), (1.0, 1.0))
-    assert window_residuals(boxes, windows, geometry, (1.0, 1.0)).abs().max() <= 1

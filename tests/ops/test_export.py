@@ -8,15 +8,15 @@ from pathlib import Path
 import onnxruntime
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from sppnet.layers import PyramidPool, RegionPyramidPool
-from sppnet.ops import _export, _reference
-from sppnet.ops.windows import whole_windows
+from sppnet.ops.bins import whole_windows
+from sppnet.ops.pyramid_pool import pyramid_pool, region_pyramid_pool
+from tests.ops.maps import LEVELS, random_maps, random_windows
 
-LEVELS = ((6, 3, 2, 1), (6, 4, 3, 2, 1), (5, 1), (7, 3), (1, 2, 3, 6), (3, 3), (1,))
 DYNAMIC = {"images": {0: "n", 2: "h", 3: "w"}, "features": {0: "n", 2: "h", 3: "w"}, "windows": {0: "r"}}
 EXAMPLE = torch.rand(2, 3, 13, 17)  # of features; another's sizes do not end up in the graph
 EXAMPLE_WINDOWS = torch.tensor([[0, 1, 2, 9, 11], [1, 0, 0, 17, 13], [0, 5, 5, 6, 6]])
@@ -52,25 +52,6 @@ class InOnnxRuntime:
         return torch.from_numpy(result)
 
 
-def random_maps(seed: int, count: int = 8, largest: int = 24) -> tuple[Tensor, Tensor]:
-    """Two maps with ties and negatives, and windows of all sizes down to one cell."""
-    random = torch.Generator().manual_seed(seed)
-    height, width = torch.randint(1, largest, (2,), generator=random).tolist()
-    features = torch.randint(-9, 9, (2, 3, height, width), generator=random).float()
-    return features, random_windows(count, features, random)
-
-
-def random_windows(count: int, features: Tensor, random: torch.Generator) -> Tensor:
-    maps, _, height, width = features.shape
-    corners = []
-    for side in (width, height):
-        start = torch.randint(0, side, (count,), generator=random)
-        stop = start + 1 + (torch.rand(count, generator=random) * (side - start)).long()
-        corners.append((start, stop.clamp(max=side)))
-    (x0, x1), (y0, y1) = corners
-    return torch.stack([torch.randint(0, maps, (count,), generator=random), x0, y0, x1, y1], dim=1)
-
-
 def broken_maps() -> tuple[Tensor, Tensor]:
     """Every channel has something in it that is not finite, or a huge number."""
     random = torch.Generator().manual_seed(0)
@@ -91,35 +72,40 @@ def agree(pooled: Tensor, expected: Tensor, reduce: str) -> None:
     torch.testing.assert_close(pooled, expected, rtol=tolerance, atol=tolerance, equal_nan=True)
 
 
+def definition(features: Tensor, windows: Tensor | None, levels: Sequence[int], reduce: str) -> Tensor:
+    windows = whole_windows(features) if windows is None else windows
+    return region_pyramid_pool(features, windows, levels, reduce=reduce, implementation="reference")
+
+
+def formula(features: Tensor, windows: Tensor | None, levels: Sequence[int], reduce: str = "max") -> Tensor:
+    if windows is None:
+        return pyramid_pool(features, levels, reduce=reduce, implementation="export")
+    return region_pyramid_pool(features, windows, levels, reduce=reduce, implementation="export")
+
+
 # The formulas, run by PyTorch
 
 
-@settings(max_examples=30)
 @given(st.integers(0, 10_000), st.sampled_from(LEVELS), st.sampled_from(["max", "mean"]))
 def test_the_formulas_are_the_definition(seed: int, levels: tuple[int, ...], reduce: str) -> None:
-    features, windows = random_maps(seed)
-    for pooled, which in (
-        (_export.region_pyramid_pool(features, windows, levels, reduce), windows),
-        (_export.pyramid_pool(features, levels, reduce), whole_windows(features)),
-    ):
-        agree(pooled, _reference.region_pyramid_pool(features, which, levels, reduce), reduce)
+    features, windows = random_maps(seed, count=4, largest=16)
+    for which in (windows, None):
+        agree(formula(features, which, levels, reduce), definition(features, which, levels, reduce), reduce)
 
 
 @pytest.mark.parametrize("reduce", ["max", "mean"])
 def test_what_is_not_finite_stays_in_its_bins(reduce: str) -> None:
     features, windows = broken_maps()
-    pooled = _export.region_pyramid_pool(features, windows, (3, 2, 1), reduce)
-    agree(pooled, _reference.region_pyramid_pool(features, windows, (3, 2, 1), reduce), reduce)
-    whole = _export.pyramid_pool(features, (3, 2, 1), reduce)
-    agree(whole, _reference.region_pyramid_pool(features, whole_windows(features), (3, 2, 1), reduce), reduce)
+    for which in (windows, None):
+        agree(formula(features, which, (3, 2, 1), reduce), definition(features, which, (3, 2, 1), reduce), reduce)
 
 
 def test_a_bin_of_too_many_cells_is_refused() -> None:
     features, windows = torch.rand(1, 1, 4096, 1), torch.tensor([[0, 0, 0, 1, 4095], [0, 0, 0, 1, 4096]])
-    assert _export.region_pyramid_pool(features, windows[:1], (1,)).item() == features[:, :, :4095].max()
-    assert _export.region_pyramid_pool(features, windows, (2,)).shape == (2, 4, 1)
+    assert formula(features, windows[:1], (1,)).item() == features[:, :, :4095].max()
+    assert formula(features, windows, (2,)).shape == (2, 4, 1)
     with pytest.raises(IndexError, match="out of bounds"):
-        _export.region_pyramid_pool(features, windows, (1,))
+        formula(features, windows, (1,))
 
 
 # The graphs, run by ONNX Runtime
@@ -204,7 +190,7 @@ def test_windows_of_any_number_and_maps_of_any_size(
     for maps, height, width, count in [(1, 1, 1, 2), (3, 13, 17, 1), (1, 75, 75, 200), (2, 300, 4, 50), (1, 5, 6, 0)]:
         features = torch.randn(maps, 3, height, width, generator=random)
         windows = random_windows(count, features, random)
-        expected = _reference.region_pyramid_pool(features, windows, levels, reduce)
+        expected = definition(features, windows, levels, reduce)
         agree(pool(features=features, windows=windows), expected, reduce)
 
 
@@ -215,7 +201,7 @@ def test_ten_thousand_random_windows(exported_regions: tuple[InOnnxRuntime, tupl
     pool, levels, reduce = exported_regions
     for seed in range(500):
         features, windows = random_maps(seed, count=20, largest=60)
-        expected = _reference.region_pyramid_pool(features, windows, levels, reduce)
+        expected = definition(features, windows, levels, reduce)
         agree(pool(features=features, windows=windows), expected, reduce)
 
 
@@ -225,12 +211,12 @@ def test_ten_thousand_random_windows(exported_regions: tuple[InOnnxRuntime, tupl
 def test_other_dtypes_and_what_is_not_finite(reduce: str, dtype: torch.dtype) -> None:
     features, windows = (tensor.to(dtype) if tensor.is_floating_point() else tensor for tensor in broken_maps())
     pooled = InOnnxRuntime(RegionPyramidPool((3, 2, 1), reduce=reduce), features=features, windows=windows)
-    expected = _reference.region_pyramid_pool(features, windows, (3, 2, 1), reduce)
+    expected = definition(features, windows, (3, 2, 1), reduce)
     torch.testing.assert_close(
         pooled(features=features, windows=windows), expected, rtol=1e-3, atol=1e-3, equal_nan=True
     )
     whole = InOnnxRuntime(PyramidPool((3, 2, 1), reduce=reduce), features=features)
-    expected = _reference.region_pyramid_pool(features, whole_windows(features), (3, 2, 1), reduce)
+    expected = definition(features, None, (3, 2, 1), reduce)
     torch.testing.assert_close(whole(features=features), expected, rtol=1e-3, atol=1e-3, equal_nan=True)
 
 

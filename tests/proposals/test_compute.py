@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from sppnet.data.images import content_key
-from sppnet.data.voc import read_voc
+from sppnet.data.formats.voc import read as read_voc
 from sppnet.errors import UserError
 from sppnet.metrics.detections import overlaps
 from sppnet.proposals import compute

@@ -20,7 +20,7 @@ def image(image_id: str, boxes: list[list[float]], difficult: list[bool]) -> Ann
 
 
 DATA = DetectionData(
-    names=("cat",),
+    class_names=("cat",),
     images=(
         image("a", [[0, 0, 10, 10], [0, 0, 100, 100], [0, 0, 200, 200]], [False, False, True]),
         image("b", [[100, 100, 164, 164]], [False]),

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sppnet.data.annotations import DetectionData
+from sppnet.data.formats.voc import read as read_voc
 from sppnet.data.images import read_image, resize_image
-from sppnet.data.voc import read_voc
 from sppnet.proposals.compute import propose
 from sppnet.proposals.recall import recall_report
 from sppnet.proposals.selective_search import (
@@ -176,7 +176,7 @@ def test_settings_are_checked() -> None:
 @pytest.mark.timeout(300)
 def test_recall_on_real_photos(shared_data: Path) -> None:
     data = read_voc(shared_data / "VOCdevkit", "val")
-    data = DetectionData(data.names, data.images[::33][:30], data.split)
+    data = DetectionData(data.class_names, data.images[::33][:30], data.split)
     images = {image.image_id: read_image(image.path) for image in data.images}
     recall = {
         method: recall_report(data, {key: propose(image, method) for key, image in images.items()})["sizes"]["all"][

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sppnet.data.voc import VOC_CLASSES
+from sppnet.data.formats.voc import VOC_CLASSES
 from sppnet.errors import OutputError, UserError
 from sppnet.results import Classification, Detections
 from sppnet.visualize import draw_classification, draw_detections, draw_mistakes, save_image

@@ -1,9 +1,9 @@
-"""Which way of feeding a network serves *these* images: squashed, cropped or padded to a square, or each at its own shape?
+"""Which resize mode serves *these* images: warped, cropped or letterboxed to a square, or each at its own shape?
 
-The same backbone, frozen, sees every image in each of the four ways (`sppnet.data.fit`), with the same mean number of pixels:
+The same frozen backbone sees every image in each of the four modes (`sppnet.models.preprocess`), with the same mean number of pixels:
 squares of one side, and images at their own shape with a short side that makes their mean area that of the squares. What the
 pyramid pools is made length 1, and one linear SVM a class learns from it, at one cost for all. All four learn from the same
-images and answer about the same others (`sppnet.classification.cross_validation`).
+images and answer about the same others (`sppnet.linear.selection`).
 
     images -> four times features [N, D] -> products [N, N] -> for each fold an accuracy -> means, differences, intervals
 
@@ -12,33 +12,71 @@ Source of the question: arXiv:1406.4729, figure 1 and section 3.3 (Caltech-101: 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
-from itertools import combinations
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations, count
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from sppnet.classification.cross_validation import fold_accuracies, mean_interval, stratified_folds
-from sppnet.classification.features import LARGEST_ASPECT, image_features
-from sppnet.classification.readable import readable_images
-from sppnet.data.fit import FITS, fitted_size
-from sppnet.data.folder import LabelledImages
-from sppnet.errors import UserError
-from sppnet.models.sppnet import SPPNet
+from sppnet.cache import cache_or_temporary
+from sppnet.classification.features import pooled_features, readable_images
+from sppnet.data.labelled import LabelledImages
+from sppnet.errors import SettingsError
+from sppnet.linear.selection import fold_accuracies, mean_interval, stratified_folds
+from sppnet.models.backbones import COMPACT, build_backbone, check_not_random, pretrained_weights
+from sppnet.models.precision import choose_device
+from sppnet.models.preprocess import RESIZE_MODES, Preprocess
+from sppnet.models.sppnet import Architecture, SPPNet, build_model
+from sppnet.progress import Progress, no_progress
 
-Report = Callable[[str, int, int], None]  # stage, done, total
+OWN_SHAPE = "keep-aspect"  # the mode that the squares are compared with
+LEVELS = (3, 2, 1)
+LARGEST_ASPECT = 4  # longer images are looked at smaller: one may be 20000 x 20
 DECIMALS = 4  # of accuracies
 
 
-@dataclass(frozen=True, eq=False)
-class FitResult:
-    """How one way of feeding did."""
+@dataclass(frozen=True)
+class CompareSettings:
+    """How resize modes are compared.
 
-    fit: str
+    Args:
+        backbone: the network before the pyramid: a name of this project, of torchvision or, if installed, of timm.
+        weights: the backbone's: a file, or a name that torchvision or timm knows; left out: the pretrained ones.
+        side: of the squares, in pixels; images at their own shape have as many pixels on average.
+        folds: parts that the images are dealt into; each is asked about by what learned from the others.
+        repeats: how often that is done, with other parts.
+        limit: of more images, about so many are drawn at random, of each class its share, but two at least. Memory grows with its
+            square: 4 bytes for each pair of images.
+        seed: of the draw and of the folds.
+
+    Raises:
+        SettingsError: a setting out of its range.
+    """
+
+    backbone: str = COMPACT
+    weights: str | None = None
+    side: int = 224
+    folds: int = 5
+    repeats: int = 3
+    limit: int = 2000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("side", 1), ("folds", 2), ("repeats", 1), ("limit", 2 * self.folds), ("seed", 0)):
+            if getattr(self, name) < least:
+                of_folds = f" with {self.folds} folds" if name == "limit" else ""
+                raise SettingsError(f"{name} must be at least {least}{of_folds}: got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, eq=False)
+class ModeResult:
+    """How one resize mode did."""
+
+    resize_mode: str
     short_side: int  # pixels; of the squares, their side
     pixels: float  # of an image, on average
     accuracies: npt.NDArray[np.float64]  # [J], one for each fold of each repetition
@@ -51,7 +89,7 @@ class FitResult:
 
 
 class Difference(NamedTuple):
-    """By how much one way is more accurate than another, fold by fold."""
+    """By how much one mode is more accurate than another, fold by fold."""
 
     first: str
     second: str
@@ -66,50 +104,51 @@ class Difference(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """The four ways of feeding side by side."""
+    """The four resize modes side by side."""
 
-    fits: tuple[FitResult, ...]
-    differences: tuple[Difference, ...]  # of all pairs, the better one first
+    modes: tuple[ModeResult, ...]
+    settings: CompareSettings
     images: int
     classes: int
-    folds: int
-    repeats: int
-    left_out: int  # images beyond the most that are used, drawn at random
-    broken: tuple[tuple[Path, str], ...]  # files that cannot be read, and why
-
-    def difference(self, first: str, second: str) -> Difference:
-        """The difference between two ways, in this order.
-
-        Raises:
-            ValueError: a way that was not compared, or twice the same.
-        """
-        for each in self.differences:
-            if (each.first, each.second) == (first, second):
-                return each
-            if (each.second, each.first) == (first, second):
-                return Difference(first, second, -each.mean, (-each.interval[1], -each.interval[0]))
-        raise ValueError(f"expected two of {', '.join(result.fit for result in self.fits)}: got {first}, {second}")
+    left_out: int = 0  # images beyond the limit, drawn at random
+    broken: tuple[tuple[Path, str], ...] = ()  # files that cannot be read, and why
 
     @property
-    def best(self) -> FitResult:
+    def differences(self) -> tuple[Difference, ...]:
+        """Of all pairs, the better one first."""
+        pairs = list(combinations(self.modes, 2))
+        ordered = [(a, b) if a.accuracy >= b.accuracy else (b, a) for a, b in pairs]
+        return tuple(self._difference(better, worse, len(pairs)) for better, worse in ordered)
+
+    def difference(self, first: str, second: str) -> Difference:
+        """The difference between two modes, in this order."""
+        named = {result.resize_mode: result for result in self.modes}
+        return self._difference(named[first], named[second], len(named) * (len(named) - 1) // 2)
+
+    def _difference(self, first: ModeResult, second: ModeResult, pairs: int) -> Difference:
+        gains = first.accuracies - second.accuracies
+        interval = mean_interval(gains, self.settings.folds, pairs=pairs)
+        return Difference(first.resize_mode, second.resize_mode, float(gains.mean()), interval)
+
+    @property
+    def best(self) -> ModeResult:
         """The one with the highest accuracy; of equals, the first."""
-        return max(self.fits, key=lambda result: result.accuracy)
+        return max(self.modes, key=lambda result: result.accuracy)
 
     @property
     def advice(self) -> str:
         """One sentence that says what to use, or that no difference is shown."""
-        best = self.best.fit
-        others = [self.difference(best, result.fit) for result in self.fits if result.fit != best]
-        level = [
-            result.fit for result in self.fits if result.fit == best or not self.difference(best, result.fit).shown
-        ]
+        best = self.best.resize_mode
+        others = [self.difference(best, each.resize_mode) for each in self.modes if each.resize_mode != best]
+        beaten = _listed([f"{each.second} (by {100 * each.mean:.1f} points)" for each in others if each.shown])
+        unbeaten = {best, *(each.second for each in others if not each.shown)}
+        level = [each.resize_mode for each in self.modes if each.resize_mode in unbeaten]
         finest = max(each.interval[1] - each.mean for each in self.differences)
         limits = f"{self.images} images show differences from about {100 * finest:.1f} points on"
-        beaten = _listed([f"{each.second} (by {100 * each.mean:.1f} points)" for each in others if each.shown])
         if not beaten:
             return (
                 f"No difference between {_listed(level)} is shown ({limits}): "
-                "use native, which loses nothing of an image, or whichever is handiest."
+                f"use {OWN_SHAPE}, which loses nothing of an image, or whichever is handiest."
             )
         if level == [best]:
             return f"Use {best}: it is better than {beaten}."
@@ -119,43 +158,55 @@ class Comparison:
         )
 
     def table(self) -> str:
-        """A table for people: a line for each way, with its difference from native."""
-        lines = [f"{'fit':8}  accuracy  95 % interval  pixels  than native (95 %, all pairs)"]
-        for result in self.fits:
+        """A table for people: a line for each mode, with its difference from images at their own shape."""
+        lines = [f"{'mode':11}  accuracy  95 % interval  pixels  than {OWN_SHAPE} (95 %, all pairs)"]
+        for result in self.modes:
             low, high = result.interval
             line = (
-                f"{result.fit:8}  {100 * result.accuracy:6.1f} %  {100 * low:5.1f} to {100 * high:5.1f}"
+                f"{result.resize_mode:11}  {100 * result.accuracy:6.1f} %  {100 * low:5.1f} to {100 * high:5.1f}"
                 f"  {result.pixels:6.0f}"
             )
-            if result.fit != "native":
-                each = self.difference(result.fit, "native")
+            if result.resize_mode != OWN_SHAPE:
+                each = self.difference(result.resize_mode, OWN_SHAPE)
                 low, high = each.interval
                 gain = round(100 * each.mean, 1) + 0.0  # not "-0.0", where there is none
                 line += f"  {gain:+5.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
             lines.append(line)
         drawn = f", drawn at random from {self.images + self.left_out}" if self.left_out else ""
-        lines.append(
-            f"\n{self.images} images{drawn}, of {self.classes} classes; {self.folds} folds, {self.repeats} times over"
-        )
-        return "\n".join(lines)
+        folds = f"{self.settings.folds} folds, {self.settings.repeats} times over"
+        return "\n".join([*lines, f"\n{self.images} images{drawn}, of {self.classes} classes; {folds}"])
+
+    def plot(self, path: str | Path) -> None:
+        """Draw accuracies and differences as a bar chart: .png, .jpg, .pdf or .svg."""
+        from sppnet.visualize import plot_comparison
+
+        others = [self.difference(each.resize_mode, OWN_SHAPE) for each in self.modes if each.resize_mode != OWN_SHAPE]
+        plot_comparison(
+            {each.resize_mode: (each.accuracy, each.interval) for each in self.modes},
+            {each.first: (each.mean, each.interval) for each in others},
+            path, reference=OWN_SHAPE, images=self.images, title=self.advice,
+        )  # fmt: skip
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for ``json.dumps``.
 
         Returns:
-            ``{"fits": {name: {"accuracy", "interval", "short_side", "pixels"}}, "differences": [{"first", "second", "mean",
-            "interval", "shown"}], "advice", "images", "classes", "folds", "repeats", "left_out", "broken": [{"path",
-            "error"}]}``; accuracies are shares, 0 to 1.
+            ``{"modes": {name: {"accuracy", "interval", "short_side", "pixels"}}, "differences": [{"first", "second", "mean",
+            "interval", "shown"}], "advice", "images", "classes", "left_out", "broken": [{"path", "error"}]}`` and the settings;
+            accuracies are shares, 0 to 1.
         """
+        settings = {name: value for name, value in vars(self.settings).items() if name != "limit"}
+        if self.settings.weights is not None:
+            settings["weights"] = Path(self.settings.weights).name
         return {
-            "fits": {
-                result.fit: {
+            "modes": {
+                result.resize_mode: {
                     "accuracy": round(result.accuracy, DECIMALS),
                     "interval": [round(end, DECIMALS) for end in result.interval],
                     "short_side": result.short_side,
                     "pixels": round(result.pixels),
                 }
-                for result in self.fits
+                for result in self.modes
             },
             "differences": [
                 {
@@ -170,156 +221,139 @@ class Comparison:
             "advice": self.advice,
             "images": self.images,
             "classes": self.classes,
-            "folds": self.folds,
-            "repeats": self.repeats,
             "left_out": self.left_out,
             "broken": [{"path": str(path), "error": error} for path, error in self.broken],
+            **settings,
         }
 
 
-def compare_fits(
+def compare_resize_modes(
     images: LabelledImages,
-    model: SPPNet,
+    settings: CompareSettings = CompareSettings(),
     *,
-    side: int = 224,
-    folds: int = 5,
-    repeats: int = 3,
-    at_most: int = 2000,
-    seed: int = 0,
+    model: SPPNet | None = None,
     skip_bad: bool = False,
     cache: Path | None = None,
-    report: Report | None = None,
+    device: str = "auto",
+    progress: Progress = no_progress,
 ) -> Comparison:
-    """Compare squash, crop, pad and native on someone's own images.
+    """Compare warp, crop, letterbox and images at their own shape on someone's own images.
 
     Args:
         images: of at least two classes, with at least two images of each.
-        model: whose backbone, pyramid levels and normalisation of pixels are used; its own head and sizes are not.
-        side: of the squares, in pixels, at least the model's smallest. Native images have as many pixels on average.
-        folds: parts that the images are dealt into, at least 2; each is answered about by what was learned from the others.
-        repeats: how often that is done, with other folds.
-        at_most: of more images, about so many are drawn at random, of each class its share, but two at least. Memory grows
-            with its square: 4 bytes for each pair of images.
-        seed: of the draw and of the folds, 0 or more.
+        settings: how.
+        model: gives backbone, pyramid levels and the normalization of pixels, instead of those that the settings name; its own
+            head and sizes are not used.
         skip_bad: leave out files that cannot be read, and list them.
-        cache: a folder that keeps the pooled maps, for another comparison or after an interruption.
-        report: told of the progress: stage, done, total.
+        cache: a folder that keeps the pooled features, for another comparison or after an interruption.
+        device: where to compute; "auto" takes a GPU if there is one. A model stays where it is.
+        progress: told of "checking images", "features" and "folds", the latter two for each mode.
 
     Returns:
-        `Comparison`, in the order of `FITS`. The same images, settings and seed give the same.
+        `Comparison`, in the order of `RESIZE_MODES`. The same images, settings and seed give the same.
 
     Raises:
-        UserError: fewer than two classes, or a class with one image; files that cannot be read, by name; too few images
-            for the folds; a side that the backbone cannot take.
-        ValueError: other numbers out of range.
+        SettingsError: fewer than two classes, a class with one image, too few images for the folds, a side that the backbone cannot
+            take, or random weights.
+        ImageError: files that cannot be read, by name.
     """
-    if folds < 2 or repeats < 1 or at_most < 2 * folds or seed < 0:
-        raise ValueError(
-            f"compare_fits: expected folds >= 2, repeats >= 1, at_most >= {2 * folds}, seed >= 0; "
-            f"got {folds}, {repeats}, {at_most}, {seed}"
-        )
-    if side < model.smallest_side:
-        raise UserError(f"the side must be at least {model.smallest_side} pixels with this backbone: got {side}")
-    few = [name for name, count in zip(images.names, images.counts(), strict=True) if count == 1]
+    few = [name for name, images_of in zip(images.class_names, images.counts(), strict=True) if images_of == 1]
     if few:
-        raise UserError(f"expected at least two images of every class, got one of {_listed(few[:5])}")
-    given = len(images)
-    if given > at_most:
-        images = _drawn(images, at_most / given, seed)
+        raise SettingsError(f"expected at least two images of every class, got one of {_listed(few[:5])}")
+    given, folds = len(images), settings.folds
+    if given > settings.limit:
+        images = _drawn(images, settings.limit / given, settings.seed)
     left_out = given - len(images)
-    readable = readable_images(images, skip_bad=skip_bad, report=report)
-    images = readable.images
+    if model is None:
+        model = _pretrained(settings, images.class_names).to(choose_device(device))
+    least = model.preprocess.smallest_side
+    if settings.side < least:
+        raise SettingsError(f"side must be at least {least} pixels with this backbone: got {settings.side}")
+    readable = readable_images(images, skip_bad=skip_bad, progress=progress)
+    images, sizes = readable.images, [(int(height), int(width)) for height, width in readable.sizes]
     classes = int((images.counts() > 0).sum())
     if classes < 2 or len(images) < 2 * folds:
-        raise UserError(
+        raise SettingsError(
             f"too little to compare on: {len(images)} images of {classes} classes; expected two classes or more, and "
             f"{2 * folds} images or more, for {folds} folds"
         )
     assignments = [
-        stratified_folds(images.labels, folds, np.random.default_rng([seed, turn])) for turn in range(repeats)
+        stratified_folds(images.labels, folds, np.random.default_rng([settings.seed, turn]))
+        for turn in range(settings.repeats)
     ]
-    sizes = [(int(height), int(width)) for height, width in readable.sizes]
     results = []
-    for fit in FITS:
-        short = native_short_side(sizes, side, model.smallest_side) if fit == "native" else side
-        features = image_features(
-            images.paths,
-            model,
-            levels=model.architecture.levels,
-            fit=fit,
-            short_side=short,
-            cache=cache,
-            progress=partial(report, f"features, {fit}") if report else None,
-        )
-        (vectors,) = features.values()
-        accuracies = fold_accuracies(
-            vectors @ vectors.T,
-            images.labels,
-            assignments,
-            progress=partial(report, f"folds, {fit}") if report else None,
-        )
-        low, high = mean_interval(accuracies, folds)
-        pixels = _mean_area(sizes, fit, short, model.smallest_side)
-        results.append(FitResult(fit, short, pixels, accuracies, (max(0.0, low), min(1.0, high))))
-    return Comparison(
-        fits=tuple(results),
-        differences=_differences(results, folds),
-        images=len(images),
-        classes=classes,
-        folds=folds,
-        repeats=repeats,
-        left_out=left_out,
-        broken=readable.broken,
-    )
+    with cache_or_temporary(cache) as folder:
+        for mode in RESIZE_MODES:
+            side = equal_short_side(sizes, settings.side, model.preprocess) if mode == OWN_SHAPE else settings.side
+            resized = copy.copy(model)
+            resized.preprocess = _preprocess(model.preprocess, side, mode)
+            features = pooled_features(
+                resized, images.paths, folder, progress=lambda _, *done, mode=mode: progress(f"features, {mode}", *done)
+            )
+            rows = features.unit_rows()
+            done, total, stage = count(1), folds * settings.repeats, f"folds, {mode}"
+            accuracies = fold_accuracies(
+                rows @ rows.T, images.labels, assignments,
+                progress=lambda stage=stage, done=done, total=total: progress(stage, next(done), total),
+            )  # fmt: skip
+            low, high = mean_interval(accuracies, folds)
+            pixels = _mean_area(sizes, resized.preprocess)
+            results.append(ModeResult(mode, side, pixels, accuracies, (max(0.0, low), min(1.0, high))))
+    return Comparison(tuple(results), settings, len(images), classes, left_out, readable.broken)
 
 
-def native_short_side(sizes: Sequence[tuple[int, int]], side: int, minimum: int = 1) -> int:
+def equal_short_side(sizes: Sequence[tuple[int, int]], side: int, preprocess: Preprocess = Preprocess()) -> int:
     """The short side at which images at their own shape have as many pixels, on average, as squares of ``side``.
 
     Args:
         sizes: (height, width) of each image, in pixels; at least one.
         side: of the squares, at least 1.
-        minimum: no side of a native image becomes shorter.
+        preprocess: says how short a side may become.
 
     Returns:
         Pixels, at least 1: the one that comes nearest.
 
     Example:
-        >>> native_short_side([(375, 500), (500, 375)], 224)
+        >>> equal_short_side([(375, 500), (500, 375)], 224)
         194
     """
+
+    def area(short_side: int) -> float:
+        return _mean_area(sizes, _preprocess(preprocess, short_side, OWN_SHAPE))
+
     low, high = 0, 1  # areas grow with the short side: too small, too large
-    while _mean_area(sizes, "native", high, minimum) <= side * side:
+    while area(high) <= side * side:
         low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if _mean_area(sizes, "native", middle, minimum) <= side * side else (low, middle)
-    candidates = [short for short in (low, high) if short >= 1]
-    return min(candidates, key=lambda short: abs(_mean_area(sizes, "native", short, minimum) - side * side))
+        low, high = (middle, high) if area(middle) <= side * side else (low, middle)
+    return min((short for short in (low, high) if short >= 1), key=lambda short: abs(area(short) - side * side))
+
+
+def _pretrained(settings: CompareSettings, class_names: tuple[str, ...]) -> SPPNet:
+    weights = settings.weights or pretrained_weights(settings.backbone)
+    check_not_random(settings.backbone, weights)
+    architecture = Architecture(
+        class_names, settings.backbone, LEVELS, hidden=(), detects=False, multi_label=False, unit_length=True
+    )
+    return build_model(architecture, backbone=build_backbone(settings.backbone, weights)).eval()
+
+
+def _preprocess(preprocess: Preprocess, side: int, mode: str) -> Preprocess:
+    longest = max(LARGEST_ASPECT * side, preprocess.smallest_side)
+    return replace(preprocess, short_side=side, long_side=longest, resize_mode=mode, fixed_size=False)
+
+
+def _mean_area(sizes: Sequence[tuple[int, int]], preprocess: Preprocess) -> float:
+    """Pixels of an image, on average, as the backbone sees it."""
+    return float(np.mean([np.prod(preprocess.input_size(size)) for size in sizes]))
 
 
 def _drawn(images: LabelledImages, share: float, seed: int) -> LabelledImages:
     """Some of the images: of each class its share, and two at least."""
     rng = np.random.default_rng(seed)
-    of_class = [rng.permutation(np.flatnonzero(images.labels == label)) for label in range(len(images.names))]
+    of_class = [rng.permutation(np.flatnonzero(images.labels == label)) for label in range(len(images.class_names))]
     return images.subset(np.sort(np.concatenate([each[: max(2, round(share * len(each)))] for each in of_class])))
-
-
-def _mean_area(sizes: Sequence[tuple[int, int]], fit: str, short_side: int, minimum: int) -> float:
-    """Pixels of an image, on average, as `sppnet.classification.features` shows them to a backbone."""
-    long_side = max(LARGEST_ASPECT * short_side, minimum)
-    return float(np.mean([np.prod(fitted_size(size, fit, short_side, long_side, minimum)) for size in sizes]))
-
-
-def _differences(results: Sequence[FitResult], folds: int) -> tuple[Difference, ...]:
-    pairs = list(combinations(results, 2))
-    differences = []
-    for first, second in pairs:
-        better, worse = (first, second) if first.accuracy >= second.accuracy else (second, first)
-        gains = better.accuracies - worse.accuracies
-        interval = mean_interval(gains, folds, pairs=len(pairs))
-        differences.append(Difference(better.fit, worse.fit, float(gains.mean()), interval))
-    return tuple(differences)
 
 
 def _listed(words: Sequence[str], last: str = "and") -> str:

@@ -1,94 +1,188 @@
-"""A classifier learns by gradients: batches of like sizes, epoch after epoch, and what it measures on held-out images.
+"""Train a classifier by gradients: the head on a frozen backbone, or all of it; the epoch that does best on validation images stays.
 
-One of the two ways of `sppnet.classification.train`; the other is `sppnet.classification.svm_head`. Images, or what a frozen
-backbone made of them -> batches (`sppnet.classification.loader`) -> Lightning's loop (`sppnet.classification.loop`).
+images, or what a frozen backbone made of them -> class logits [N, K] -> cross-entropy. Source: arXiv:1406.4729, section 3.1.
+Different from the paper unless asked for: AdamW and a cosine instead of SGD and a rate that falls by ten, in bfloat16 where
+the processor is fast at it; softmax over the classes of a folder; as many fully connected layers as the model has.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import partial
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-import cv2
 import numpy as np
-from torch import nn
-from torch.utils.data import DataLoader, Dataset
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
 
-from sppnet.classification.kept import KeptFeatures, Vectors
-from sppnet.classification.loader import (
-    HeldOutViews,
-    KeptRows,
-    Stretch,
-    TrainingViews,
-    image_batch,
-    own_sizes,
-    pooled_batch,
-)
-from sppnet.classification.log import training_log
-from sppnet.classification.loop import fit
-from sppnet.classification.module import ClassifierModule, Loaders
-from sppnet.classification.readable import ReadableImages, Report
-from sppnet.classification.settings import ClassifierSettings
-from sppnet.data.size_buckets import SizeBuckets
-from sppnet.cache import Part, fingerprint
+from sppnet.cache import fingerprint
+from sppnet.classification.batches import EpochOrder, FeatureBatches, ImageBatches, Images, TrainingSizes, stack
+from sppnet.classification.features import PooledFeatures, ReadableImages, pooled_features
+from sppnet.data.images import read_ahead, read_image
+from sppnet.data.samplers import SizeBuckets
+from sppnet.errors import SettingsError
 from sppnet.models.cut import fold_batch_norm
+from sppnet.models.mixed_batch import MixedBatch
 from sppnet.models.sppnet import SPPNet
+from sppnet.progress import Progress, no_progress
+from sppnet.training.loop import LoopSettings, Precision, Validation, fit
+from sppnet.training.schedule import adamw, parameter_groups, sgd
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+LEARNING_RATES = {"adamw": 1e-3, "sgd": 1e-2}  # where none is given (paper, section 3.1)
+WEIGHT_DECAYS = {"adamw": 1e-2, "sgd": 5e-4}
+NOT_IN_KEY = (
+    "checkpoint_interval",
+    "devices",
+    "workers",
+)  # of the settings: they do not count, or are in the loop's own
 
 
-class Learned(NamedTuple):
-    """What learning comes to, beside the model."""
-
-    figures: dict[str, Any]  # JSON-ready
-    measured: (
-        dict[str, float] | None
-    )  # on the held-out images, if any: "images", "wrong", "loss", and, of the best, "epoch"
-    log: dict[str, list[float]]
-    rank: int  # of this process
-
-
-def learn_in_epochs(
-    model: SPPNet,
-    train: ReadableImages,
-    held_out: ReadableImages,
-    settings: ClassifierSettings,
-    checkpoints: Path,
-    *,
-    devices: int,
-    workers: int,
-    report: Report,
-) -> Learned:
-    """Train a model in place, the head alone or all of it, and keep the epoch that does best on the held-out images.
-
-    Args:
-        model: in evaluation mode, its features calibrated if they are not to change.
-        train, held_out, settings, checkpoints, devices, workers: as of `sppnet.classification.train.train_classifier`.
-        report: told of the progress: "features", where the head learns alone, and "training", done, total.
+@dataclass(frozen=True)
+class EpochSettings:
+    """How a classifier is trained in epochs.
 
     Raises:
-        UserError, KeyboardInterrupt: as of `train_classifier`.
+        SettingsError: a setting out of its range.
+
+    Example:
+        >>> EpochSettings(epochs=0)
+        Traceback (most recent call last):
+        sppnet.errors.SettingsError: epochs must be at least 1: got 0
     """
-    name = fingerprint(_starts_from(model, settings, devices, train, held_out), size=8)
-    folder = checkpoints / f"run-{name}"
-    buckets = partial(_buckets, model, train, settings, devices)
-    steps = len(buckets(0))  # in an epoch, on each device
-    datasets = (
-        _kept_rows(model, train, held_out, settings, checkpoints / "features", report)
-        if settings.learn == "head"
-        else _views(model, train, held_out, settings)
-    )
-    loaders = _loaders(model, datasets, held_out, buckets, settings, workers if settings.learn == "all" else 0)
-    module = ClassifierModule(model, settings, settings.epochs * steps, *loaders)
-    fit(module, folder, steps=steps, devices=devices, tell=partial(report, "training"))
+
+    train_backbone: bool = False  # False: it is frozen, and the layers behind it are trained on pooled features
+    epochs: int = 30
+    batch_size: int = 32  # images on each device
+    learning_rate: float | None = None  # peak; None: 0.001 for adamw, 0.01 for sgd
+    optimizer: Literal["adamw", "sgd"] = "adamw"  # "sgd": momentum 0.9, as Krizhevsky et al., 2012
+    backbone_rate: float = 0.1  # the backbone's learning rate, as a share; 1 where it is trained from random weights
+    weight_decay: float | None = None  # not of biases and norms; None: 0.01 for adamw, 0.0005 for sgd
+    sizes: TrainingSizes = field(default_factory=TrainingSizes)  # where the backbone is trained
+    least_region: float = 0.4  # likewise, native sizes: at least this share of an image's area is seen; 1: all of it
+    light: float = 0.1  # likewise: deviation of the color shift, of the principal axes (section 3.1); 0: none
+    precision: Precision = "auto"
+    checkpoint_interval: int = 100  # steps
+    seed: int = 0
+    devices: int = 1  # processes, one on each device; more than one where the backbone is trained
+    workers: int = 0  # processes that make batches of images
+
+    def __post_init__(self) -> None:
+        for name, least in {"epochs": 1, "batch_size": 1, "checkpoint_interval": 1, "devices": 1, "workers": 0}.items():
+            if getattr(self, name) < least:
+                raise SettingsError(f"{name} must be at least {least}: got {getattr(self, name)}")
+        if self.learning_rate is not None and not 0 < self.learning_rate < 1:
+            raise SettingsError(f"learning_rate must be between 0 and 1: got {self.learning_rate}")
+        for name in ("backbone_rate", "least_region"):
+            if not 0 < getattr(self, name) <= 1:
+                raise SettingsError(f"{name} must be above 0 and at most 1: got {getattr(self, name)}")
+        if min(self.weight_decay or 0, self.light) < 0:
+            raise SettingsError(f"weight_decay and light must be 0 or more: got {self.weight_decay} and {self.light}")
+        if self.optimizer not in LEARNING_RATES:
+            raise SettingsError(f"optimizer must be one of {', '.join(LEARNING_RATES)}: got {self.optimizer!r}")
+
+
+class TrainedEpochs(NamedTuple):
+    """What training in epochs comes to, beside the model."""
+
+    figures: dict[str, Any]  # JSON-ready: "steps"; "best_epoch", None without validation images; "padding_share"
+    log: dict[str, list[float]]  # columns by name, for `sppnet.visualize.plot_training`
+    rank: int  # of this process: with several devices every process gets here, and only 0 should write the model
+
+
+def train_epochs(
+    model: SPPNet,
+    train: ReadableImages,
+    validation: ReadableImages,
+    settings: EpochSettings,
+    cache: Path,
+    *,
+    progress: Progress = no_progress,
+) -> TrainedEpochs:
+    """Train a single-label model in place, and keep the epoch with the fewest mistakes; of as many, the smallest loss.
+
+    Args:
+        model: on its device; in evaluation mode at the end. Where its backbone is trained from random weights, that should still
+            have its BatchNorm, which is folded at the end.
+        train: images to train on.
+        validation: images that choose the epoch; none: the last is kept.
+        settings: how.
+        cache: a folder, in which each training has its own, named for all that it starts from: a run that was stopped goes on from
+            its last checkpoint. Pooled features are shared by all.
+        progress: told of "features" and "training".
+
+    Raises:
+        SettingsError: a training that diverged; several devices for a head alone; images of different sizes, and a backbone that
+            cannot take them together.
+        ImageError: a file that cannot be read.
+        KeyboardInterrupt: at Ctrl-C.
+    """
+    if settings.devices > 1 and not settings.train_backbone:
+        raise SettingsError("the head alone is trained on one device: take devices=1, or train the backbone too")
+    native = settings.train_backbone and settings.sizes.rule == "native"
+    if native and model.preprocess.resize_mode == "keep-aspect":
+        MixedBatch(model.backbone)  # a backbone that cannot take images of different sizes together says so here
+    smallest = 2 if settings.train_backbone and has_batch_norm(model) else 1
+    seen = _seen_sizes(model, train) if native else np.ones((len(train.images), 2), np.int64)
+    order = EpochOrder(seen, settings.batch_size, settings.seed, settings.devices, smallest)
+    key = _key(model, train, validation, settings)
+    batches: ImageBatches | FeatureBatches
+    features: PooledFeatures | None = None
+    if settings.train_backbone:
+        batches = ImageBatches(
+            train, order, model.preprocess, settings.sizes,
+            least_region=settings.least_region, light=settings.light, seed=settings.seed,
+        )  # fmt: skip
+        trained: nn.Module = model
+    else:
+        paths, count = [*train.images.paths, *validation.images.paths], len(train.images)
+        pooled = pooled_features(model, paths, cache / "features", flip=True, progress=progress)
+        batches, features = FeatureBatches(pooled[:count], train.images.labels, order, settings.seed), pooled[count:]
+        trained = nn.ModuleList([model.fully_connected, model.image_classifier])
+
+    def loss(batch: tuple[Images, Tensor], _: int) -> dict[str, Tensor]:
+        inputs, labels = batch
+        logits = model(_on_device(model, inputs)) if settings.train_backbone else _head(model, inputs)
+        return {"loss": F.cross_entropy(logits.float(), labels.to(model.device))}
+
+    def measure(fabric: Fabric) -> dict[str, float]:
+        sums = torch.zeros(2, device=model.device)  # mistakes, losses
+        with model.inference(bfloat16=settings.precision != "float32"):
+            for logits, labels in _validation_logits(model, validation, features, settings, fabric):
+                losses = F.cross_entropy(logits.float(), labels, reduction="sum")
+                sums += torch.stack([(logits.argmax(1) != labels).float().sum(), losses])
+        total: Any = fabric.all_reduce(sums, reduce_op="sum")
+        wrong, losses, images = *total.tolist(), len(validation.images)
+        return {"val_wrong": wrong, "val_loss": losses / images, "val_accuracy": 1 - wrong / images}
+
+    trained.train()
+    history = fit(
+        trained,
+        batches,
+        loss,
+        *_optimizer(model, settings, order.steps * settings.epochs),
+        cache / f"run-{fingerprint([repr(sorted(key.items()))], size=8)}",
+        LoopSettings(
+            order.steps * settings.epochs, settings.checkpoint_interval, min(10, order.steps), settings.seed,
+            precision=settings.precision, devices=settings.devices, workers=settings.workers,
+        ),
+        key=key,
+        device=model.device,
+        validation=Validation(order.steps, measure, ("val_wrong", "val_loss")) if len(validation.images) else None,
+        progress=progress,
+    )  # fmt: skip
     model.eval()
-    if settings.learn == "all":
+    if settings.train_backbone:
         fold_batch_norm(model.backbone)
     figures = {
-        "steps": module.steps,
-        "padding_share": round(buckets(0).padding_share().buckets, 4) if settings.learn == "all" else 0.0,
+        "steps": order.steps * settings.epochs,
+        "best_epoch": round(history.best["step"]) // order.steps if history.best else None,
+        "padding_share": round(order.padding_share(), 4) if native else 0.0,
     }
-    return Learned(figures, module.measured, training_log(folder), module.global_rank)
+    return TrainedEpochs(figures, history.log, history.rank)
 
 
 def has_batch_norm(model: SPPNet) -> bool:
@@ -96,104 +190,75 @@ def has_batch_norm(model: SPPNet) -> bool:
     return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.backbone.modules())
 
 
-def _buckets(
-    model: SPPNet, images: ReadableImages, settings: ClassifierSettings, devices: int, rank: int
-) -> SizeBuckets:
-    """Which images go together; where all are shown alike, at random."""
-    smallest = 2 if settings.learn == "all" and has_batch_norm(model) else 1
-    sizes = np.ones((len(images.images), 2), np.int64)
-    if settings.learn == "all" and settings.sizes.rule == "native":
-        sizes = own_sizes(images.sizes, model.architecture, model.smallest_side)
-    length = max(settings.batch_size, smallest)
-    return SizeBuckets(sizes, length, seed=settings.seed, ranks=devices, rank=rank, smallest_batch=smallest)
+def _head(model: SPPNet, pooled: Any) -> Tensor:
+    logits: Tensor = model.image_classifier(model.fully_connected(pooled.to(model.device)))
+    return logits
 
 
-def _kept_rows(
+def _on_device(model: SPPNet, images: Images) -> Images:
+    if isinstance(images, Tensor):
+        return images.to(model.device).contiguous(memory_format=torch.channels_last)
+    return [image.to(model.device) for image in images]
+
+
+def _validation_logits(
     model: SPPNet,
-    train: ReadableImages,
-    held_out: ReadableImages,
-    settings: ClassifierSettings,
-    folder: Path,
-    report: Report,
-) -> tuple[Dataset[Any], Dataset[Any]]:
-    """What a head learns from, and what it is seen by."""
-    paths = [*train.images.paths, *held_out.images.paths]
-    files, count = KeptFeatures.of(model, folder).fill(model, paths, report), len(train.images)
-    return (
-        KeptRows(Vectors(files[:count]), train.images.labels, settings.seed),
-        KeptRows(Vectors(files[count:]), held_out.images.labels, settings.seed),
+    validation: ReadableImages,
+    features: PooledFeatures | None,
+    settings: EpochSettings,
+    fabric: Fabric,
+) -> Any:
+    """Logits and labels of batches of validation images, those of this process."""
+    sizes = np.ones((len(validation.images), 2), np.int64) if features else _seen_sizes(model, validation)
+    buckets = SizeBuckets(
+        sizes, settings.batch_size, shuffle=False, ranks=fabric.world_size, rank=fabric.global_rank, smallest_batch=1
     )
+    paths, labels = validation.images.paths, torch.from_numpy(validation.images.labels).to(model.device)
+
+    def read(indices: list[int]) -> Images:
+        if features is not None:
+            return torch.stack([features.read(index) for index in indices])
+        return stack([model.preprocess(read_image(paths[index]))[0][0] for index in indices])
+
+    batches = buckets.batches(0)
+    for indices, inputs in zip(batches, read_ahead(batches, read), strict=True):
+        logits = model(_on_device(model, inputs)) if features is None else _head(model, inputs)
+        yield logits, labels[indices]
 
 
-def _views(
-    model: SPPNet, train: ReadableImages, held_out: ReadableImages, settings: ClassifierSettings
-) -> tuple[Dataset[Any], Dataset[Any]]:
-    """What a whole network learns from, and what it is seen by."""
-    return (
-        TrainingViews(
-            train.images,
-            model.architecture,
-            settings.sizes,
-            minimum=model.smallest_side,
-            least_region=settings.least_region,
-            light=settings.light,
-            seed=settings.seed,
-        ),
-        HeldOutViews(held_out.images, model.architecture, model.smallest_side),
+def _seen_sizes(model: SPPNet, images: ReadableImages) -> np.ndarray:
+    """The sizes at which the model takes the images: [N, 2]."""
+    seen = [model.preprocess.input_size((int(height), int(width))) for height, width in images.sizes]
+    return np.array(seen, np.int64).reshape(-1, 2)
+
+
+def _optimizer(model: SPPNet, settings: EpochSettings, steps: int) -> Any:
+    """The optimizer, and how its rates change over the steps."""
+    rate, decay = settings.learning_rate, settings.weight_decay
+    groups = parameter_groups(
+        [*model.fully_connected.parameters(), *model.image_classifier.parameters()],
+        model.backbone.parameters() if settings.train_backbone else (),
+        learning_rate=LEARNING_RATES[settings.optimizer] if rate is None else rate,
+        backbone_rate=settings.backbone_rate,
+        weight_decay=WEIGHT_DECAYS[settings.optimizer] if decay is None else decay,
+        by_width=settings.optimizer == "adamw",
     )
+    return (sgd if settings.optimizer == "sgd" else adamw)(groups, steps)
 
 
-def _loaders(
-    model: SPPNet,
-    datasets: tuple[Dataset[Any], Dataset[Any]],
-    held_out: ReadableImages,
-    buckets: Callable[[int], SizeBuckets],
-    settings: ClassifierSettings,
-    workers: int,
-) -> tuple[Loaders, Loaders | None]:
-    """What makes the batches to learn from, and those that are held out, once the ranks of all processes are known."""
-    common: dict[str, Any] = {
-        "collate_fn": pooled_batch if settings.learn == "head" else image_batch,
-        "num_workers": workers,
-        # Not forked: of OpenCV's threads, a fork has only the locks, and waits for them for ever.
-        "multiprocessing_context": "spawn" if workers else None,
-        "persistent_workers": workers > 0,
-        "worker_init_fn": _one_thread,
-        "pin_memory": model.device.type == "cuda",
+def _key(model: SPPNet, train: ReadableImages, validation: ReadableImages, settings: EpochSettings) -> dict[str, str]:
+    """What training starts from, by name: only a stopped run of the very same kind may go on from its checkpoint.
+
+    A setting counts where it differs from its default, so that a setting more leaves users' checkpoints good.
+    """
+    parts: list[Any] = []
+    for images in (train, validation):
+        parts += [*map(str, images.images.paths), images.images.labels, images.sizes]
+    changed = {each.name: str(getattr(settings, each.name)) for each in fields(settings) if each.name not in NOT_IN_KEY}
+    usual = EpochSettings()
+    return {
+        "images": fingerprint(parts, size=8),
+        "weights": fingerprint([model.state_dict()], size=8),
+        "preprocess": str(model.preprocess),
+        **{name: value for name, value in changed.items() if value != str(getattr(usual, name))},
     }
-    sizes = own_sizes(held_out.sizes, model.architecture, model.smallest_side)
-
-    def train_loader(module: ClassifierModule) -> DataLoader[Any]:
-        its_own = buckets(module.global_rank)
-        length = min(settings.checkpoint_every, len(its_own))
-        batches = Stretch(its_own, settings.sizes, settings.seed, length, lambda: module.global_step)
-        return DataLoader(datasets[0], batch_sampler=batches, **common)
-
-    def held_out_loader(module: ClassifierModule) -> DataLoader[Any]:
-        its_own = SizeBuckets(
-            sizes,
-            settings.batch_size,
-            shuffle=False,
-            ranks=module.trainer.world_size,
-            rank=module.global_rank,
-            smallest_batch=1,
-        )
-        return DataLoader(datasets[1], batch_sampler=its_own, **common)
-
-    return train_loader, held_out_loader if len(sizes) else None
-
-
-def _one_thread(_: int) -> None:
-    cv2.setNumThreads(1)  # each worker is a thread of its own already
-
-
-def _starts_from(
-    model: SPPNet, settings: ClassifierSettings, devices: int, train: ReadableImages, held_out: ReadableImages
-) -> Iterator[Part]:
-    """All that training starts from: only a stopped run of the very same kind may go on from its checkpoint."""
-    yield repr((model.architecture, settings, devices))
-    yield model.state_dict()
-    for part in (train, held_out):
-        yield from map(str, part.images.paths)
-        yield part.images.labels
-        yield part.sizes

@@ -8,34 +8,25 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
+from sppnet.classification.features import PooledFeatures
 from sppnet.classification.views import Views, view_scores, views_for
-from sppnet.data.images import ImageError, read_image
-from sppnet.errors import UserError
+from sppnet.data.images import image_or_error, read_ahead
+from sppnet.data.labelled import LabelledImages
+from sppnet.errors import ImageError, SettingsError
 from sppnet.metrics.classification import class_accuracies, label_ranks, wilson_interval
 from sppnet.models.sppnet import SPPNet
+from sppnet.progress import Progress, no_progress
 
-Report = Callable[[str, int, int], None]  # stage, done, total
 DECIMALS = 4  # of accuracies: of a million images, the last digit is a hundred
 TOP = 5
-
-
-class Labelled(Protocol):
-    """Images with one class each, such as a folder of class folders."""
-
-    @property
-    def paths(self) -> Sequence[Path]: ...  # N files
-    @property
-    def labels(self) -> np.ndarray: ...  # [N] int64, 0..K-1
-    @property
-    def names(self) -> Sequence[str]: ...  # K class names
 
 
 class Mistake(NamedTuple):
@@ -51,7 +42,7 @@ class Mistake(NamedTuple):
 class ClassifierEvaluation:
     """What a classifier answered on N images, and how often that was right. Classes are the model's, in its order."""
 
-    names: tuple[str, ...]  # K
+    class_names: tuple[str, ...]  # K
     paths: tuple[Path, ...]  # N, those that could be read
     labels: np.ndarray  # [N] int64, 0..K-1
     probabilities: np.ndarray  # [N, K] float32
@@ -61,7 +52,7 @@ class ClassifierEvaluation:
 
     @cached_property
     def ranks(self) -> np.ndarray:
-        """[N] int64: the place of the true class in the model's ranking, from 0."""
+        """[N] int64: the rank of the true class among the model's answers, from 0."""
         return label_ranks(self.probabilities, self.labels)
 
     @cached_property
@@ -69,8 +60,10 @@ class ClassifierEvaluation:
         """[K, K] int64: row true, column answered."""
         from sklearn.metrics import confusion_matrix  # type: ignore[import-untyped]  # slow to import
 
-        matrix: np.ndarray = confusion_matrix(self.labels, self.probabilities.argmax(1), labels=range(len(self.names)))
-        return matrix
+        counts: np.ndarray = confusion_matrix(
+            self.labels, self.probabilities.argmax(1), labels=range(len(self.class_names))
+        )
+        return counts
 
     @property
     def top1(self) -> float:
@@ -80,7 +73,7 @@ class ClassifierEvaluation:
     @property
     def top5(self) -> float | None:
         """The share of images whose true class is among the best five; None with five classes or fewer."""
-        return float((self.ranks < TOP).mean()) if len(self.names) > TOP else None
+        return float((self.ranks < TOP).mean()) if len(self.class_names) > TOP else None
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -92,20 +85,21 @@ class ClassifierEvaluation:
         """The mean of the classes' accuracies, over the classes that have images."""
         return float(np.nanmean(class_accuracies(self.confusion)))
 
-    def mistakes(self, most: int = 20) -> list[Mistake]:
-        """The images that were answered wrong, the surest answer first.
+    @property
+    def loss(self) -> float:
+        """The mean of minus the logarithm of the true classes' probabilities."""
+        true = self.probabilities[np.arange(len(self.labels)), self.labels].astype(np.float64)
+        return float(-np.log(true.clip(np.finfo(np.float32).tiny)).mean())
 
-        Args:
-            most: at most so many, at least 0.
-        """
+    def mistakes(self, count: int = 20) -> list[Mistake]:
+        """The images that were answered wrong, at most ``count``, the most confident answer first."""
         answers = self.probabilities.argmax(1)
         wrong = np.flatnonzero(answers != self.labels)
         scores = self.probabilities[wrong, answers[wrong]]
+        names, chosen = self.class_names, wrong[np.argsort(-scores, kind="stable")][:count]
         return [
-            Mistake(
-                self.paths[i], self.names[self.labels[i]], self.names[answers[i]], float(self.probabilities[i].max())
-            )
-            for i in wrong[np.argsort(-scores, kind="stable")][:most]
+            Mistake(self.paths[i], names[self.labels[i]], names[answers[i]], float(self.probabilities[i].max()))
+            for i in chosen
         ]
 
     def to_dict(self) -> dict[str, Any]:
@@ -114,13 +108,13 @@ class ClassifierEvaluation:
         Returns:
             ``{"top1", "top1_interval": [lower, upper], "top5", "mean_class", "images", "broken": [{"path", "error"}],
             "seconds_per_image", "classes": {name: {"accuracy", "images", "taken_for": {name: count}}}}``; ``taken_for``
-            lists wrong answers, the commonest first.
+            lists wrong answers, the most frequent first.
         """
         accuracies, images = class_accuracies(self.confusion), self.confusion.sum(1)
         classes = {}
-        for k, name in enumerate(self.names):
+        for k, name in enumerate(self.class_names):
             order = [j for j in np.argsort(-self.confusion[k], kind="stable") if j != k and self.confusion[k, j]]
-            taken_for = {self.names[j]: int(self.confusion[k, j]) for j in order}
+            taken_for = {self.class_names[j]: int(self.confusion[k, j]) for j in order}
             classes[name] = {"accuracy": _number(accuracies[k]), "images": int(images[k]), "taken_for": taken_for}
         return {
             "top1": _number(self.top1),
@@ -137,92 +131,87 @@ class ClassifierEvaluation:
         """A table for people: a line for each class that has images, worst first, and the mean in the last."""
         accuracies, images = class_accuracies(self.confusion), self.confusion.sum(1)
         present = [k for k in np.argsort(accuracies, kind="stable") if images[k]]
-        width = max(len("class"), len("mean"), *(len(self.names[k]) for k in present))
+        width = max(len("class"), *(len(self.class_names[k]) for k in present))
         lines = [f"{'class':{width}}  images  accuracy  most often taken for"]
         for k in present:
-            wrong = np.where(np.arange(len(self.names)) == k, 0, self.confusion[k])
-            other = f"{self.names[wrong.argmax()]} ({wrong.max()})" if wrong.any() else "-"
-            lines.append(f"{self.names[k]:{width}}  {images[k]:6}  {accuracies[k]:8.3f}  {other}")
+            wrong = np.where(np.arange(len(self.class_names)) == k, 0, self.confusion[k])
+            other = f"{self.class_names[wrong.argmax()]} ({wrong.max()})" if wrong.any() else "-"
+            lines.append(f"{self.class_names[k]:{width}}  {images[k]:6}  {accuracies[k]:8.3f}  {other}")
         lines.append(f"{'mean':{width}}  {images.sum():6}  {self.mean_class:8.3f}")
         return "\n".join(lines)
 
 
 def evaluate_classifier(
-    model: SPPNet, images: Labelled, *, views: Views | str = "single", report: Report | None = None
+    model: SPPNet, images: LabelledImages, *, views: Views | str = "single", progress: Progress = no_progress
 ) -> ClassifierEvaluation:
     """Classify every image and compare with its label.
 
     Args:
         model: any model that knows all classes of the data, found by name; it may know more. Its answer is its best
             class, also where it is a multi-label one.
-        images: what the model was not trained on: paths [N], labels [N] from 0, names [K].
-        views: how each image is looked at; see `sppnet.classification.views.classify_views`.
-        report: told of the progress: stage, done, total.
+        images: what the model was not trained on.
+        views: how each image is looked at; see `sppnet.classify`.
+        progress: told of "classification".
 
     Returns:
         `ClassifierEvaluation`, with the probabilities of every image.
 
     Raises:
-        UserError: no images, none that can be read, or a class that the model does not know. Single files that cannot be
-            read are no error: the result names them.
+        SettingsError: no images, or a class that the model does not know.
+        ImageError: none of the images can be read. Single files that cannot be read are no error: the result names them.
 
     Example:
-        >>> from types import SimpleNamespace
         >>> from PIL import Image
         >>> from skimage.data import chelsea
         >>> Image.fromarray(chelsea()).save("chelsea.png")
-        >>> data = SimpleNamespace(paths=[Path("chelsea.png")], labels=np.array([0]), names=("cat",))
+        >>> data = sppnet.LabelledImages((Path("chelsea.png"),), np.array([0]), ("cat",))
         >>> evaluate_classifier(sppnet.load("voc"), data).top1
         1.0
     """
-    labels = _labels_of_model(model, images)
-    views = views_for(model, views)
+    labels, views = _labels_of_model(model, images), views_for(model, views)
     rows: list[np.ndarray] = []
-    kept: list[int] = []
+    read: list[int] = []
     broken: list[tuple[Path, str]] = []
     started = time.perf_counter()
-    for place, path in enumerate(images.paths):
-        try:
-            pixels = read_image(path)
-        except ImageError as error:
-            broken.append((path, str(error)))
+    for index, image in enumerate(read_ahead(images.paths, image_or_error)):
+        if isinstance(image, ImageError):
+            broken.append((images.paths[index], str(image)))
         else:
-            rows.append(view_scores(pixels, model, views).mean(0).numpy())
-            kept.append(place)
-        if report:
-            report("classification", place + 1, len(images.paths))
+            rows.append(view_scores(image, model, views).mean(0).numpy())
+            read.append(index)
+        progress("classification", index + 1, len(images))
     if not rows:
-        raise UserError(f"none of the {len(broken)} images can be read; the first: {broken[0][1]}")
+        raise ImageError(f"none of the {len(broken)} images can be read; the first: {broken[0][1]}")
+    paths, seconds = tuple(images.paths[index] for index in read), (time.perf_counter() - started) / len(images)
+    return ClassifierEvaluation(model.class_names, paths, labels[read], np.stack(rows), views, tuple(broken), seconds)
+
+
+def evaluate_features(model: SPPNet, images: LabelledImages, features: PooledFeatures) -> ClassifierEvaluation:
+    """`evaluate_classifier` where the images' pooled features are computed already: only the head is asked."""
+    with model.inference(bfloat16=False):
+        pooled = (features.read(index)[None].float().to(model.device) for index in range(len(features)))
+        logits = torch.cat([model.image_classifier(model.fully_connected(each)) for each in pooled])
+        probabilities = model.image_classifier.probabilities(logits).cpu().numpy()
     return ClassifierEvaluation(
-        model.class_names,
-        tuple(images.paths[place] for place in kept),
-        labels[kept],
-        np.stack(rows),
-        views,
-        tuple(broken),
-        (time.perf_counter() - started) / len(images.paths),
+        model.class_names, images.paths, _labels_of_model(model, images), probabilities, views_for(model, "single")
     )
 
 
-def _labels_of_model(model: SPPNet, images: Labelled) -> np.ndarray:
+def _labels_of_model(model: SPPNet, images: LabelledImages) -> np.ndarray:
     """The labels, counted in the model's classes."""
-    names = model.class_names
-    if not len(images.paths):
-        raise UserError("the data holds no images: nothing to evaluate on")
-    if len(images.labels) != len(images.paths):
-        raise ValueError(f"expected one label for each of the {len(images.paths)} images, got {len(images.labels)}")
-    used = sorted(set(np.asarray(images.labels).tolist()))
-    if used[0] < 0 or used[-1] >= len(images.names):
-        raise ValueError(f"labels: expected 0..{len(images.names) - 1}, one for each name, got {used[0]}..{used[-1]}")
-    unknown = [images.names[label] for label in used if images.names[label] not in names]
+    known = model.class_names
+    if not len(images):
+        raise SettingsError("the data holds no images: nothing to evaluate on")
+    used = [name for name, count in zip(images.class_names, images.counts(), strict=True) if count]
+    unknown = [name for name in used if name not in known]
     if unknown:
-        raise UserError(
+        raise SettingsError(
             f"the model does not know {len(unknown)} of the {len(used)} classes of the data, such as "
-            f"{', '.join(map(repr, unknown[:3]))}; it knows {len(names)}: {', '.join(map(repr, names[:3]))}"
-            f"{' ...' if len(names) > 3 else ''}. Classes are matched by name: rename the folders, or give another model"
+            f"{', '.join(map(repr, unknown[:3]))}; it knows {len(known)}: {', '.join(map(repr, known[:3]))}"
+            f"{' ...' if len(known) > 3 else ''}. Classes are matched by name: rename the folders, or give another model"
         )
-    place = [names.index(name) if name in names else -1 for name in images.names]
-    return np.array(place, np.int64)[np.asarray(images.labels)]
+    label_of = [known.index(name) if name in known else -1 for name in images.class_names]
+    return np.array(label_of, np.int64)[images.labels]
 
 
 def _number(value: float) -> float | None:

@@ -1,332 +1,232 @@
-"""What the layers of a backbone say about whole images, as vectors of one length: the input of a linear classifier.
+"""Whole images through a frozen backbone: each becomes one pooled pyramid, computed once and cached on disk.
 
-images [H, W, 3] of any sizes -> maps [C, h, w] of several layers, in one pass -> pooled [N, M, C] by a pyramid -> [N, D],
-of length 1. Pooled maps can be kept on disk (`sppnet.classification.feature_cache`), in half precision. Source:
-arXiv:1406.4729, sections 3.2 and 3.3: "image representations", layer by layer.
+image [H, W, 3], perhaps with its horizontal flip -> features [1 or 2, C, h, w] -> pooled [1 or 2, M, C] in half precision, a file
+for each image. What training a head starts from, and what ways of resizing are compared by: arXiv:1406.4729, sections 3.2 and 3.3.
+A file is named for the image's content, its folder for the backbone's weights and all else that the numbers depend on.
 """
 
 from __future__ import annotations
 
-import os
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn import functional as F
 
-from sppnet.classification.feature_cache import FeatureCache, net_digest
-from sppnet.classification.vectors import to_vectors, unit_length
-from sppnet.data.fit import FITS, fit_image
-from sppnet.data.images import content_key, read_image
-from sppnet.errors import UserError
-from sppnet.models.backbones import smallest_side
-from sppnet.models.geometry import backbone_geometry
-from sppnet.models.precision import autocast, precision_of
-from sppnet.models.sppnet import IMAGENET_MEAN, IMAGENET_STD, SPPNet
-from sppnet.ops.bins import bin_count, check_levels
-from sppnet.ops.pyramid_pool import pyramid_pool
+from sppnet.cache import check_room, fingerprint, read_tensors, write_tensors
+from sppnet.data.images import content_key, image_or_error, image_size, read_ahead, read_image
+from sppnet.data.labelled import LabelledImages
+from sppnet.errors import ImageError, ModelError
+from sppnet.models.precision import precision_of, to_half
+from sppnet.models.sppnet import SPPNet
+from sppnet.ops.bins import whole_windows
+from sppnet.progress import Progress, no_progress
 
-Progress = Callable[[int, int], None]  # done, total
-Image = str | os.PathLike[str] | np.ndarray  # a file, or [H, W, 3] uint8
-
-LARGEST_ASPECT = 4  # longer images are looked at smaller: one may be 20000 x 20
-_HALF = torch.finfo(torch.float16).max
+IN_MEMORY = 1_000_000_000  # bytes of pooled pyramids up to which all of them are held in memory
+SCALE_IMAGES = 32  # whose features set their scale
+LISTED = 5  # bad files that one message names
 
 
-@dataclass(frozen=True)
-class Pooling:
-    """How a map becomes a vector.
+@dataclass(frozen=True, eq=False)
+class ReadableImages:
+    """Images that can be read, and those that cannot."""
 
-    Example:
-        >>> Pooling((2, 1)).bins
-        5
-    """
-
-    levels: tuple[int, ...] = (6, 3, 2, 1)  # bins per side
-    reduce: str = "max"  # or "mean"
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "levels", check_levels(self.levels))
-        if self.reduce not in ("max", "mean"):
-            raise ValueError(f"reduce must be 'max' or 'mean': got {self.reduce!r}")
-
-    @property
-    def bins(self) -> int:
-        """M, over all levels."""
-        return bin_count(self.levels)
+    images: LabelledImages
+    sizes: np.ndarray  # [N, 2] int64, (height, width) in pixels, upright
+    broken: tuple[tuple[Path, str], ...] = ()  # left out, and why
 
 
-@dataclass(frozen=True)
-class Look:
-    """In what form a backbone is shown an image; see `sppnet.data.fit`.
-
-    Example:
-        >>> Look("squash", 180)
-        Look(fit='squash', short_side=180, mirrored=False)
-    """
-
-    fit: str = "native"  # "crop", "squash" (the paper's warping) or "pad": a square of short_side
-    short_side: int = 224  # pixels; a native image's long side is at most four times as long
-    mirrored: bool = False  # whether it is the mirror image that is shown
-
-    def __post_init__(self) -> None:
-        if self.fit not in FITS:
-            raise ValueError(f"fit must be one of {', '.join(FITS)}: got {self.fit!r}")
-        if self.short_side < 1:
-            raise ValueError(f"short_side must be at least 1 pixel, got {self.short_side}")
-
-
-def image_features(
-    images: Sequence[Image],
-    backbone: nn.Module,
+def readable_images(
+    images: LabelledImages,
     *,
-    layers: Sequence[str] | None = None,
-    levels: Sequence[int] = (2, 1),
-    reduce: str = "max",
-    fit: str = "native",
-    short_side: int | Sequence[int] = 224,
-    mirrored: bool = False,
-    power: float = 1.0,
-    normalise: str = "whole",
-    cache: Path | None = None,
-    progress: Progress | None = None,
-) -> dict[str, np.ndarray]:
-    """Describe whole images by what several layers of a backbone say about them.
+    skip_bad: bool = False,
+    progress: Progress = no_progress,
+    stage: str = "checking images",
+) -> ReadableImages:
+    """See which images can be read, and how large they are, before anything is computed from them.
 
     Args:
-        images: N files, or arrays [H, W, 3] uint8, of any sizes.
-        backbone: images [B, 3, H, W] -> a map, such as of `build_backbone`; or an `SPPNet`, whose backbone is taken, and
-            whose normalisation of pixels instead of ImageNet's. In evaluation mode.
-        layers: names of modules whose outputs are maps; `layer_names` has the outermost. The last of these, if not given.
-        levels: bins per side of each level of the pyramid.
-        reduce: ``"max"``, ``"mean"``, or ``"max+mean"``: both, one after the other.
-        fit: ``"native"`` shows the whole image at its own shape, ``"crop"`` its middle, ``"squash"`` all of it, distorted.
-        short_side: pixels; of several, the features are averaged (each being normalised first).
-        mirrored: whether the mirror images are averaged in, likewise.
-        power: each value v becomes sign(v) |v|^power before it is normalised; 1 changes nothing.
-        normalise: ``"whole"`` makes the vector's length 1, ``"level"`` that of each level's part, and then of the whole,
-            ``"none"`` leaves it.
-        cache: a folder that keeps the pooled maps.
-        progress: called with images done, and all; anew for each short side, and each mirrored one.
-
-    Returns:
-        For each layer [N, D] float32, D = M x C, twice that with ``"max+mean"``; bins then channels.
+        images: the files.
+        skip_bad: False: only the heads of the files are read (moments), and a bad one raises. True: every file is read to its
+            end, and a bad one is left out and listed.
+        progress: told of ``stage``.
 
     Raises:
-        UserError: a layer that the backbone does not have, or whose output is no map; an image that cannot be read.
-        ValueError: no images, or another argument that is not one of those above.
-
-    Source: arXiv:1406.4729, sections 3.2 (l2-normalised features for a linear SVM) and 3.3 (crop, warp and full image).
+        ImageError: images that cannot be read, by name; with ``skip_bad``, only if none can be.
 
     Example:
-        >>> backbone = sppnet.load("voc").backbone
-        >>> features = image_features([np.zeros((90, 120, 3), np.uint8)], backbone, levels=(2, 1), short_side=64)
-        >>> {name: vectors.shape for name, vectors in features.items()}
-        {'8': (1, 1920)}
+        >>> readable_images(LabelledImages((Path("no.jpg"),), np.array([0]), ("cat", "dog")))
+        Traceback (most recent call last):
+        sppnet.errors.ImageError: 1 of 1 images cannot be read: no.jpg: no such file. Repair or remove ...
     """
-    sides = (short_side,) if isinstance(short_side, int) else tuple(short_side)
-    if not sides:
-        raise ValueError("short_side: expected a number of pixels, or several, got none")
-    poolings = [Pooling(tuple(levels), each) for each in reduce.split("+")]
-    chosen = list(layers) if layers is not None else layer_names(backbone)[-1:]
-    looks = [Look(fit, side, turned) for side in sides for turned in ((False, True) if mirrored else (False,))]
-    sums: dict[str, np.ndarray] = {}
-    for look in looks:
-        pooled = pooled_features(
-            images, backbone, layers=chosen, poolings=poolings, look=look, cache=cache, progress=progress
-        )
-        for layer in chosen:
-            parts = [to_vectors(pooled[layer, each], each.levels, power, normalise) for each in poolings]
-            vectors = unit_length(np.concatenate(parts, 1)) if normalise != "none" else np.concatenate(parts, 1)
-            sums[layer] = sums[layer] + vectors if layer in sums else vectors
-    if len(looks) > 1:
-        sums = {layer: vectors / np.float32(len(looks)) for layer, vectors in sums.items()}
-        if normalise != "none":
-            sums = {layer: unit_length(vectors) for layer, vectors in sums.items()}
-    return sums
+    indices: list[int] = []
+    sizes: list[tuple[int, int]] = []
+    broken: list[tuple[Path, str]] = []
+    found = read_ahead(images.paths, partial(_size_or_error, to_the_end=skip_bad))
+    for index, (path, size) in enumerate(zip(images.paths, found, strict=True)):
+        if isinstance(size, ImageError):
+            broken.append((path, str(size)))
+        else:
+            indices.append(index)
+            sizes.append(size)
+        progress(stage, index + 1, len(images))
+    if broken and not (skip_bad and indices):
+        raise _unreadable([reason for _, reason in broken], len(images))
+    return ReadableImages(
+        images.subset(indices) if broken else images, np.array(sizes, np.int64).reshape(-1, 2), tuple(broken)
+    )
 
 
-def layer_names(backbone: nn.Module) -> list[str]:
-    """The outermost modules of a backbone, in their order; any name of ``named_modules`` will do as a layer, too.
+class PooledFeatures:
+    """The pooled pyramids of N images: in memory if there is room, else read from their files.
 
-    Example:
-        >>> layer_names(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()))
-        ['0', '1']
+    Args:
+        files: of each image, as `pooled_features` writes them.
+        held: their content, if it is in memory: of each image [1 or 2, M, C] float16.
     """
-    return [name for name, _ in _inner(backbone).named_children()]
+
+    def __init__(self, files: Sequence[Path], held: Sequence[Tensor] | None) -> None:
+        self.files, self.held = files, held
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, part: slice) -> PooledFeatures:
+        return PooledFeatures(self.files[part], None if self.held is None else self.held[part])
+
+    def read(self, index: int, *, flip: bool = False) -> Tensor:
+        """[M, C] float16: of the image, or of its horizontal flip."""
+        stored = _stored(self.files[index], verify=False) if self.held is None else self.held[index]
+        if stored is None:
+            raise ModelError(f"{self.files[index]} has gone while it was in use: start again, and it is made anew")
+        return stored[int(flip)]
+
+    def unit_rows(self) -> np.ndarray:
+        """[N, M * C] float32, each row of length 1: what linear SVMs see (arXiv:1406.4729, section 3.2)."""
+        rows = [F.normalize(self.read(index).flatten().float(), dim=0).numpy() for index in range(len(self))]
+        return np.stack(rows)
 
 
 def pooled_features(
-    images: Sequence[Image],
-    backbone: nn.Module,
-    *,
-    layers: Sequence[str],
-    poolings: Sequence[Pooling],
-    look: Look,
-    cache: Path | None = None,
-    progress: Progress | None = None,
-) -> dict[tuple[str, Pooling], np.ndarray]:
-    """The maps of several layers, each pooled in several ways, before any normalisation: what the cache holds.
+    model: SPPNet, paths: Sequence[Path], cache: Path, *, flip: bool = False, progress: Progress = no_progress
+) -> PooledFeatures:
+    """Pool whole images, each once: what is cached and whole is read, the rest is computed and cached.
 
     Args:
-        images, backbone, layers, cache, progress: as of `image_features`.
-        poolings: all of them are computed in the same pass over the images.
-        look: how the images are shown to the backbone.
+        model: gives backbone, pyramid, preprocessing and scale of the features; its head makes no difference.
+        paths: N files.
+        cache: a folder, which several models may share. Interrupted, the next call goes on where this one stopped.
+        flip: whether the horizontal flips are wanted, too; without them it takes half the time and room.
+        progress: told of "features".
 
     Returns:
-        For each layer and pooling [N, M, C] float16. `sppnet.classification.vectors.take_levels` picks levels of it.
+        `PooledFeatures`, in the order of ``paths``.
 
     Raises:
-        UserError, ValueError: as `image_features`.
-
-    Example:
-        >>> backbone, pooling = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), Pooling((2, 1))
-        >>> images = [np.zeros((40, 60, 3), np.uint8), np.zeros((70, 30, 3), np.uint8)]
-        >>> pooled = pooled_features(images, backbone, layers=["0", "1"], poolings=[pooling], look=Look(short_side=32))
-        >>> pooled["1", pooling].shape
-        (2, 5, 8)
+        ImageError: images that cannot be read, by name, once all others are cached.
+        ModelError: the backbone's features are not finite.
+        OutputError: a disk with less room than the features need (known before the first is computed).
     """
-    if cache is not None:
-        keys = fill_features(
-            images, backbone, layers=layers, poolings=poolings, look=look, cache=cache, progress=progress
-        )
-        kept = _kept(cache, backbone, look)
-        return {(layer, each): kept.read(_part(layer, each), keys) for layer in layers for each in poolings}
-    _check(images, layers, poolings)
-    found: dict[tuple[str, Pooling], list[np.ndarray]] = defaultdict(list)
-    for done, pooled in enumerate(_compute(images, backbone, layers, poolings, look), start=1):
-        for which, values in pooled.items():
-            found[which].append(values)
-        if progress:
-            progress(done, len(images))
-    return {which: np.stack(values) for which, values in found.items()}
+    folder, views = _folder(model, cache), 1 + flip
+    keys = [content_key(path) for path in paths]
+    files = {key: folder / f"{key}.safetensors" for key in keys}
+    needed = views * model.pool.bins * model.geometry.channels * 2  # bytes of an image
+    held: dict[str, Tensor] | None = {} if needed * len(files) <= IN_MEMORY else None
+    missing: dict[str, Path] = {}
+    for key, path in dict(zip(keys, paths, strict=True)).items():
+        stored = _stored(files[key])
+        if stored is None or len(stored) < views:
+            missing[key] = path
+        elif held is not None:
+            held[key] = stored
+    check_room(folder, len(missing) * needed, "the features")
+    broken: dict[str, ImageError] = {}
+    images = read_ahead(missing.values(), image_or_error)
+    for done, (key, image) in enumerate(zip(missing, images, strict=True), start=len(files) - len(missing) + 1):
+        if isinstance(image, ImageError):
+            broken[key] = image
+        else:
+            pooled = _pool(model, image, flip)
+            write_tensors(files[key], {"pooled": pooled}, {})
+            if held is not None:
+                held[key] = pooled
+        progress("features", done, len(files))
+    if broken:
+        bad = [path for path, key in zip(paths, keys, strict=True) if key in broken]
+        raise _unreadable([str(image_or_error(path)) for path in bad[:LISTED]], len(paths), len(bad))
+    return PooledFeatures([files[key] for key in keys], None if held is None else [held[key] for key in keys])
 
 
-def fill_features(
-    images: Sequence[Image],
-    backbone: nn.Module,
-    *,
-    layers: Sequence[str],
-    poolings: Sequence[Pooling],
-    look: Look,
-    cache: Path,
-    progress: Progress | None = None,
-) -> list[str]:
-    """Compute what the cache lacks of `pooled_features`; interrupted, the next call goes on where this one stopped.
-
-    Returns:
-        The images' content keys, which are the names of their files in the cache.
-
-    Raises:
-        UserError, ValueError: as `image_features`; or the cache cannot be written.
-    """
-    _check(images, layers, poolings)
-    kept, keys = _kept(cache, backbone, look), [content_key(image) for image in images]
-    missing = kept.missing(keys, [_part(layer, pooling) for layer in layers for pooling in poolings])
-    computed = _compute([images[place] for place in missing], backbone, layers, poolings, look)
-    for done, (place, pooled) in enumerate(zip(missing, computed, strict=True), start=len(images) - len(missing) + 1):
-        for which, values in pooled.items():
-            kept.write(_part(*which), keys[place], values)
-        if progress:
-            progress(done, len(images))
-    return keys
+def scale_features(model: SPPNet, paths: Sequence[Path]) -> None:
+    """Scale a model's features so that their mean square over some of these images is about 1, if they were never scaled."""
+    if float(model.feature_scale) != 1 or not paths:
+        return
+    chosen = sorted({round(index) for index in np.linspace(0, len(paths) - 1, min(SCALE_IMAGES, len(paths)))})
+    squares = [
+        float(_features(model, image, flip=False).float().square().mean())
+        for image in read_ahead(paths[index] for index in chosen)
+    ]
+    model.set_feature_scale(float(np.mean(squares)))
 
 
-# One pass
+def _pool(model: SPPNet, image: np.ndarray, flip: bool) -> Tensor:
+    """[H, W, 3] -> [1 or 2, M, C] float16 on the CPU. Images one by one: batches of equal sizes are no faster on a CPU."""
+    features = _features(model, image, flip)
+    with model.inference():
+        pooled = model.pool(features, whole_windows(features))
+        if not pooled.isfinite().all():
+            raise ModelError("the backbone's features are not finite: its weights are damaged; get them again")
+        return to_half(pooled).cpu()
 
 
-def _compute(
-    images: Sequence[Image], backbone: nn.Module, layers: Sequence[str], poolings: Sequence[Pooling], look: Look
-) -> Iterator[dict[tuple[str, Pooling], np.ndarray]]:
-    """The pooled maps [M, C] float16 of each image in turn. One by one: batches of equal sizes were no faster on a CPU."""
-    net = _inner(backbone)
-    device = next((value.device for value in net.parameters()), torch.device("cpu"))
-    mean, std = (torch.tensor(values, device=device)[:, None, None] for values in _pixel_normalisation(backbone))
-    minimum = _smallest_side(backbone)
-    red, green, blue = (round(255 * value) for value in _pixel_normalisation(backbone)[0])
-    pooled: dict[tuple[str, Pooling], Tensor] = {}
-    with _pooling_hooks(net, layers, poolings, pooled), torch.inference_mode(), autocast(device):
-        for image in images:
-            long_side = max(LARGEST_ASPECT * look.short_side, minimum)
-            fitted = fit_image(
-                read_image(image), look.fit, look.short_side, long_side, minimum=minimum, fill=(red, green, blue)
-            )
-            shown = np.ascontiguousarray(fitted[:, ::-1]) if look.mirrored else np.require(fitted, requirements="W")
-            pixels = torch.from_numpy(shown).to(device).permute(2, 0, 1)[None]
-            net(((pixels.float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last))
-            yield {
-                which: values[0].float().clamp(-_HALF, _HALF).half().cpu().numpy() for which, values in pooled.items()
-            }
+def _features(model: SPPNet, image: np.ndarray, flip: bool) -> Tensor:
+    images, _ = model.preprocess(image)
+    with model.inference():
+        images = torch.cat([images, images.flip(3)]) if flip else images
+        return model.features(images.to(model.device).contiguous(memory_format=torch.channels_last))
 
 
-@contextmanager
-def _pooling_hooks(
-    net: nn.Module, layers: Sequence[str], poolings: Sequence[Pooling], pooled: dict[tuple[str, Pooling], Tensor]
-) -> Iterator[None]:
-    """While this is entered, every run of the backbone leaves the pooled maps of these layers in ``pooled``.
+def _folder(model: SPPNet, cache: Path) -> Path:
+    """Named for all that pooled features depend on, beside the image: they are looked for nowhere else."""
+    shown = model.preprocess
+    fields = {
+        "sides": [shown.short_side, shown.long_side, shown.smallest_side],
+        "resize_mode": shown.resize_mode,
+        "pixels": [shown.mean, shown.std],
+        "levels": model.architecture.levels,
+        "feature_scale": float(model.feature_scale),
+        "precision": precision_of(model.device),
+        "layers": str(model.backbone),
+    }
+    name = fingerprint([json.dumps(fields, sort_keys=True), model.backbone.state_dict()], size=8)
+    return cache / f"{model.architecture.backbone.replace(':', '-')}-{name}"
 
-    They are pooled at once: the next layer may work in place.
-    """
 
-    def hook_of(layer: str) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(module: nn.Module, arguments: Any, features: Any) -> None:
-            if not isinstance(features, Tensor) or features.ndim != 4:
-                raise UserError(f"layer {layer!r} gives no map [N, C, h, w] to pool from: name another")
-            for pooling in poolings:
-                pooled[layer, pooling] = pyramid_pool(features, pooling.levels, reduce=pooling.reduce)
+def _stored(path: Path, *, verify: bool = True) -> Tensor | None:
+    """[1 or 2, M, C] float16; None where there is no whole file."""
+    found = read_tensors(path, verify=verify)
+    return None if found is None else found[0]["pooled"].clone()  # a copy, so that the file's memory map is closed
 
-        return hook
 
-    modules = dict(net.named_modules())
-    unknown = [layer for layer in layers if layer not in modules or not layer]
-    if unknown:
-        raise UserError(
-            f"the backbone has no layer {unknown[0]!r}; its outermost are {', '.join(layer_names(net)) or 'none'}"
-        )
-    handles = [modules[layer].register_forward_hook(hook_of(layer)) for layer in layers]
+def _size_or_error(path: Path, to_the_end: bool) -> tuple[int, int] | ImageError:
     try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+        if to_the_end:
+            height, width, _ = read_image(path).shape
+            return height, width
+        return image_size(path)
+    except ImageError as error:
+        return error
 
 
-def _inner(backbone: nn.Module) -> nn.Module:
-    return backbone.backbone if isinstance(backbone, SPPNet) else backbone
-
-
-def _smallest_side(backbone: nn.Module) -> int:
-    """Pixels of an image's sides below which it is enlarged: a cell, or more where the layers need it for one."""
-    if isinstance(backbone, SPPNet):
-        return backbone.smallest_side
-    return max(backbone_geometry(backbone).stride, smallest_side(backbone))
-
-
-def _pixel_normalisation(backbone: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    if isinstance(backbone, SPPNet):
-        return backbone.architecture.mean, backbone.architecture.std
-    return IMAGENET_MEAN, IMAGENET_STD
-
-
-def _check(images: Sequence[Image], layers: Sequence[str], poolings: Sequence[Pooling]) -> None:
-    if not len(images) or not len(layers) or not len(poolings):
-        raise ValueError(
-            f"expected at least one image, layer and pooling, got {len(images)}, {len(layers)} and {len(poolings)}"
-        )
-
-
-def _kept(cache: Path, backbone: nn.Module, look: Look) -> FeatureCache:
-    """What the cache holds of one backbone, shown images in one way."""
-    net = _inner(backbone)
-    device = next((value.device for value in net.parameters()), torch.device("cpu"))
-    digest = net_digest(net, _pixel_normalisation(backbone), precision_of(device))
-    return FeatureCache(cache / f"{digest}-{look.fit}-{look.short_side}{'-mirrored' if look.mirrored else ''}")
-
-
-def _part(layer: str, pooling: Pooling) -> str:
-    return f"{layer}-{pooling.reduce}-{'.'.join(map(str, pooling.levels))}"
+def _unreadable(reasons: Sequence[str], images: int, bad: int | None = None) -> ImageError:
+    bad = bad or len(reasons)
+    more = f"; and {bad - LISTED} more" if bad > LISTED else ""
+    return ImageError(
+        f"{bad} of {images} images cannot be read: {'; '.join(reasons[:LISTED])}{more}. Repair or remove them ('sppnet check' "
+        "looks at every file), or leave them out with --skip-bad"
+    )

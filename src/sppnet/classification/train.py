@@ -1,10 +1,9 @@
-"""Train a classifier on labelled images of any size: the head on a frozen backbone, or the whole network.
+"""Train a classifier on labelled images of any size: linear SVMs or layers on a frozen backbone, or the whole network.
 
-Files that can be read -> batches of like sizes (`sppnet.data.size_buckets`) -> a network that learns, seen by held-out
-images after every epoch -> the model that was best on those. Or, for a model with SVMs, files -> pooled vectors -> SVMs
-(`sppnet.classification.svm_head`), of which held-out images choose nothing. A run that was stopped, by whatever means, goes on
-from its last checkpoint, or with the vectors that it has, and ends with the same weights, bit for bit on a CPU, as if never
-stopped. Source: arXiv:1406.4729, section 3.
+Files that can be read -> their pooled features, once (`sppnet.classification.features`) -> SVMs, the paper's way, or layers trained in
+epochs; or batches of like sizes -> the whole network in epochs (`sppnet.classification.epochs`). Validation images choose the best
+epoch, and nothing of SVMs. A run that was stopped, by whatever means, goes on with what is cached, and ends with the same weights,
+bit for bit on a CPU, as if never stopped. Source: arXiv:1406.4729, section 3.
 """
 
 from __future__ import annotations
@@ -13,193 +12,354 @@ import dataclasses
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
-from lightning.pytorch.utilities import rank_zero_only
 
-from sppnet.classification.epochs import Learned, has_batch_norm, learn_in_epochs
-from sppnet.classification.pooled import calibrate, spread
-from sppnet.classification.readable import Report, readable_images
-from sppnet.classification.settings import ClassifierSettings
-from sppnet.classification.svm_head import check_count, train_svm_head
-from sppnet.data.folder import LabelledImages, split_off
+from sppnet.cache import cache_or_temporary
+from sppnet.classification.batches import TrainingSizes
+from sppnet.classification.epochs import EpochSettings, has_batch_norm, train_epochs
+from sppnet.classification.evaluate import ClassifierEvaluation, evaluate_classifier, evaluate_features
+from sppnet.classification.features import ReadableImages, pooled_features, readable_images, scale_features
+from sppnet.classification.svm import check_image_count, train_svm_head
 from sppnet.data.images import read_image
-from sppnet.errors import UserError
-from sppnet.metrics.classification import wilson_interval
-from sppnet.models.mixed_batch import MixedBatch
-from sppnet.models.sppnet import SPPNet
+from sppnet.data.labelled import LabelledImages, split_off
+from sppnet.errors import SettingsError
+from sppnet.files import check_replaceable, is_ours, write_json
+from sppnet.models.backbones import COMPACT, RANDOM, build_backbone, check_not_random, pretrained_weights
+from sppnet.models.files import check_model_path, round_to_stored, save_model, trained_by
+from sppnet.models.precision import choose_device
+from sppnet.models.preprocess import Preprocess, ResizeMode
+from sppnet.models.sppnet import Architecture, SPPNet, build_model
+from sppnet.progress import Progress, no_progress
+from sppnet.training.log import write_log
+from sppnet.visualize import draw_mistakes, plot_confusion, plot_training, save_image
 
-USED_BY_SVMS = ("learn", "held_out_share", "seed")  # of the settings
+LARGEST_ASPECT = 4  # longer images are seen smaller: one may be 20000 x 20
+VALIDATION_SHARE = 0.15  # of every class
+RECORDED = ("top1", "top1_interval", "top5", "mean_class", "images")  # what a model file holds of an evaluation
+PICTURES = ("evaluation.json", "confusion.png", "mistakes.jpg", "curves.png")  # of a report
 
 
-@dataclass(frozen=True, eq=False)
-class TrainedClassifier:
-    """A trained model, and all that is known of its training."""
+@dataclass(frozen=True)
+class ClassifierSettings:
+    """How a classifier is built and trained.
 
-    model: SPPNet  # in evaluation mode, its BatchNorm folded: as `sppnet.models.files.save_model` takes it
-    held_out: LabelledImages  # the images that chose the epoch; for SVMs, they chose nothing
-    figures: dict[str, Any]  # JSON-ready: data, settings, held-out accuracy, what was skipped, seconds
-    log: dict[str, list[float]]  # the curves, for `sppnet.visualize.plot_training`; SVMs have none
-    rank: int = 0  # of this process: with several devices every process gets here, and only 0 should write the model
+    Args:
+        train_layers: "head": the layers behind the frozen backbone, in minutes; "all": the whole network, which wants a GPU or patience.
+        classifier: "svm": linear SVMs on the pooled pyramid, as in the paper, their decision scores made probabilities; or
+            "softmax": layers trained in epochs. Left out: svm, but softmax with hidden layers or with all layers trained.
+        backbone: the network before the pyramid: a name of this project, of torchvision or, if installed, of timm.
+        weights: the backbone's: a file, a name that torchvision or timm knows, or, where all layers are trained, "random". Left
+            out: the pretrained ones.
+        levels: bins per side of the pyramid.
+        hidden: with softmax, widths of fully connected layers before the last (paper: 4096 4096).
+        resize_mode: images at their own shape ("keep-aspect"), or how they become square.
+        short_side: pixels; the long side is at most four times as long.
+        sides: where all layers are trained, sides of squares, in pixels, that are shown in turn, an epoch each (paper: 224 180). Left
+            out: images as they are in use.
+        epochs: with softmax, how often every image is seen; left out: 30.
+        batch_size: with softmax, images in one step, on each device; left out: 32.
+        learning_rate: with softmax, the peak; a pretrained backbone has a tenth of it. Left out: 0.001.
+        validation_share: of every class, where the data holds no validation images; left out: 0.15.
+        seed: of all that is drawn.
+
+    Raises:
+        SettingsError: a setting out of its range, or one that the chosen way of training has no use for.
+
+    Example:
+        >>> ClassifierSettings(epochs=3)
+        Traceback (most recent call last):
+        sppnet.errors.SettingsError: epochs: only for layers that are trained in epochs; add classifier softmax, or leave it out ...
+    """
+
+    train_layers: Literal["head", "all"] = "head"
+    classifier: Literal["svm", "softmax"] | None = None
+    backbone: str = COMPACT
+    weights: str | None = None
+    levels: tuple[int, ...] = (3, 2, 1)
+    hidden: tuple[int, ...] = ()
+    resize_mode: ResizeMode = "keep-aspect"
+    short_side: int = 224
+    sides: tuple[int, ...] = ()
+    epochs: int | None = None
+    batch_size: int | None = None
+    learning_rate: float | None = None
+    validation_share: float | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, known in (("train_layers", ("head", "all")), ("classifier", (None, "svm", "softmax"))):
+            if getattr(self, name) not in known:
+                choices = ", ".join(choice for choice in known if choice)
+                raise SettingsError(f"{name} must be one of {choices}: got {getattr(self, name)!r}")
+        if not 0 < (self.validation_share or VALIDATION_SHARE) < 1 or self.validation_share == 0:
+            raise SettingsError(f"validation_share must be between 0 and 1: got {self.validation_share}")
+        if not 0 <= self.seed < 2**32:
+            raise SettingsError(f"seed must be a whole number from 0 to {2**32 - 1}: got {self.seed}")
+        if self.train_layers == "head" and self.sides:
+            raise SettingsError("sides: only where all layers are trained; add train_layers all, or leave it out")
+        if self.svm and self.train_layers == "all":
+            raise SettingsError("SVMs are trained on a frozen backbone: leave train_layers out, or take softmax")
+        unused = [name for name in ("hidden", "epochs", "batch_size", "learning_rate") if getattr(self, name)]
+        if self.svm and unused:
+            raise SettingsError(
+                f"{', '.join(unused)}: only for layers that are trained in epochs; add classifier softmax, or leave it out: SVMs "
+                "are the default on a frozen backbone"
+            )
+
+    @property
+    def svm(self) -> bool:
+        """Whether SVMs are trained, and nothing in epochs."""
+        return self.classifier == "svm" or (self.classifier is None and self.train_layers == "head" and not self.hidden)
+
+    def architecture(self, class_names: tuple[str, ...]) -> Architecture:
+        """What the network is built of."""
+        return Architecture(
+            class_names, self.backbone, self.levels, self.hidden, detects=False, multi_label=False, unit_length=self.svm
+        )
+
+    def for_epochs(self, devices: int, workers: int) -> EpochSettings:
+        """What `sppnet.classification.epochs.train_epochs` needs of them."""
+        given = {name: getattr(self, name) for name in ("epochs", "batch_size", "learning_rate")}
+        rule: Literal["native", "single", "multi"] = "native"
+        if self.sides:
+            rule = "multi" if len(self.sides) > 1 else "single"
+        return EpochSettings(
+            train_backbone=self.train_layers == "all",
+            backbone_rate=1.0 if self.weights == RANDOM else 0.1,
+            sizes=TrainingSizes(rule, self.sides) if self.sides else TrainingSizes(),
+            seed=self.seed,
+            devices=devices,
+            workers=workers,
+            **{name: value for name, value in given.items() if value is not None},
+        )
 
 
 def train_classifier(
-    model: SPPNet,
-    train: LabelledImages,
-    held_out: LabelledImages | None = None,
-    settings: ClassifierSettings | None = None,
+    data: LabelledImages,
     *,
-    checkpoints: Path,
+    validation: LabelledImages | None = None,
+    output: str | Path | None = None,
+    cache: Path | None = None,
+    settings: ClassifierSettings | None = None,
+    skip_bad: bool = False,
     devices: int = 1,
     workers: int = 0,
-    skip_bad: bool = False,
-    report: Report | None = None,
-) -> TrainedClassifier:
-    """Train a single-label classifier, and keep the weights that do best on held-out images.
+    device: str = "auto",
+    progress: Progress = no_progress,
+    **options: Any,
+) -> SPPNet:
+    """Train a single-label classifier.
 
     Args:
-        model: trained in place, on its device. Its architecture says how images are fed in use, and so to the held-out
-            accuracy, and, by ``classifier``, whether it learns in epochs or gets SVMs, which want ``settings.learn="head"`` and
-            have no use for its epochs, batches and rates; its names are those of the data. Where ``settings.learn`` is "all" and it starts from random weights,
-            its backbone should still have its BatchNorm (``compact_resnet(folded=False)``): that is folded at the end.
-        train: images to learn from.
-        held_out: images that choose the best epoch, or show what SVMs are worth; never test data. None: a share of ``train``
-            is split off.
-        settings: how.
-        checkpoints: a folder. Each training has its own in it, named for all that it depends on: checkpoints (``last.ckpt``,
-            ``best.ckpt``), logs (CSV; TensorBoard if installed). Vectors of a frozen backbone are shared by all; SVMs leave
-            nothing else, and are solved anew.
-        devices: processes, one on each device of the model's kind (on a CPU: gloo); only with ``learn="all"``. Lightning
-            starts the others by running the very same command again.
-        workers: processes that read images; 0: the training itself does.
-        skip_bad: leave out files that cannot be read, and list them in ``figures``, instead of refusing to start.
-        report: told of the progress: stage, done, total.
+        data: images to train on, of two classes at least.
+        validation: images that choose the best epoch, or show what SVMs are worth; never test data. None: a share of ``data``.
+        output: the model file to write, .safetensors; a report on the validation images comes beside it: see `report_folder`.
+        cache: a folder for features and checkpoints, which trainings may share; None: nothing is kept.
+        settings, options: the fields of `ClassifierSettings`.
+        skip_bad: leave out files that cannot be read, and list them, instead of refusing to start.
+        devices: processes, one on each device (on a CPU: gloo), where all layers are trained; the others are started by running
+            the very same command again.
+        workers: processes that read images, where all layers are trained; 0: the training itself does.
+        device: where to compute; "auto" takes a GPU if there is one.
+        progress: told of "checking images", "features", "training" and others.
 
     Returns:
-        `TrainedClassifier`. ``figures["held_out"]["accuracy"]`` is of the images that chose the epoch, and so a little too
-        good; that of SVMs is not.
+        The model in evaluation mode, as its file holds it. Its ``record`` says how it was trained and what it answers on the
+        validation images (``"evaluation"``; of images that chose the epoch, a little too good), and lists what was left out
+        (``"skipped"``).
 
     Raises:
-        UserError: files that cannot be read (all are named, before anything is computed, unless the damage is beyond a
-            file's head), too few images, classes that are not the model's, a loss that is no number, no room.
-        KeyboardInterrupt: at Ctrl-C; the next call goes on from the last checkpoint.
+        SettingsError: settings that do not go together, too few images or classes, or a training that diverged.
+        ImageError: files that cannot be read: all are named, before anything is computed, unless the damage is beyond a file's head.
+        ModelError: a backbone or weights that cannot be used.
+        OutputError: a file that is not ours at ``output``, before the work; or no room.
+        KeyboardInterrupt: at Ctrl-C; with a ``cache``, the next call goes on from there.
 
-    Source: arXiv:1406.4729, section 3.1; for the training sizes see `sppnet.classification.schedule.TrainingSizes`.
+    Source: arXiv:1406.4729, section 3.
 
     Example:
         >>> from PIL import Image
-        >>> from sppnet.data.folder import read_folder
-        >>> from sppnet.models.sppnet import Architecture, SPPNet
-        >>> for name, colour in {"red": (200, 0, 0), "blue": (0, 0, 200)}.items():
+        >>> for name, color in {"red": (200, 0, 0), "blue": (0, 0, 200)}.items():
         ...     Path("photos", name).mkdir(parents=True)
         ...     for i in range(4):
-        ...         Image.new("RGB", (40 + i, 50 - i), colour).save(f"photos/{name}/{i}.png")
-        >>> images = read_folder("photos")
-        >>> shape = Architecture(images.names, levels=(1,), hidden=(), detects=False, multi_label=False, short_side=32)
-        >>> backbone = sppnet.load("voc").backbone
-        >>> trained = train_classifier(SPPNet(shape, backbone), images, checkpoints=Path("work"))
-        >>> trained.figures["held_out"]["accuracy"]
-        1.0
+        ...         Image.new("RGB", (40 + i, 50 - i), color).save(f"photos/{name}/{i}.png")
+        >>> model = train_classifier(sppnet.read_dataset("photos"), short_side=32, levels=(1,))
+        >>> model.record["evaluation"]["top1"], model.classify("photos/red/0.png").label
+        (1.0, 'red')
     """
-    settings = settings or ClassifierSettings()
-    if report is None or vars(rank_zero_only).get("rank"):  # of several processes, the first tells
-        report = _silent
+    settings = dataclasses.replace(settings or ClassifierSettings(), **options)
+    epochs = None if settings.svm else settings.for_epochs(devices, workers)
     started = time.perf_counter()
-    given = held_out is not None
-    if held_out is None:
-        train, held_out = split_off(train, settings.held_out_share, seed=settings.seed)
-    _check(model, train, held_out, settings, devices)
-    learnt = readable_images(train, skip_bad=skip_bad, report=report, stage="checking images")
-    watched = readable_images(held_out, skip_bad=skip_bad, report=report, stage="checking held-out images")
-    _check_classes(learnt.images)
-    model.eval().backbone.to(memory_format=torch.channels_last)
-    if settings.learn == "head" or not has_batch_norm(model):
-        calibrate(model, [read_image(learnt.images.paths[place]) for place in spread(len(learnt.images))])
-
-    used = dataclasses.asdict(settings)
-    if model.architecture.classifier == "svm":
-        cache, used = checkpoints / "features", {name: used[name] for name in USED_BY_SVMS}
-        choice, measured = train_svm_head(
-            model, learnt.images, watched.images, cache, seed=settings.seed, report=report
-        )
-        learned = Learned({"svm": choice.figures()}, measured, {}, 0)
-    else:
-        learned = learn_in_epochs(
-            model, learnt, watched, settings, checkpoints, devices=devices, workers=workers, report=report
-        )
-    figures = {
+    if output is not None:
+        output = check_model_path(output)
+        for path in (output, *(report_folder(output) / name for name in PICTURES)):
+            check_replaceable(path)
+    given = validation is not None
+    train, validation = _split(data, validation, settings)
+    if settings.train_layers == "head" and (devices, workers) != (1, 0):
+        raise SettingsError("devices, workers: only where all layers are trained; leave them out")
+    if settings.svm:
+        check_image_count(len(train))
+    model = _start(settings, data.class_names).to(choose_device(device))
+    seen = readable_images(train, skip_bad=skip_bad, progress=progress)
+    held = readable_images(validation, skip_bad=skip_bad, progress=progress, stage="checking validation images")
+    _check_classes(seen.images)
+    with cache_or_temporary(cache) as folder:
+        trained = _train(model, seen, held, settings, epochs, folder, progress)
+    skipped = [{"path": str(path), "error": error} for path, error in (*seen.broken, *held.broken)]
+    evaluation = trained.evaluation
+    record = {
+        **trained_by(),
         "data": {
-            "train": len(learnt.images),
-            "held_out": len(watched.images),
-            "held_out_were": "given" if given else "split off",
-            "classes": len(train.names),
-            "skipped": [{"path": str(path), "error": error} for path, error in (*learnt.broken, *watched.broken)],
+            "train": len(seen.images),
+            "validation": len(held.images),
+            "validation_images": "given" if given else "split off",
+            "classes": len(data.class_names),
+            "skipped": len(skipped),
         },
-        "classifier": model.architecture.classifier,
-        "settings": used | {"devices": devices},
-        **learned.figures,
-        "held_out": _held_out_figures(learned.measured),
+        "classifier": "svm" if settings.svm else "softmax",
+        "settings": _recorded(settings),
+        **trained.figures,
+        "evaluation": evaluation and {
+            **{name: value for name, value in evaluation.to_dict().items() if name in RECORDED},
+            "loss": round(evaluation.loss, 4),
+        },
         "seconds": round(time.perf_counter() - started),
-    }
-    return TrainedClassifier(model, watched.images, figures, learned.log, learned.rank)
+    }  # fmt: skip
+    model.record = record
+    if output is not None and not trained.rank:
+        save_model(model, output)  # without the paths of what was skipped, which are nobody else's business
+        _write_report(report_folder(output), trained, {"training": record, "skipped": skipped})
+    model.record = {**record, "skipped": skipped}
+    return model
 
 
-def _silent(stage: str, done: int, total: int) -> None:
-    """What reports to nobody."""
+def report_folder(output: Path) -> Path:
+    """Where the report on a model file is.
+
+    It holds curves.png and log.csv of a training in epochs, and of the validation images evaluation.json, confusion.png and, if
+    there are any, mistakes.jpg.
+
+    Example:
+        >>> report_folder(Path("models/pets.safetensors")).as_posix()
+        'models/pets.report'
+    """
+    return output.with_name(f"{output.stem}.report")
 
 
-def _check(
-    model: SPPNet, train: LabelledImages, held_out: LabelledImages, settings: ClassifierSettings, devices: int
-) -> None:
-    architecture, sizes = model.architecture, settings.sizes
-    if architecture.multi_label:
-        raise ValueError("train_classifier: expected a model of one class an image: Architecture(multi_label=False)")
-    if train.names != architecture.names or held_out.names != architecture.names:
-        raise UserError(
-            f"the data's classes are not the model's: {_some(train.names)} against {_some(architecture.names)}"
+class _Trained(NamedTuple):
+    figures: dict[str, Any]  # JSON-ready
+    log: dict[str, list[float]]  # SVMs have none
+    evaluation: ClassifierEvaluation | None  # of the validation images, if there are any
+    rank: int  # of this process
+
+
+def _train(
+    model: SPPNet,
+    train: ReadableImages,
+    validation: ReadableImages,
+    settings: ClassifierSettings,
+    epochs: EpochSettings | None,
+    cache: Path,
+    progress: Progress,
+) -> _Trained:
+    """Train a model in place, round it to what its file will hold, and evaluate that."""
+    if not has_batch_norm(model):  # which scales features itself
+        scale_features(model, train.images.paths)
+    images, features = [*train.images.paths, *validation.images.paths], cache / "features"
+    if epochs is None:
+        pooled = pooled_features(model, images, features, progress=progress)
+        rows = pooled[: len(train.images)].unit_rows()
+        choice = train_svm_head(model, rows, train.images.labels, seed=settings.seed, progress=progress)
+        figures, log, rank = {"svm": choice.to_dict()}, {}, 0
+    else:
+        figures, log, rank = train_epochs(model, train, validation, epochs, cache, progress=progress)
+    round_to_stored(model)
+    evaluation = None
+    if len(validation.images) and not rank:
+        if settings.train_layers == "head":
+            pooled = pooled_features(model, images, features)[len(train.images) :]
+            evaluation = evaluate_features(model, validation.images, pooled)
+        else:
+            evaluation = evaluate_classifier(model, validation.images, progress=progress)
+    return _Trained(figures, log, evaluation, rank)
+
+
+def _start(settings: ClassifierSettings, class_names: tuple[str, ...]) -> SPPNet:
+    """The network that training begins with: frozen layers as a file holds them, BatchNorm only where it is trained from scratch."""
+    weights = settings.weights or pretrained_weights(settings.backbone)
+    if settings.train_layers == "head":
+        check_not_random(settings.backbone, weights)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        backbone = build_backbone(settings.backbone, weights, fold=weights != RANDOM)
+        preprocess = Preprocess(settings.short_side, LARGEST_ASPECT * settings.short_side, settings.resize_mode)
+        model = build_model(settings.architecture(class_names), preprocess, backbone=backbone)
+    if settings.sides and min(settings.sides) < model.preprocess.smallest_side:
+        least = model.preprocess.smallest_side
+        raise SettingsError(
+            f"sides must be at least {least} pixels with {settings.backbone}: got {min(settings.sides)}"
         )
-    _check_classes(train)
-    if settings.learn == "all" and sizes.rule == "native" and architecture.fit == "native":
-        MixedBatch(model.backbone)  # a backbone that cannot take images of different sizes together says so here
-    side = architecture.short_side
-    if architecture.fixed_size and (sizes.rule, max(sizes.sides)) != ("single", side) and sizes.rule != "native":
-        raise UserError(
-            f"this network takes images of {side} x {side} alone: train it at 'native' sizes, or at the 'single' size {side}"
-        )
-    if sizes.rule != "native" and min(sizes.sides) < model.smallest_side:
-        raise UserError(
-            f"the sides must be at least {model.smallest_side} pixels with this backbone: got {min(sizes.sides)}"
-        )
-    if devices < 1:
-        raise UserError(f"devices must be at least 1: got {devices}")
-    if architecture.classifier == "svm":
-        if settings.learn == "all":
-            raise UserError(
-                "SVMs learn on a backbone that stays as it is: take learn='head', or the softmax classifier"
+    if settings.train_layers == "head":
+        round_to_stored(model.backbone)  # so that cached features are those of the model file
+    model.eval().backbone.to(memory_format=torch.channels_last)
+    return model
+
+
+def _split(
+    data: LabelledImages, validation: LabelledImages | None, settings: ClassifierSettings
+) -> tuple[LabelledImages, LabelledImages]:
+    if validation is not None:
+        if settings.validation_share is not None:
+            raise SettingsError("validation_share: the data holds validation images already; leave it out")
+        if validation.class_names != data.class_names:
+            raise SettingsError(
+                f"the validation images' classes are not those of the data: {_some(validation.class_names)} against "
+                f"{_some(data.class_names)}"
             )
-        check_count(len(train))
-    if devices > 1 and settings.learn == "head":
-        raise UserError("the head alone learns on one device: take devices=1, or learn='all'")
+        _check_classes(data)
+        return data, validation
+    _check_classes(data)
+    return split_off(data, settings.validation_share or VALIDATION_SHARE, seed=settings.seed)
 
 
 def _check_classes(train: LabelledImages) -> None:
-    present = [name for name, count in zip(train.names, train.counts(), strict=True) if count]
+    present = [name for name, count in zip(train.class_names, train.counts(), strict=True) if count]
     if len(present) < 2:
-        raise UserError(f"expected images of at least two classes to learn from, got {_some(tuple(present)) or 'none'}")
+        raise SettingsError(f"expected images of at least two classes to train on, got {_some(present) or 'none'}")
 
 
-def _some(names: tuple[str, ...]) -> str:
+def _some(names: tuple[str, ...] | list[str]) -> str:
     return ", ".join(map(repr, names[:3])) + (f" ... ({len(names)})" if len(names) > 3 else "")
 
 
-def _held_out_figures(measured: dict[str, float] | None) -> dict[str, Any] | None:
-    if measured is None:
-        return None
-    wrong, images = round(measured["wrong"]), round(measured["images"])
-    return {
-        "accuracy": round(1 - wrong / images, 4),
-        "interval": [round(end, 4) for end in wilson_interval(images - wrong, images)],
-        "loss": round(measured["loss"], 4),
-        "epoch": round(measured["epoch"]) if "epoch" in measured else None,
-    }
+def _recorded(settings: ClassifierSettings) -> dict[str, Any]:
+    """What was set, or has a value anyway; of a weights file its name alone."""
+    weights = None if settings.weights is None else Path(settings.weights).name
+    fields = dataclasses.asdict(settings) | {"weights": weights}
+    return {name: value for name, value in fields.items() if value not in (None, ())}
+
+
+def _write_report(folder: Path, trained: _Trained, document: dict[str, Any]) -> None:
+    for name in PICTURES:  # of an earlier model of this name
+        if is_ours(folder / name):
+            (folder / name).unlink()
+    (folder / "log.csv").unlink(missing_ok=True)
+    if trained.log:
+        write_log(trained.log, folder / "log.csv")
+        plot_training(trained.log, folder / "curves.png")
+    evaluation = trained.evaluation
+    if evaluation is None:
+        return
+    write_json(folder / "evaluation.json", {**evaluation.to_dict(), **document})
+    plot_confusion(evaluation.confusion, evaluation.class_names, folder / "confusion.png")
+    mistakes = evaluation.mistakes()
+    if mistakes:
+        paths, truths, answers, scores = zip(*mistakes, strict=True)
+        wrong = int(np.count_nonzero(evaluation.ranks))
+        title = f"the most confident of {wrong} mistakes in {len(evaluation.paths)} validation images"
+        sheet = draw_mistakes([read_image(path) for path in paths], truths, answers, scores, title)
+        save_image(sheet, folder / "mistakes.jpg")

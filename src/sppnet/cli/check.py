@@ -8,8 +8,9 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from sppnet.cli.parameters import AsJson
-from sppnet.terminal import progress
+from sppnet.cli.options import AsJson
+from sppnet.data.check import check_folder
+from sppnet.progress import progress_bars
 
 
 def check(
@@ -19,9 +20,7 @@ def check(
     as_json: AsJson = False,
 ) -> int:
     """Name every bad file and box of a data set, and why; exit status 2 if there are any."""
-    from sppnet.data.check import check_folder
-
-    with progress() as report:
-        found = check_folder(data, report=report)
+    with progress_bars() as progress:
+        found = check_folder(data, progress=progress)
     print(json.dumps(found.to_dict(), indent=1) if as_json else "\n".join(found.lines()))
     return found.exit_status

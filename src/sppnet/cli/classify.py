@@ -40,9 +40,7 @@ def classify(
         lines = [", ".join(f"{name} {score:.2f}" for name, score in answer.top(3))]
         if not pyramid:
             return answer.to_dict(), lines, lambda: np.asarray(answer.draw(image))
-        from sppnet.visualize.pyramid import draw_contributions
-
         added = bin_contributions(net, image, answer.label)
-        return {**answer.to_dict(), "pyramid": added.to_dict()}, lines, lambda: draw_contributions(added)
+        return {**answer.to_dict(), "pyramid": added.to_dict()}, lines, added.draw
 
     return each_image(images, one, output, "classes.json", as_json)

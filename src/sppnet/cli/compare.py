@@ -12,9 +12,9 @@ from cyclopts import Parameter
 from sppnet.classification.compare import CompareSettings, compare_resize_modes
 from sppnet.cli import complain
 from sppnet.cli.options import AsJson, Cache, Device, SkipBad, cache_folder, chosen_device
-from sppnet.data.labelled import training_images
+from sppnet.data.formats.folder import training_images
 from sppnet.progress import progress_bars
-from sppnet.visualize.plots import plot_comparison, plot_format
+from sppnet.visualize.plots import plot_format
 
 
 def compare(
@@ -40,7 +40,7 @@ def compare(
         )
     for _, reason in comparison.broken:
         complain(f"left out: {reason}")
-    plot_comparison(comparison, output)
+    comparison.plot(output)
     document = {"data": str(data), **comparison.to_dict()}
     print(json.dumps(document, indent=1) if as_json else f"{comparison.table()}\n\n{comparison.advice}")
     print(f"chart in {output}; features, for the next time, in {cache}", file=sys.stderr)

@@ -9,6 +9,7 @@ from typing import Annotated
 import numpy as np
 from cyclopts import Parameter
 
+from sppnet.cache import cache_or_temporary
 from sppnet.classification.evaluate import evaluate_classifier
 from sppnet.cli.options import (
     AsJson,
@@ -18,12 +19,11 @@ from sppnet.cli.options import (
     ProposalMethod,
     Scales,
     Views,
-    cache_or_temporary,
     checked_limit,
     chosen_device,
 )
-from sppnet.data.annotations import annotated_layout, read_annotated
-from sppnet.data.labelled import evaluation_images
+from sppnet.data.dataset import annotated_layout, read_annotated
+from sppnet.data.formats.folder import evaluation_images
 from sppnet.detection.evaluate import NO_COCO, evaluate_detector
 from sppnet.detection.suppression import DetectSettings
 from sppnet.errors import SettingsError

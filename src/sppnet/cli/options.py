@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
@@ -42,7 +39,7 @@ Scales = Annotated[
     ),
 ]
 Views = Annotated[
-    Literal["single", "centre-crop", "10-view", "full", "multi-view", "multi-view+full"],
+    Literal["single", "center-crop", "10-view", "full", "multi-view", "multi-view+full"],
     Parameter(help="How each image is looked at: once, or many times over, which is slower and may be better."),
 ]
 
@@ -54,14 +51,9 @@ def chosen_device(name: str) -> str:
         >>> chosen_device("cpu")
         'cpu'
     """
-    import torch
+    from sppnet.models.precision import choose_device  # which imports torch
 
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if name == "auto":
-        return "cuda" if available["cuda"] else "cpu"
-    if not available[name]:
-        raise SettingsError(f"device {name!r} is not available here; use --device cpu")
-    return name
+    return choose_device(name).type
 
 
 def checked_limit(limit: int | None) -> int | None:
@@ -79,13 +71,3 @@ def cache_folder(output: Path) -> Path:
         'models/birds.cache'
     """
     return output.with_name(f"{output.stem}.cache")
-
-
-@contextmanager
-def cache_or_temporary(cache: Path | None) -> Iterator[Path]:
-    """The folder that was asked for; without one, a folder that is gone afterwards."""
-    if cache is not None:
-        yield cache
-        return
-    with TemporaryDirectory(prefix="sppnet-") as folder:
-        yield Path(folder)

@@ -11,7 +11,7 @@ from cyclopts import Parameter
 
 from sppnet.cli import complain
 from sppnet.cli.options import AsJson, Data, Limit, Split, cache_or_temporary, checked_limit
-from sppnet.data.annotations import read_annotated
+from sppnet.data.dataset import read_annotated
 from sppnet.errors import SettingsError
 from sppnet.progress import progress_bars
 from sppnet.proposals.compute import check_method, proposals_of

@@ -26,8 +26,8 @@ from sppnet.cli.options import (
     checked_limit,
     chosen_device,
 )
-from sppnet.data.annotations import read_annotated
-from sppnet.data.labelled import training_images
+from sppnet.data.dataset import read_annotated
+from sppnet.data.formats.folder import training_images
 from sppnet.detection.add_class import add_class as add_one_class
 from sppnet.detection.train import DetectorSettings, train_detector, train_svms_of
 from sppnet.models.files import load

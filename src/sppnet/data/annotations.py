@@ -1,6 +1,6 @@
 """What every reader of an annotated image set returns: the one form that training and evaluation work on.
 
-Readers (``voc`` and its siblings) convert to this on reading; nothing behind them knows any file format.
+Readers (`sppnet.data.formats`) convert to this on reading; nothing behind them knows any file format.
 """
 
 from __future__ import annotations
@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from sppnet.data.images import read_image
 from sppnet.errors import UserError
 
 
@@ -46,11 +48,11 @@ class DetectionData:
     """One split of an annotated image set.
 
     Example:
-        >>> len(DetectionData(names=("cat", "dog"), images=(), split="train"))
+        >>> len(DetectionData(class_names=("cat", "dog"), images=(), split="train"))
         0
     """
 
-    names: tuple[str, ...]  # the K class names without background; label 1 is names[0]
+    class_names: tuple[str, ...]  # K, without background; label 1 is class_names[0]
     images: tuple[AnnotatedImage, ...]
     split: str
 
@@ -58,29 +60,39 @@ class DetectionData:
         """Count the images."""
         return len(self.images)
 
-    def check_names(self, names: Sequence[str]) -> None:
+    def __getitem__(self, index: int) -> tuple[np.ndarray, dict[str, Any]]:
+        """Read one image [H, W, 3] uint8, with its "boxes" [G, 4] float32, "labels" [G], "difficult" [G] and "image_id".
+
+        Raises:
+            ImageError: the image cannot be read.
+        """
+        of = self.images[index]
+        target = {"boxes": of.gt_boxes, "labels": of.gt_labels, "difficult": of.difficult, "image_id": of.image_id}
+        return read_image(of.path), target
+
+    def check_class_names(self, class_names: Sequence[str]) -> None:
         """Raise a UserError, which says what differs, unless a model's classes are those of the data, in any order."""
-        if set(names) != set(self.names):
+        if set(class_names) != set(self.class_names):
             raise UserError(
-                f"the model knows {len(names)} classes and the data has {len(self.names)}, and they differ: "
-                f"only in the model {sorted(set(names) - set(self.names))[:5]}, only in the data "
-                f"{sorted(set(self.names) - set(names))[:5]}"
+                f"the model knows {len(class_names)} classes and the data has {len(self.class_names)}, and they differ: "
+                f"only in the model {sorted(set(class_names) - set(self.class_names))[:5]}, only in the data "
+                f"{sorted(set(self.class_names) - set(class_names))[:5]}"
             )
 
-    def relabelled(self, names: Sequence[str]) -> DetectionData:
+    def relabelled(self, class_names: Sequence[str]) -> DetectionData:
         """The same images, with labels that count the classes in another order, such as a model's.
 
         Args:
-            names: the same class names.
+            class_names: the same names.
 
         Raises:
             UserError: other classes; the message says which.
 
         Example:
-            >>> DetectionData(names=("cat", "dog"), images=(), split="train").relabelled(("dog", "cat")).names
+            >>> DetectionData(class_names=("cat", "dog"), images=(), split="train").relabelled(("dog", "cat")).class_names
             ('dog', 'cat')
         """
-        self.check_names(names)
-        label_of = np.array([0] + [names.index(name) + 1 for name in self.names])
+        self.check_class_names(class_names)
+        label_of = np.array([0] + [class_names.index(name) + 1 for name in self.class_names])
         images = tuple(replace(image, gt_labels=label_of[image.gt_labels]) for image in self.images)
-        return replace(self, names=tuple(names), images=images)
+        return replace(self, class_names=tuple(class_names), images=images)

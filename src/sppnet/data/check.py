@@ -1,38 +1,27 @@
 """Check a folder before training on it: every bad file is named, with the reason.
 
-Five layouts: class folders (split into train and val, or not), a plain folder of images, and VOC, COCO and YOLO with
-annotations. Every image is decoded completely, as training would. What passes here without an error can be read by
-``split_folder`` or ``read_annotated``: the same code decides.
+Five layouts: class folders (split into train and val, or not), a plain folder of images, and VOC, COCO and YOLO with annotations.
+Every image is decoded completely, as training would. What passes here without an error can be read by `sppnet.read_dataset`: the
+same parsers decide.
 """
 
 from __future__ import annotations
 
 import os
-import sys
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
-from sppnet.data.annotated import annotated_layout
-from sppnet.data.check_coco import coco_collection
-from sppnet.data.check_images import Collection, Finding, Severity, hidden_image, inspect_images, same_pictures
-from sppnet.data.check_voc import voc_collection
-from sppnet.data.check_yolo import yolo_collection
-from sppnet.data.folder_survey import (
-    TRAIN,
-    FolderSurvey,
-    Listing,
-    held_out_problems,
-    list_images,
-    some,
-    split_parts,
-    split_problems,
-    survey_folder,
-)
+from sppnet.data.check_images import ImageFacts, hidden_image, inspect_images, same_pictures
+from sppnet.data.dataset import ANNOTATED, annotated_layout
+from sppnet.data.find import list_images
+from sppnet.data.formats import Entry, Finding, Parsed, Severity, folder, plain_split, some
 from sppnet.errors import UserError
+from sppnet.progress import Progress, no_progress
 
 Layout = Literal["auto", "classes", "images", "voc", "coco", "yolo"]
 _WITH_OBJECTS = ("VOC", "COCO", "YOLO")
@@ -126,23 +115,22 @@ def check_folder(
     root: str | os.PathLike[str],
     *,
     layout: Layout = "auto",
-    report: Callable[[str, int, int], None] | None = None,
+    progress: Progress = no_progress,
     workers: int | None = None,
 ) -> CheckReport:
     """Check every image in a folder, its labels and its annotations.
 
-    *Errors*, which training would stop at: files that are empty, damaged, cut short, not images, unreadable, of more
-    than 500 megapixels; class folders that ``split_folder`` refuses; annotations that ``read_annotated`` refuses, each
-    box with file and line. *Warnings*: content of another format than the ending says; images passed over for their ending;
-    the same picture under two labels, or on both sides of a split; boxes on pictures that EXIF turns; and what looks
-    like a slip in class names. *Notes*: tiny, very long, turned, animated images; copies; hidden and other files.
+    *Errors*, which training would stop at: files that are empty, damaged, cut short, not images, unreadable, of more than 500
+    megapixels; class folders and annotations that `sppnet.read_dataset` refuses, each box with file and line. *Warnings*: content of
+    another format than the ending says; images passed over for their ending; the same picture under two labels, or on both sides of
+    a split; boxes on pictures that EXIF turns; and what looks like a slip in class names. *Notes*: tiny, very long, turned, animated
+    images; copies; images without an object; hidden and other files.
 
     Args:
         root: the folder; or one JSON of COCO annotations, or the YAML of a YOLO folder.
-        layout: "classes" (class folders), "images" (a plain folder, at any depth), "voc", "coco", "yolo"; "auto" looks:
-            one of the last three where there are annotations, a plain folder where no subfolder holds an image, else
-            class folders.
-        report: called with ("images", done, total) after every image.
+        layout: "classes" (class folders), "images" (a plain folder, at any depth), "voc", "coco", "yolo"; "auto" looks: one of the
+            last three where there are annotations, a plain folder where no subfolder holds an image, else class folders.
+        progress: called after every image.
         workers: number of threads; None: one a processor core, at most 8.
 
     Returns:
@@ -160,106 +148,111 @@ def check_folder(
         (2, 'error: photos/cat/1.png: the file is empty (0 bytes)')
     """
     root = Path(root)
-    make = {
-        "classes": _class_collection,
-        "images": _image_collection,
-        "voc": voc_collection,
-        "coco": coco_collection,
-        "yolo": yolo_collection,
-    }
-    collection = make[_layout_of(root) if layout == "auto" else layout](root)
-    facts, findings = inspect_images(collection.images, report, workers)
-    findings = [*collection.findings, *findings, *collection.judge(facts)]
+    if layout == "auto":
+        layout = annotated_layout(root) or ("classes" if _has_class_folders(root) else "images")
+    annotated = ANNOTATED[layout] if layout in ("voc", "coco", "yolo") else None
+    parsed: Parsed = annotated.check(root) if annotated else folder.check(root) if layout == "classes" else _plain(root)
+    groups = _groups(parsed)
+    listing = None if annotated else list_images(root)
+    strays = [path for path in listing.images if path not in groups] if listing and layout == "classes" else []
+    facts, of_images = inspect_images([*groups, *strays], progress, workers)
+    findings = [*parsed.findings, *of_images, *same_pictures(facts, groups)]
+    if annotated:
+        findings += [*_shared(parsed), *_object_findings(parsed, facts)]
+    else:
+        findings += _passed_over(root)
     severities = ("error", "warning", "note")
-    findings.sort(key=lambda f: (severities.index(f.severity), str(f.path), f.line or 0))
+    findings.sort(key=lambda found: (severities.index(found.severity), str(found.path), found.line or 0))
     sizes = tuple(fact.size for fact in facts.values())
-    return CheckReport(root, collection.layout, len(collection.images), sizes, collection.classes, tuple(findings))
+    counts = {} if layout == "images" else parsed.counts()
+    return CheckReport(root, parsed.layout, len(groups) + len(strays), sizes, counts, tuple(findings))
 
 
-def _layout_of(root: Path) -> Literal["classes", "images", "voc", "coco", "yolo"]:
-    annotated = annotated_layout(root)
-    if annotated is not None:
-        return annotated
-    listing = list_images(root)
-    inside = any(path.parent != root for path in listing.images)
-    return "classes" if inside or split_parts(root) else "images"
+def _has_class_folders(root: Path) -> bool:
+    return bool(folder.split_parts(root)) or any(path.parent != root for path in list_images(root).images)
 
 
-def _image_collection(root: Path) -> Collection:
+def _plain(root: Path) -> Parsed:
     listing = list_images(root)
     if not listing.images:
         raise UserError(f"{root}: no image found there; looked for files ending in .jpg, .png, .webp, .tif ...")
-    unreadable = [Finding("error", "unreadable", path, f"cannot be listed: {why}") for path, why in listing.unreadable]
-    groups = dict.fromkeys(listing.images, ("", ""))
-    findings = [*unreadable, *_passed_over(root, [listing])]
-    return Collection("images", listing.images, {}, findings, lambda facts: same_pictures(facts, groups))
+    parsed = Parsed("images", root)
+    parsed.splits[""] = [Entry(str(path), path, partial(Finding, path, None)) for path in listing.images]
+    reasons = ((path, f"cannot be listed: {why}") for path, why in listing.unreadable)
+    parsed.findings = [Finding(path, None, "error", "unreadable", message) for path, message in reasons]
+    return parsed
 
 
-def _class_collection(root: Path) -> Collection:
-    parts = split_parts(root)
-    surveys = {part: survey_folder(folder) for part, folder in parts.items()} or {"": survey_folder(root)}
-    listings = [listing for survey in surveys.values() for listing in (survey.beside, *(c[2] for c in survey.classes))]
-    if parts:
-        listings.append(list_images(root, deep=False))
-    groups = {
-        path: (part, name)
-        for part, survey in surveys.items()
-        for name, _, listing in survey.classes
-        for path in listing.images
-    }
-    counts = dict.fromkeys((name for survey in surveys.values() for name in survey.names), 0)
-    for _, name in groups.values():
-        counts[name] += 1
-    strays = [path for listing in listings for path in listing.images if path not in groups]
-    return Collection(
-        f"class folders, split into {', '.join(parts)}" if parts else "class folders",
-        [*groups, *strays],
-        counts,
-        [*_layout_findings(root, surveys), *_name_findings(surveys), *_passed_over(root, listings)],
-        lambda facts: same_pictures(facts, groups),
-    )
+def _apart(parsed: Parsed) -> list[str]:
+    """The splits that must not share images, train first: not such lists as VOC's trainval."""
+    order = ("train", "val", "test")
+    names = [name for name in parsed.splits if plain_split(name) in order]
+    return sorted(names, key=lambda name: order.index(plain_split(name)))
 
 
-def _layout_findings(root: Path, surveys: Mapping[str, FolderSurvey]) -> Iterator[Finding]:
-    """Errors: what ``split_folder`` refuses, in its own words. Warnings: the same of parts that it does not read."""
-    every = sys.maxsize  # names are written out, however many
-    first, *held_out = surveys.values()
-    if TRAIN not in surveys:
-        problems = first.problems(most=every)
-    else:
-        problems = split_problems(root, first, held_out[0] if held_out else None, every)
-    yield from (Finding("error", problem.kind, problem.path, problem.message) for problem in problems)
-    for survey in held_out[1:]:
-        for problem in held_out_problems(first, survey, every):
-            yield Finding("warning", problem.kind, problem.path, problem.message)
+def _groups(parsed: Parsed) -> dict[Path, tuple[str, str]]:
+    """(split, class) of each image, train first: of two copies, its own is the original."""
+    groups: dict[Path, tuple[str, str]] = {}
+    apart = _apart(parsed)
+    for name in [*apart, *(name for name in parsed.splits if name not in apart)]:
+        for entry in parsed.splits[name]:
+            if entry.path is not None:
+                groups.setdefault(entry.path, (name if name in apart else "", entry.label))
+    return groups
 
 
-def _name_findings(surveys: Mapping[str, FolderSurvey]) -> Iterator[Finding]:
-    first = next(iter(surveys.values()))
-    spelt: dict[str, str] = {}
-    for name, folder, listing in first.classes:
-        plain = " ".join(name.casefold().replace("_", " ").replace("-", " ").split())
-        if spelt.setdefault(plain, name) != name:
-            message = f"the class {name!r} is spelt almost like {spelt[plain]!r}: if they are one, make them one folder"
-            yield Finding("warning", "alike", folder, message)
-        if len(surveys) == 1 and len(listing.images) == 1:
-            yield Finding("warning", "lone", folder, "the only image of its class: none can be held out to test on")
+def _shared(parsed: Parsed) -> Iterator[Finding]:
+    first: dict[Path, str] = {}
+    for name in _apart(parsed):
+        for entry in parsed.splits[name]:
+            if entry.path is not None and first.setdefault(entry.path, name) != name:
+                message = f"in {first[entry.path]} and in {name}: {name} would be judged by what {first[entry.path]} holds too"
+                yield Finding(entry.path, None, "warning", "leak", message)
 
 
-def _passed_over(root: Path, listings: Sequence[Listing]) -> Iterator[Finding]:
-    hidden = [path for listing in listings for path in listing.hidden]
-    others = [path for listing in listings for path in listing.others]
-    disguised = {path: finding for path in others if (finding := hidden_image(path)) is not None}
+def _object_findings(parsed: Parsed, facts: Mapping[Path, ImageFacts]) -> Iterator[Finding]:
+    """Boxes belong to a picture of one size and one way up; say so where that is not the picture that is read."""
+    empty = []
+    for entry in parsed.entries():
+        fact = None if entry.path is None else facts.get(entry.path)
+        if entry.path is not None and entry.annotated and not entry.seen:
+            empty.append(entry.path.name)
+        elif fact is not None:
+            yield from _size_findings(entry, fact)
+    if empty:
+        message = f"{len(empty)} images without an object ({some(empty, 3)})"
+        yield Finding(parsed.place, None, "note", "no-object", message)
+
+
+def _size_findings(entry: Entry, fact: ImageFacts) -> Iterator[Finding]:
+    turned, stated = f"the image is stored turned or mirrored (EXIF orientation {fact.orientation})", entry.stated
+    if stated is not None and stated != fact.size:
+        sizes = f"it states {stated[1]} x {stated[0]} pixels, the image has {fact.size[1]} x {fact.size[0]}"
+        if stated == fact.stored_size:
+            message = (
+                f"{sizes} once upright: {turned}, and the boxes were drawn on it as stored; take the orientation out"
+            )
+            yield entry.place("error", "turned-boxes", message)
+        else:
+            yield entry.place("error", "size", f"{sizes}: the boxes belong to another picture")
+    elif fact.orientation != 1:
+        message = f"{turned} and set upright on reading: look whether its boxes were drawn on the upright picture"
+        yield entry.place("warning", "turned-boxes", message)
+
+
+def _passed_over(root: Path) -> Iterator[Finding]:
+    listing = list_images(root)
+    disguised = {path: found for path in listing.others if (found := hidden_image(path)) is not None}
     yield from disguised.values()
     for kind, what, paths in (
-        ("hidden", "hidden file or folder", hidden),
-        ("other", "file without an image's ending", [path for path in others if path not in disguised]),
+        ("hidden", "hidden file or folder", listing.hidden),
+        ("other", "file without an image's ending", [path for path in listing.others if path not in disguised]),
     ):
         if paths:
             names = some([os.path.relpath(path, root) for path in paths], most=3)
             verb = "is" if len(paths) == 1 else "are"
             what = what if len(paths) == 1 else what.replace("file", "files").replace("folder", "folders")
-            yield Finding("note", kind, root, f"{len(paths)} {what} {verb} passed over ({names})")
+            yield Finding(root, None, "note", kind, f"{len(paths)} {what} {verb} passed over ({names})")
 
 
 def _size_summary(sizes: Sequence[tuple[int, int]]) -> dict[str, dict[str, float]]:

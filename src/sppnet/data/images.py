@@ -1,27 +1,38 @@
 """Read, measure and resize images: everything that decodes image files, and nothing about networks.
 
-First step of the method: whatever lies on disk becomes one form, [H, W, 3] uint8 RGB, upright as a person sees it.
+First step of the method: whatever people have becomes one form, [H, W, 3] uint8 RGB, upright as a person sees it.
 Sizes are (height, width) everywhere.
 """
 
+from __future__ import annotations
+
 import hashlib
+import io
 import os
+import re
 import threading
 import warnings
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from sppnet.errors import UserError
+from sppnet.errors import ImageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MAX_PIXELS = 500_000_000  # 1.5 GB as RGB; beyond it a file is far more likely broken or hostile than a photo
-_VECTOR_FORMATS = frozenset({"EPS", "WMF"})  # drawing them would run another program
-
 EXIF_ORIENTATION = 0x0112
+_VECTOR_FORMATS = frozenset({"EPS", "WMF"})  # drawing them would run another program
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://|data:", re.IGNORECASE)
 _TO_UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -32,48 +43,80 @@ _TO_UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
+# What people find under the name of an image: first bytes in lower case, where they start, what it is and what to do.
+_FOREIGN: tuple[tuple[bytes, int, str], ...] = (
+    (b"version https://git-lfs", 0, "a Git LFS pointer; fetch the files with: git lfs pull"),
+    (b"<!doctype html", 0, "a web page, saved in place of the image; download it again"),
+    (b"<html", 0, "a web page, saved in place of the image; download it again"),
+    (b"<?xml", 0, "XML; an SVG drawing must be converted to PNG"),
+    (b"<svg", 0, "an SVG drawing; convert it to PNG"),
+    (b"%pdf", 0, "a PDF document; convert its pages to PNG"),
+    (b"pk\x03\x04", 0, "a ZIP archive; unpack it"),
+    (b"ftyphei", 4, "a HEIC photo; convert it to JPEG"),
+    (b"ftypmif1", 4, "a HEIC photo; convert it to JPEG"),
+    (b"ftyp", 4, "a film or another MP4 file"),
+)
+
+DECODED_AHEAD = 4  # images: what bounds the memory of `read_ahead`
+Read = TypeVar("Read")
+ImageFile = str | os.PathLike[str] | bytes | BinaryIO
+
 # Pillow's pixel limit and Python's warning filters belong to the whole process: one thread at a time changes them.
 _header_lock = threading.Lock()
 
 
-class ImageError(UserError):
-    """An image, or a place to look for images, cannot be used. One line that names it."""
+class UnusableImage(ImageError):
+    """One image that cannot be used, and why.
+
+    ``kind`` is missing, empty, unreadable, not-an-image, damaged or too-large; ``reason`` is the message without the name.
+    """
+
+    def __init__(self, name: object, kind: str, reason: str) -> None:
+        super().__init__(f"{name}: {reason}")
+        self.kind, self.reason = kind, reason
 
 
-def read_image(source: str | os.PathLike[str] | Image.Image | np.ndarray) -> np.ndarray:
+def read_image(source: ImageFile | Image.Image | np.ndarray | Tensor) -> np.ndarray:
     """Read one image as upright RGB, whatever its form.
 
     The EXIF orientation is applied. Grey, palette, CMYK and 16-bit images become 8-bit RGB; transparent pixels are laid
     on white; of an animation the first frame is taken.
 
     Args:
-        source: path of a file; a PIL image; or an array [H, W, 3] uint8 RGB, which may also be [H, W] or [H, W, 1]
-            (grey) or [H, W, 4] (with alpha). Not modified.
+        source: path of a file; its bytes; a file open for reading bytes (read to its end); a PIL image; an array
+            [H, W, 3] uint8 RGB, which may also be [H, W] or [H, W, 1] (grey) or [H, W, 4] (with alpha); a torch tensor,
+            [3, H, W] or [H, W, 3] uint8, or [3, H, W] of floating point in 0..1, on any device. Not modified.
 
     Returns:
         [H, W, 3] uint8, C-contiguous, RGB. May be the array given, where that already has this form.
 
     Raises:
         ImageError: no such file, a folder, an empty file, not an image, damaged or cut short, without pixels, more than
-            500 megapixels, or an array of another shape or type. The message names the file.
+            500 megapixels; an address such as https://; an array or tensor of another shape, type or range. The message
+            names the file.
 
     Example:
         >>> read_image(np.zeros((3, 500), dtype=np.uint8)).shape
         (3, 500, 3)
+        >>> read_image("https://example.com/cat.jpg")
+        Traceback (most recent call last):
+        sppnet.errors.ImageError: https://example.com/cat.jpg: this is an address; download it first, and give the file ...
     """
     if isinstance(source, np.ndarray):
         return _from_array(source)
     if isinstance(source, Image.Image):
-        return _from_pillow(source, name="image")
-    with open_image(source) as image:
-        return _from_pillow(image, name=str(source))
+        return _from_pillow(source)
+    if any(base.__module__.partition(".")[0] == "torch" for base in type(source).__mro__):  # torch is not imported
+        return _from_tensor(source)
+    with open_image(source) as image:  # type: ignore[arg-type]  # only files are left
+        return _from_pillow(image)
 
 
-def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+def image_size(source: ImageFile) -> tuple[int, int]:
     """Measure an image as ``read_image`` would return it, reading only the head of the file.
 
     Args:
-        path: path of an image file.
+        source: path of an image file; or as bytes, or open, as ``read_image`` takes it.
 
     Returns:
         (height, width) in pixels, after the EXIF orientation.
@@ -84,10 +127,9 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     Example:
         >>> image_size("no/such/photo.jpg")
         Traceback (most recent call last):
-        sppnet.data.images.ImageError: no/such/photo.jpg: no such file
+        sppnet.data.images.UnusableImage: no/such/photo.jpg: no such file
     """
-    with open_image(path) as image:
-        check_pixels(image, str(path))
+    with open_image(source) as image:
         width, height = image.size
         turned = exif_orientation(image) in (5, 6, 7, 8)
     return (width, height) if turned else (height, width)
@@ -205,52 +247,28 @@ def content_key(source: str | os.PathLike[str] | np.ndarray) -> str:
             while piece := file.read(1 << 20):
                 digest.update(piece)
     except OSError as error:
-        raise ImageError(f"{source}: cannot be read: {error.strerror or error}") from error
+        raise UnusableImage(source, "unreadable", f"cannot be read: {error.strerror or error}") from error
     return digest.hexdigest()
 
 
-def _check_file(path: Path) -> None:
-    if path.is_dir():
-        raise ImageError(f"{path}: this is a folder; expected one image file")
-    if not path.exists():
-        raise ImageError(f"{path}: no such file")
-    if not path.is_file():
-        raise ImageError(f"{path}: not a regular file; expected an image file")
-
-
 @contextmanager
-def open_image(source: str | os.PathLike[str]) -> Iterator[Image.Image]:
-    path = Path(source)
+def open_image(source: ImageFile) -> Iterator[Image.Image]:
+    """Open an image file whose head is sound and promises no more than `MAX_PIXELS`; `UnusableImage` for any other."""
+    file, name = _checked_file(source)
     try:
-        _check_file(path)
-        if path.stat().st_size == 0:
-            raise ImageError(f"{path}: the file is empty; expected an image")
-        image = _open_without_limit(path)
+        image = _open_without_limit(file)
     except UnidentifiedImageError as error:
-        hint = "; convert HEIC photos to JPEG" if path.suffix.lower() in (".heic", ".heif") else ""
-        raise ImageError(
-            f"{path}: not an image that can be read (JPEG, PNG, WebP, TIFF, BMP, GIF ...){hint}"
-        ) from error
-    except ImageError:
-        raise
+        what = _foreign(file)
+        reason = f"not an image: {what}" if what else "not an image that can be read (JPEG, PNG, WebP, TIFF ...)"
+        raise UnusableImage(name, "not-an-image", reason) from error
     except OSError as error:
-        raise ImageError(f"{path}: cannot be read: {error.strerror or error}") from error
+        kind = "unreadable" if isinstance(error, PermissionError) else "damaged"
+        raise UnusableImage(name, kind, f"cannot be read: {error.strerror or error}") from error
     except Exception as error:  # Pillow's readers raise many kinds on damaged heads
-        raise ImageError(f"{path}: damaged image: {_one_line(error)}") from error
+        raise UnusableImage(name, "damaged", f"damaged image: {_one_line(error)}") from error
     with image:
+        _check_pixels(image, name)
         yield image
-
-
-def _open_without_limit(path: Path) -> Image.Image:
-    """Open without Pillow's own pixel limit (ours follows) and without its warnings."""
-    with _header_lock, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        limit = Image.MAX_IMAGE_PIXELS
-        Image.MAX_IMAGE_PIXELS = None
-        try:
-            return Image.open(path)
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
 
 
 def exif_orientation(image: Image.Image) -> int:
@@ -267,26 +285,78 @@ def exif_orientation(image: Image.Image) -> int:
     return orientation if orientation in _TO_UPRIGHT else 1
 
 
-def check_pixels(image: Image.Image, name: str) -> None:
+def _checked_file(source: object) -> tuple[Path | io.BytesIO, str]:
+    """What Pillow is to open, and its name for messages."""
+    if isinstance(source, bytes | bytearray | memoryview):
+        content, name = bytes(source), "image bytes"
+    elif hasattr(source, "read"):
+        content, name = source.read(), str(getattr(source, "name", "image file"))
+        if not isinstance(content, bytes):
+            raise ImageError(f"{name}: the file is open as text; open it with mode 'rb'")
+    elif isinstance(source, str | os.PathLike):
+        if isinstance(source, str) and _ADDRESS.match(source):
+            raise ImageError(f"{source[:60]}: this is an address; download it first, and give the file or its bytes")
+        _check_file(Path(source))
+        return Path(source), str(source)
+    else:
+        expected = "a path, bytes, an open file, a PIL image, a uint8 array or a tensor"
+        raise ImageError(f"an image must be given as {expected}, got {type(source).__name__}")
+    if not content:
+        raise UnusableImage(name, "empty", "there are no bytes to read; was it read before?")
+    return io.BytesIO(content), name
+
+
+def _check_file(path: Path) -> None:
+    if not path.exists():
+        what = "a link to a file that is not there" if path.is_symlink() else "no such file"
+        raise UnusableImage(path, "missing", what)
+    if not path.is_file():
+        what = "this is a folder" if path.is_dir() else "not a regular file"
+        raise UnusableImage(path, "unreadable", f"{what}; expected an image file")
+    if path.stat().st_size == 0:
+        raise UnusableImage(path, "empty", "the file is empty (0 bytes)")
+
+
+def _open_without_limit(file: Path | io.BytesIO) -> Image.Image:
+    """Open without Pillow's own pixel limit (ours follows) and without its warnings."""
+    with _header_lock, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        limit = Image.MAX_IMAGE_PIXELS
+        Image.MAX_IMAGE_PIXELS = None
+        try:
+            return Image.open(file)
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+
+
+def _foreign(file: Path | io.BytesIO) -> str | None:
+    """What a file is that is no image, where its first bytes tell."""
+    with file.open("rb") if isinstance(file, Path) else io.BytesIO(file.getvalue()) as stream:
+        head = stream.read(64).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    return next((what for start, at, what in _FOREIGN if head[at:].startswith(start)), None)
+
+
+def _check_pixels(image: Image.Image, name: str) -> None:
     width, height = image.size
     if width < 1 or height < 1:
-        raise ImageError(f"{name}: the image has no pixels ({width} x {height})")
+        raise UnusableImage(name, "not-an-image", f"the image has no pixels ({width} x {height})")
     if width * height > MAX_PIXELS:
-        raise ImageError(
-            f"{name}: {width} x {height} is more than {MAX_PIXELS // 1_000_000} megapixels; scale it down first"
-        )
+        limit = f"more than {MAX_PIXELS // 1_000_000} megapixels"
+        raise UnusableImage(name, "too-large", f"{width} x {height} is {limit}; scale it down first")
     if image.format in _VECTOR_FORMATS:
-        raise ImageError(f"{name}: {image.format} is a drawing, not a photo; convert it to PNG first")
+        reason = f"{image.format} is a drawing, not a photo; convert it to PNG first"
+        raise UnusableImage(name, "not-an-image", reason)
 
 
-def _from_pillow(image: Image.Image, name: str) -> np.ndarray:
-    check_pixels(image, name)
+def _from_pillow(image: Image.Image) -> np.ndarray:
+    name = getattr(image, "filename", "") or "image"
+    _check_pixels(image, name)
     orientation = exif_orientation(image)
     try:
         image.load()
         rgb = _to_rgb(image)
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error ... on damaged data
-        raise ImageError(f"{name}: damaged or cut short: {_one_line(error)}") from error
+        raise UnusableImage(name, "damaged", f"damaged or cut short: {_one_line(error)}") from error
     if orientation != 1:
         rgb = rgb.transpose(_TO_UPRIGHT[orientation])
     return np.ascontiguousarray(np.asarray(rgb, dtype=np.uint8))
@@ -329,9 +399,54 @@ def _from_array(array: np.ndarray) -> np.ndarray:
     if grey:
         return np.repeat(array.reshape(*array.shape[:2], 1), 3, axis=2)
     if array.shape[2] == 4:
-        return _from_pillow(Image.fromarray(np.ascontiguousarray(array), "RGBA"), name="image")
+        return _from_pillow(Image.fromarray(np.ascontiguousarray(array), "RGBA"))
     return np.ascontiguousarray(array)
+
+
+def _from_tensor(tensor: Any) -> np.ndarray:
+    channels_first, floating = tensor.ndim == 3 and tensor.shape[0] == 3, tensor.is_floating_point()
+    channels_last = tensor.ndim == 3 and tensor.shape[2] == 3
+    whole = str(tensor.dtype) == "torch.uint8"
+    if not (channels_first and floating) and not (whole and (channels_first or channels_last)):
+        raise ImageError(
+            "an image tensor must be [3, H, W] or [H, W, 3] uint8, or [3, H, W] of floating point in 0..1, "
+            f"got {list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}; of a batch, give one image"
+        )
+    array = (tensor.detach().cpu().float() if floating else tensor.cpu()).numpy()
+    if floating and array.size:
+        low, high = float(array.min()), float(array.max())
+        if not 0 <= low <= high <= 1:
+            raise ImageError(
+                f"an image tensor of floating point must lie in 0..1, got {low:g} to {high:g}; "
+                "divide by 255, or undo the normalization"
+            )
+        array = (array * 255 + 0.5).astype(np.uint8)
+    return _from_array(array.transpose(1, 2, 0) if channels_first else array)
 
 
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def read_ahead(sources: Iterable[Any], read: Callable[[Any], Read] = read_image) -> Iterator[Read]:
+    """What ``read`` makes of many sources, in order; two threads are a few sources ahead.
+
+    Example:
+        >>> [image.shape for image in read_ahead(np.zeros((side, 5, 3), np.uint8) for side in (2, 3))]
+        [(2, 5, 3), (3, 5, 3)]
+    """
+    waiting = iter(sources)
+    with ThreadPoolExecutor(2) as pool:
+        running = deque(pool.submit(read, source) for source in islice(waiting, DECODED_AHEAD))
+        while running:
+            result = running.popleft().result()
+            running.extend(pool.submit(read, source) for source in islice(waiting, 1))
+            yield result
+
+
+def image_or_error(source: Any) -> np.ndarray | ImageError:
+    """`read_image`, with the error as a value: for work that names a bad file and goes on."""
+    try:
+        return read_image(source)
+    except ImageError as error:
+        return error

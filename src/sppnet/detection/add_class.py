@@ -70,7 +70,7 @@ def add_class(
     _check(model, name, data)
     if output is not None:
         check_model_path(output)
-    label = data.names.index(name) + 1
+    label = data.class_names.index(name) + 1
     seconds: dict[str, float] = {}
     with timed(seconds, "proposals and maps"):
         proposals = proposals_of(data, model.detection.proposals, cache, progress)
@@ -167,8 +167,8 @@ def _check(model: SPPNet, name: str, data: DetectionData) -> None:
         )
     if name in model.class_names:
         raise ModelError(f"the model has the class {name!r} already")
-    if name not in data.names:
-        raise UserError(f"the data has no class {name!r}, only {', '.join(data.names[:20])}")
-    label = data.names.index(name) + 1
+    if name not in data.class_names:
+        raise UserError(f"the data has no class {name!r}, only {', '.join(data.class_names[:20])}")
+    label = data.class_names.index(name) + 1
     if not any(((image.gt_labels == label) & ~image.difficult).any() for image in data.images):
         raise UserError(f"split {data.split!r} holds no object of class {name!r} ({len(data)} images)")

@@ -88,7 +88,7 @@ def evaluate_detector(
     models = (model,) if isinstance(model, SPPNet) else tuple(model)
     check_combination(models)
     class_names, kind = models[0].class_names, score_kind(models[0])
-    data.check_names(class_names)
+    data.check_class_names(class_names)
     if not data.images:
         raise UserError(f"split {data.split!r} holds no images: nothing to evaluate on")
     settings = replace(settings, **options)
@@ -97,7 +97,7 @@ def evaluate_detector(
     max_per_class = None
     if kind == "decision":
         max_per_class, settings = MAX_PER_CLASS, replace(settings, max_detections=MAX_PER_CLASS * len(class_names))
-    to_data_label = np.array([0] + [data.names.index(name) + 1 for name in class_names])
+    to_data_label = np.array([0] + [data.class_names.index(name) + 1 for name in class_names])
     seconds: dict[str, float] = defaultdict(float)
     found, image_logits = [], []
     with cache_directory(cache) as folder:
@@ -115,7 +115,7 @@ def evaluate_detector(
                     maps = caches[number].read(image.path) if cache_maps else compute_feature_maps(net, pixels)
                 with timed(seconds, "whole image"), net.inference():
                     head_features = net.fully_connected(maps.pool(net, maps.whole_window()))
-                    order = [net.class_names.index(name) for name in data.names]
+                    order = [net.class_names.index(name) for name in data.class_names]
                     logits.append(net.image_classifier(head_features)[0, order].float().cpu().numpy())
                 with timed(seconds, "windows"):
                     answers.append(score_windows(net, maps, boxes[method][index]))
@@ -127,10 +127,10 @@ def evaluate_detector(
     boxes_truth = [(image.gt_boxes, image.gt_labels, image.difficult) for image in data.images]
     image_truth = [(image.gt_labels, image.difficult) for image in data.images]
     return DetectorEvaluation(
-        evaluate_voc(found, boxes_truth, data.names),
-        _coco(found, boxes_truth, data.names),
-        detection_errors(found, boxes_truth, data.names),
-        evaluate_voc_images(np.stack(image_logits), image_truth, data.names),
+        evaluate_voc(found, boxes_truth, data.class_names),
+        _coco(found, boxes_truth, data.class_names),
+        detection_errors(found, boxes_truth, data.class_names),
+        evaluate_voc_images(np.stack(image_logits), image_truth, data.class_names),
         len(data),
         kind,
         {stage: value / len(data) for stage, value in seconds.items()},

@@ -11,11 +11,8 @@ than each is that models err differently: in the paper two fine-tunings of one b
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -23,15 +20,13 @@ import torch
 from torch import Tensor
 
 from sppnet.boxes import clip_boxes, decode_boxes
-from sppnet.data.images import read_image
+from sppnet.data.images import read_ahead, read_image
 from sppnet.detection.feature_maps import FeatureMaps, compute_feature_maps
 from sppnet.detection.suppression import DetectSettings, select
 from sppnet.errors import ModelError, SettingsError
 from sppnet.models.sppnet import SPPNet
 from sppnet.proposals.compute import propose
 from sppnet.results import Detections, ScoreKind
-
-DECODED_AHEAD = 4  # photos: what bounds the memory of `detect_each`
 
 
 def detect(
@@ -87,17 +82,6 @@ def detect_each(sources: Iterable[Any], model: SPPNet | Sequence[SPPNet], **opti
     """`detect` for many images, in order, in bounded memory: threads decode a few ahead, whatever the iterator's length."""
     for image in read_ahead(sources):
         yield detect(image, model, **options)
-
-
-def read_ahead(sources: Iterable[Any]) -> Iterator[np.ndarray]:
-    """Images [H, W, 3] of many sources, in order; a few are decoded ahead in threads."""
-    waiting = iter(sources)
-    with ThreadPoolExecutor(2) as pool:
-        decoding = deque(pool.submit(read_image, source) for source in islice(waiting, DECODED_AHEAD))
-        while decoding:
-            image = decoding.popleft().result()
-            decoding.extend(pool.submit(read_image, source) for source in islice(waiting, 1))
-            yield image
 
 
 def detect_in_maps(

@@ -38,10 +38,9 @@ from sppnet.detection.windows_of_images import WindowsOfImages
 from sppnet.errors import ModelError, OutputError, SettingsError, UserError
 from sppnet.files import check_replaceable, make_folder
 from sppnet.models.backbones import COMPACT, RANDOM, build_backbone, check_not_random, pretrained_weights
-from sppnet.models.files import check_model_path, load, round_to_stored, save_model
+from sppnet.models.files import check_model_path, load, round_to_stored, save_model, trained_by
 from sppnet.models.precision import to_half
 from sppnet.models.preprocess import Preprocess
-from sppnet.models.provenance import trained_by
 from sppnet.models.sppnet import Architecture, DetectionSettings, SPPNet, build_model
 from sppnet.progress import Progress, no_progress, timed
 from sppnet.proposals.compute import proposals_of
@@ -179,7 +178,7 @@ def train_detector(
     """
     settings = replace(settings or DetectorSettings(), **options)
     check_training(data, output)
-    net = _new_model(settings, data.names) if model is None else _start(model, settings)
+    net = _new_model(settings, data.class_names) if model is None else _start(model, settings)
     data = data.relabelled(net.class_names)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"

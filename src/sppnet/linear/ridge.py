@@ -64,13 +64,17 @@ class RidgeSums:
 
     def arrays(self) -> dict[str, Tensor]:
         """All that was seen, for a file; `restore` takes it."""
-        self._fold()
-        return {"seen": torch.tensor(self.seen), "examples": self._taken(), "sums": self.sums}
+        waiting = torch.cat([self.examples[:0], *self._waiting])
+        examples = self._taken() if self.every else waiting
+        return {"seen": torch.tensor(self.seen), "examples": examples, "sums": self.sums}
 
     def restore(self, arrays: Mapping[str, Tensor]) -> None:
         """Put back what `arrays` of the same width, rows and memory gave."""
         self.seen, self.sums = int(arrays["seen"]), arrays["sums"]
-        self.examples[: len(arrays["examples"])] = arrays["examples"]
+        if self.every:
+            self.examples[: len(arrays["examples"])] = arrays["examples"]
+        else:
+            self._waiting = [arrays["examples"]]
 
     def solve(self, ridge: float) -> tuple[Tensor, Tensor]:
         """W' [4, D] and b [4], float32, for ``ridge`` above 0; without examples, zeros."""
@@ -107,7 +111,7 @@ class RidgeSums:
             self._waiting = []
 
     def _taken(self) -> Tensor:
-        return self.examples[: -(-self.seen // max(1, self.every))]
+        return self.examples[: -(-self.seen // self.every)]
 
     def _centered(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Some features' means [d], and the examples without them [n, d]."""

@@ -1,6 +1,6 @@
 """Backbones by name: images [N, 3, H, W] -> features [N, C, h, w], for any H and W.
 
-``compact`` (`sppnet.models.compact`) and the paper's nets (`sppnet.models.paper_networks`) are this project's own; every
+``compact`` and the nets of the paper (`sppnet.models.networks`) are this project's own; every
 other name is a classification model of torchvision, or of timm where that is installed, cut before its pooling and
 classifier (`sppnet.models.cut`). BatchNorm is folded into the convolutions before it: the same outputs, in half the time.
 Weights come from the packages by name, from a local file, or are random. Packages are imported when a name asks for one.
@@ -19,9 +19,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sppnet.errors import ModelError, SettingsError
-from sppnet.models.compact import compact_resnet
 from sppnet.models.cut import convolutional_part, cut_at_stride, fold_batch_norm
-from sppnet.models.paper_networks import convnet5, overfeat5, overfeat7, zf5
+from sppnet.models.networks import compact_resnet, convnet5, overfeat5, overfeat7, zf5
 
 COMPACT = "compact"
 OWN_NETS: dict[str, Callable[[], nn.Module]] = {
@@ -78,6 +77,8 @@ def build_backbone(
             _load(net, state, needed, path, name)
     else:
         _, backbone = _parts(name, None if weights == RANDOM else str(weights))
+        if name == COMPACT and not fold:
+            backbone = compact_resnet(folded=False).eval()
         finished = {}
     if stride is not None:
         backbone = cut_at_stride(backbone, stride, name)

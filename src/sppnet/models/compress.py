@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -50,53 +50,42 @@ def truncate_layers(
         >>> small.architecture.ranks, kept[1]
         ((8, 0), 1.0)
     """
-    hidden = model.architecture.hidden
-    if any(model.architecture.ranks):
-        raise SettingsError(
-            f"this model was truncated before, to ranks {model.architecture.ranks}: take the one it came from"
-        )
+    before, layers = model.architecture, len(model.architecture.hidden)
+    if any(before.ranks):
+        raise SettingsError(f"this model was truncated before, to ranks {before.ranks}: take the one it came from")
     if (ranks is None) == (energy is None):
         raise SettingsError("expected either ranks, one for each fully connected layer, or an energy to keep")
-    if ranks is not None and len(ranks) != len(hidden):
-        raise SettingsError(f"expected {len(hidden)} ranks, one for each fully connected layer, got {len(ranks)}")
+    if ranks is not None and len(ranks) != layers:
+        raise SettingsError(f"expected {layers} ranks, one for each fully connected layer, got {len(ranks)}")
     if energy is not None and not 0 < energy <= 1:
         raise SettingsError(f"the energy to keep must be above 0 and at most 1: got {energy}")
     if pooled is not None and (pooled.ndim != 3 or len(pooled) < 2):
         raise SettingsError(f"expected at least two pooled windows [R, M, C], got shape {list(pooled.shape)}")
-    small = copy.deepcopy(model)
-    chosen: list[int] = []
-    kept: list[float] = []
-    places = [place for place, layer in enumerate(model.fully_connected) if isinstance(layer, nn.Linear)]
-    for number, place in enumerate(places):
-        layer = model.fully_connected[place]
-        assert isinstance(layer, nn.Linear)
-        if ranks is not None and not 0 <= ranks[number] <= min(layer.weight.shape):
+    small = copy.deepcopy(model).eval()
+    chosen, kept = [0] * layers, [1.0] * layers
+    for number, index in enumerate(i for i, each in enumerate(model.fully_connected) if isinstance(each, nn.Linear)):
+        layer, rank = cast(nn.Linear, model.fully_connected[index]), ranks[number] if ranks is not None else None
+        if rank is not None and not 0 <= rank <= min(layer.weight.shape):
             raise SettingsError(
                 f"the rank of fully connected layer {number + 1} must be from 1 to {min(layer.weight.shape)}, or 0 for whole: "
-                f"got {ranks[number]}"
+                f"got {rank}"
             )
-        if ranks is not None and ranks[number] == 0:
-            chosen, kept = [*chosen, 0], [*kept, 1.0]
+        if rank == 0:
             continue
-        whole = (
-            _Factors.of_weights(layer) if pooled is None else _Factors.of_outputs(layer, _inputs(model, place, pooled))
-        )
-        shares = whole.energies.cumsum(0) / whole.energies.sum().clamp(min=torch.finfo(torch.float64).tiny)
-        if ranks is not None:
-            rank = ranks[number]
-        else:
-            rank = min(len(shares), 1 + int((shares < (energy or 1) - 1e-12).sum()))
+        factors = _of_weights(layer) if pooled is None else _of_outputs(layer, _inputs(model, index, pooled))
+        shares = factors.energies.cumsum(0) / factors.energies.sum().clamp(min=torch.finfo(torch.float64).tiny)
+        if energy is not None:
+            rank = min(len(shares), 1 + int((shares < energy - 1e-12).sum()))
             if rank * sum(layer.weight.shape) >= layer.weight.numel():
-                chosen, kept = [*chosen, 0], [*kept, 1.0]
                 continue
-        small.fully_connected[place] = whole.thin(layer, rank)
-        chosen, kept = [*chosen, rank], [*kept, float(shares[rank - 1])]
-    small.architecture = dataclasses.replace(model.architecture, ranks=tuple(chosen) if any(chosen) else ())
-    return small.eval(), kept
+        assert rank is not None
+        small.fully_connected[index] = _thin(layer, factors, rank)
+        chosen[number], kept[number] = rank, float(shares[rank - 1])
+    small.architecture = dataclasses.replace(before, ranks=tuple(chosen) if any(chosen) else ())
+    return small, kept
 
 
-@dataclass(frozen=True)
-class _Factors:
+class _Factors(NamedTuple):
     """A layer as a sum of products, the weightiest first."""
 
     wide: Tensor  # [outputs, n], orthonormal columns
@@ -104,38 +93,38 @@ class _Factors:
     energies: Tensor  # [n], falling
     mean: Tensor  # [outputs]: what is added by the parts that are left out, on average
 
-    @classmethod
-    def of_weights(cls, layer: nn.Linear) -> _Factors:
-        weight = layer.weight.detach().double().cpu()
-        left, values, right = torch.linalg.svd(weight, full_matrices=False)
-        return cls(left, values[:, None] * right, values.square(), weight.new_zeros(len(weight)))
 
-    @classmethod
-    def of_outputs(cls, layer: nn.Linear, inputs: Tensor) -> _Factors:
-        """inputs [R, D]."""
-        weight = layer.weight.detach()
-        said = torch.cat([part.to(weight) @ weight.T for part in inputs.split(1024)]).double().cpu()
-        mean = said.mean(0)
-        energies, vectors = torch.linalg.eigh((said - mean).T @ (said - mean))
-        vectors = vectors.flip(1)[:, : min(weight.shape)]
-        return cls(vectors, vectors.T @ weight.double().cpu(), energies.flip(0)[: min(weight.shape)].clamp(min=0), mean)
-
-    def thin(self, layer: nn.Linear, rank: int) -> nn.Sequential:
-        """inputs -> rank -> outputs."""
-        narrow, wide = nn.Linear(layer.in_features, rank, bias=False), nn.Linear(rank, layer.out_features)
-        kept = self.wide[:, :rank]
-        lost = self.mean - kept @ (kept.T @ self.mean)
-        with torch.no_grad():
-            # shared out evenly, so that half precision holds both parts
-            root = self.narrow[:rank].norm(dim=1).clamp(min=torch.finfo(torch.float32).tiny).sqrt()
-            narrow.weight.copy_(self.narrow[:rank] / root[:, None])
-            wide.weight.copy_(kept * root)
-            wide.bias.copy_(layer.bias.detach().double().cpu() + lost)
-        return nn.Sequential(narrow, wide).to(layer.weight.device)
+def _of_weights(layer: nn.Linear) -> _Factors:
+    weight = layer.weight.detach().double().cpu()
+    left, values, right = torch.linalg.svd(weight, full_matrices=False)
+    return _Factors(left, values[:, None] * right, values.square(), weight.new_zeros(len(weight)))
 
 
-def _inputs(model: SPPNet, place: int, pooled: Tensor) -> Tensor:
-    """What reaches a layer of ``model`` from these windows: [R, D]."""
+def _of_outputs(layer: nn.Linear, inputs: Tensor) -> _Factors:
+    weight, most = layer.weight.detach(), min(layer.weight.shape)
+    outputs = torch.cat([part.to(weight) @ weight.T for part in inputs.split(1024)]).double().cpu()
+    mean = outputs.mean(0)
+    energies, vectors = torch.linalg.eigh((outputs - mean).T @ (outputs - mean))
+    vectors = vectors.flip(1)[:, :most]
+    return _Factors(vectors, vectors.T @ weight.double().cpu(), energies.flip(0)[:most].clamp(min=0), mean)
+
+
+def _thin(layer: nn.Linear, factors: _Factors, rank: int) -> nn.Sequential:
+    """inputs -> rank -> outputs."""
+    narrow, wide = nn.Linear(layer.in_features, rank, bias=False), nn.Linear(rank, layer.out_features)
+    kept = factors.wide[:, :rank]
+    lost = factors.mean - kept @ (kept.T @ factors.mean)
     with torch.no_grad():
-        parts = [model.fully_connected[:place](part.float().to(model.device)).half() for part in pooled.split(1024)]
-    return torch.cat(parts)
+        # shared out evenly, so that half precision holds both parts
+        root = factors.narrow[:rank].norm(dim=1).clamp(min=torch.finfo(torch.float32).tiny).sqrt()
+        narrow.weight.copy_(factors.narrow[:rank] / root[:, None])
+        wide.weight.copy_(kept * root)
+        wide.bias.copy_(layer.bias.detach().double().cpu() + lost)
+    return nn.Sequential(narrow, wide).to(layer.weight.device)
+
+
+def _inputs(model: SPPNet, index: int, pooled: Tensor) -> Tensor:
+    """What reaches a layer of ``model`` from these windows: [R, D]."""
+    before, weight = nn.Sequential(*list(model.fully_connected)[:index]), model.image_classifier.weight
+    with torch.no_grad():
+        return torch.cat([before(part.to(weight)).half() for part in pooled.split(1024)])

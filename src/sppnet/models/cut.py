@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,10 +19,11 @@ from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from sppnet.errors import ModelError
-from sppnet.models.geometry import IMAGE_SIZE, REDUCING_MODULES, map_geometry, without_data
+from sppnet.models.geometry import IMAGE_SIZE, map_geometry, without_data
 
 # What torchvision and timm call the layers behind the last map, and what both do to it without a layer.
 BEHIND = {"avgpool", "global_pool", "pre_logits", "classifier", "fc", "head", "heads"}
+POOLING_LAYERS = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Flatten)
 POOLS: set[Any] = {"mean", torch.mean, functional.adaptive_avg_pool2d}
 RELUS: set[Any] = {functional.relu, torch.relu, "relu", "relu_"}
 
@@ -48,7 +48,7 @@ def convolutional_part(model: nn.Module) -> nn.Sequential | None:
     steps, users = _steps(model)
     backbone = nn.Sequential()
     for name, layer in steps:
-        if _is_behind(name) or isinstance(layer, REDUCING_MODULES):
+        if _is_behind(name) or isinstance(layer, POOLING_LAYERS):
             break
         if name == "features" and type(layer) is nn.Sequential:  # AlexNet, VGG, SqueezeNet, MobileNet, ...
             for inner_name, inner in layer.named_children():
@@ -97,36 +97,27 @@ def cut_at_stride(backbone: nn.Module, stride: int, name: str) -> nn.Module:
           (1): ReLU()
         )
     """
-    cuts: list[_Cut] = []
+    cuts: list[tuple[int, int, tuple[str, ...]]] = []  # stride, channels, and names of the layer before the cut
     reached, features = 1, torch.empty(1, 3, *IMAGE_SIZE, device="meta")
     try:
         for path, layer in _layers(without_data(backbone)):
             geometry, features = map_geometry(layer, features)
             reached *= geometry.stride
-            cuts.append(_Cut(path, reached, features.shape[1]))
+            cuts.append((reached, features.shape[1], path))
     except ValueError as error:
         raise ModelError(f"backbone {name!r} cannot be used: {error}") from error
     if reached == stride:
         return backbone
-    fitting = [cut for cut in cuts if cut.stride == stride]
+    fitting = [(channels, path) for here, channels, path in cuts if here == stride]
     if not fitting:
-        strides = ", ".join(str(each) for each in sorted({cut.stride for cut in cuts}))
+        strides = ", ".join(map(str, sorted({here for here, _, _ in cuts})))
         raise ModelError(f"{name} has no map with a cell every {stride} pixels: expected one of the strides {strides}")
-    most = max(cut.channels for cut in fitting)
-    return _until(backbone, [cut for cut in fitting if cut.channels == most][-1].path)
-
-
-@dataclass(frozen=True)
-class _Cut:
-    """A place between two layers."""
-
-    path: tuple[str, ...]  # names of the layer before it, from the outermost module to the innermost
-    stride: int
-    channels: int
+    most, _ = max(fitting)
+    return _until(backbone, next(path for channels, path in reversed(fitting) if channels == most))
 
 
 def _until(module: nn.Module, path: tuple[str, ...]) -> nn.Module:
-    """The part of a chain up to the layer at ``path``, that layer included."""
+    """The part of a chain up to the layer at ``path`` (names from the outermost module to the innermost), that layer included."""
     if not path:
         return module
     part = nn.Sequential()
@@ -177,9 +168,8 @@ def _steps(module: nn.Module) -> tuple[list[tuple[str, nn.Module]], list[fx.Node
 def fold_batch_norm(backbone: nn.Module) -> None:
     """Write each BatchNorm's running statistics into the convolution before it, in place; the outputs stay the same.
 
-    A BatchNorm that does not follow a convolution, or that shares it with another layer, stays as it is; so does one where it,
-    or the convolution, is called more than once. Of timm's, which
-    apply an activation too, the activation stays.
+    A BatchNorm stays as it is where it does not follow a convolution, where another layer reads that convolution, too, or where
+    either is called more than once. Of timm's, which apply an activation too, the activation stays.
 
     Args:
         backbone: a module that `torch.fx` can trace; others are left as they are.
@@ -221,7 +211,7 @@ class _NormTracer(fx.Tracer):
 
 
 def _without_norm(norm: nn.BatchNorm2d) -> nn.Module | None:
-    """What a layer does beside normalising; None where that is not known."""
+    """What a layer does beside normalizing; None where that is not known."""
     if norm.running_mean is None:
         return None
     if type(norm) is nn.BatchNorm2d:

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,10 +21,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from sppnet import __version__
+from sppnet.cache import fingerprint
 from sppnet.errors import ModelError, SettingsError
 from sppnet.files import MADE_BY, atomic_write
 from sppnet.models.backbones import SHIPPED
-from sppnet.cache import fingerprint
 from sppnet.models.geometry import Geometry
 from sppnet.models.preprocess import Preprocess
 from sppnet.models.sppnet import Architecture, DetectionSettings, SPPNet, build_model
@@ -112,6 +115,26 @@ def load(model: str | Path, device: str | torch.device = "cpu") -> SPPNet:
     net.eval().to(device)
     net.backbone.to(memory_format=torch.channels_last)
     return net
+
+
+def trained_by() -> dict[str, str | None]:
+    """What a record of training says of the program: this package's version, and the commit of its source; else None.
+
+    Example:
+        >>> sorted(trained_by())
+        ['commit', 'sppnet']
+    """
+    # Of the repository that this file is tracked in: an installed copy may lie inside somebody else's.
+    here = Path(__file__)
+    commit = _git(here, "ls-files", "--error-unmatch", here.name) and _git(here, "rev-parse", "--short=12", "HEAD")
+    return {"sppnet": __version__, "commit": commit}
+
+
+def _git(file: Path, *words: str) -> str | None:
+    with suppress(OSError, subprocess.CalledProcessError):
+        done = subprocess.run(["git", *words], cwd=file.parent, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+    return None
 
 
 def round_to_stored(module: nn.Module) -> None:

@@ -1,33 +1,27 @@
 """Where a feature cell looks in the image: stride and offset of a backbone, its channels, the smallest image it takes.
 
-Cell i of a map is centred at pixel ``offset + stride * i`` (continuous: pixel i covers i..i+1). Both numbers follow from
-the kernel, stride, padding and dilation of every layer on the way, read from the backbone's traced graph; anything else
-on the way must keep the map's height and width, which a run without data (PyTorch's meta device) shows. Source of the
-idea: arXiv:1406.4729, appendix A ("Mapping a Window to Feature Maps"); the authors' release sets the offset by hand.
+Cell i of a map is centered at pixel ``offset + stride * i`` (continuous: pixel i covers i..i+1). Both numbers follow from the
+kernel, stride, padding and dilation of every operation on the way. They are read while the backbone runs without data, on PyTorch's
+meta device, which works out shapes alone; any other operation must keep the map's height and width. Source of the idea:
+arXiv:1406.4729, appendix A ("Mapping a Window to Feature Maps"); the authors' release sets the offset by hand.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from traceback import walk_tb
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
-from torch.nn import functional
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakTensorKeyDictionary
 
-SLIDING = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)
-POOLING = ("input", "kernel_size", "stride", "padding", "dilation")
-SLIDING_FUNCTIONS: dict[Any, tuple[str, ...]] = {  # and their arguments
-    functional.max_pool2d: POOLING,
-    torch.max_pool2d: POOLING,
-    functional.avg_pool2d: POOLING[:4],
-    functional.conv2d: ("input", "weight", "bias", "stride", "padding", "dilation"),
-}
-# What makes one value, or one vector, of a map.
-REDUCING_MODULES = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Flatten)
-REDUCING: set[Any] = {torch.flatten, "flatten", "view", "reshape", "mean", torch.mean}
 IMAGE_SIZE = (512, 704)  # of the run without data; its maps have two different sides above 1, up to a stride of 256
+# What makes one value, or one vector, of a map.
+REDUCING = {"adaptive_avg_pool2d", "adaptive_max_pool2d", "flatten", "view", "reshape", "mean"}
 
 
 @dataclass(frozen=True)
@@ -41,7 +35,7 @@ class Geometry:
 
 
 def backbone_geometry(backbone: nn.Module) -> Geometry:
-    """Stride and offset of a backbone, computed from its modules.
+    """Stride and offset of a backbone, computed from its operations.
 
     Args:
         backbone: images [N, 3, H, W] -> features [N, C, h, w]; convolutions, poolings and anything that keeps the
@@ -54,8 +48,8 @@ def backbone_geometry(backbone: nn.Module) -> Geometry:
         The `Geometry` of its map.
 
     Raises:
-        ValueError: the graph cannot be traced or run, a layer is not known to keep a place's position, branches that
-            meet disagree, or the result is not a map. The message names the layer.
+        ValueError: it cannot be run, an operation is not known to keep a cell's position, branches that meet disagree, or the
+            result is not a map. The message names the layer.
 
     Example:
         >>> backbone_geometry(nn.Sequential(nn.Conv2d(3, 8, 7, stride=2), nn.ReLU(), nn.MaxPool2d(3, 2)))
@@ -100,7 +94,7 @@ def map_geometry(net: nn.Module, images: Tensor) -> tuple[Geometry, Tensor]:
 
     Args:
         net: as for `backbone_geometry`, of any number of input channels; on the meta device, as `without_data` gives it.
-        images: [N, C, H, W] on the meta device, of two different sides; cell i counts as centred at i + 0.5.
+        images: [N, C, H, W] on the meta device, of two different sides; cell i counts as centered at i + 0.5.
 
     Returns:
         The geometry of the result in cells of ``images``, and the result on the meta device.
@@ -114,16 +108,21 @@ def map_geometry(net: nn.Module, images: Tensor) -> tuple[Geometry, Tensor]:
         >>> geometry, features.shape
         (Geometry(stride=2, offset=1.5, smallest_side=1, channels=0), torch.Size([1, 96, 55, 45]))
     """
-    net = nn.Sequential(net)  # in a container, a single layer is traced as one
+    net = nn.Sequential(net)  # so that a single layer has a name, too
+    placing = _Placing()
+    placing.maps[images] = _Place(Geometry(1, 0.5), tuple(images.shape[-2:]))
     try:
-        graph = _LayerTracer().trace(net)
+        with torch.no_grad(), torch.device("meta"), placing:
+            features = net(images)
+    except LostMap as error:
+        raise ValueError(f"{placing.where(error, net)} {error}") from error
     except Exception as error:
-        raise ValueError(f"the backbone's graph cannot be traced, so its stride is unknown: {error}") from error
-    run = _PlacingRun(net, graph)
-    features = run.run(images)
-    if run.result is None or features.ndim != 4 or features.shape[2:] != run.result.size:
+        reason = str(error) or type(error).__name__
+        raise ValueError(f"{placing.where(error, net)} cannot be run on {IMAGE_SIZE} pixels: {reason}") from error
+    place = placing.maps.get(features) if isinstance(features, Tensor) else None
+    if place is None or features.ndim != 4 or features.shape[2:] != place.size:
         raise ValueError("the backbone must end in a feature map [N, C, h, w], not in a vector: leave its pooling out")
-    return run.result.geometry, features
+    return place.geometry, features
 
 
 def without_data(module: nn.Module) -> nn.Module:
@@ -146,11 +145,116 @@ def without_data(module: nn.Module) -> nn.Module:
     return copy
 
 
-class _LayerTracer(fx.Tracer):
-    """Down to layers: PyTorch's own modules, and what other packages derive from its convolutions and poolings."""
+# How maps are followed through a network
 
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, SLIDING) or super().is_leaf_module(m, module_qualified_name)
+
+class LostMap(Exception):
+    """What an operation does to a map is not known; the message completes a sentence that begins with the operation."""
+
+
+class Follow(TorchFunctionMode):
+    """Within it, every operation goes by way of `step`, under one name for layers, functions, methods and operators.
+
+    It sees what the network itself calls, in whole: `nn.ReLU`, ``functional.relu`` and ``x.relu_()`` are all "relu".
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operation = ""  # the latest
+        self.maps: Any = WeakTensorKeyDictionary()  # what is known of each value that is a map
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        self.operation = func.__self__.__name__ if name == "__get__" else name.strip("_")  # an attribute, or a call
+        return self.step(self.operation, func, args, kwargs or {})
+
+    def step(self, name: str, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        raise NotImplementedError
+
+    def where(self, error: Exception, net: nn.Module) -> str:
+        """The layer of ``net`` in which an error came up, or the operation and the layer that it is in."""
+        names = {id(module): name for name, module in net.named_modules()}
+        frames = [frame.f_locals.get("self") for frame, _ in walk_tb(error.__traceback__)]
+        module = next((each for each in reversed(frames) if names.get(id(each))), None)
+        if module is None:
+            return f"operation {self.operation!r} of the backbone"
+        layer = f"layer {names[id(module)].removeprefix('0.')!r} ({type(module).__name__})"
+        own = type(module).__module__.startswith("torch.nn.") and not isinstance(module, nn.Sequential)
+        return layer if own else f"operation {self.operation!r} in {layer}"
+
+
+def leaves(values: Any) -> Iterator[Any]:
+    """All values in lists of lists, or the one value that is no list."""
+    if isinstance(values, (tuple, list)):
+        for value in values:
+            yield from leaves(value)
+    else:
+        yield values
+
+
+@dataclass(frozen=True)
+class Slide:
+    """How the windows of a convolution or a pooling lie along one axis."""
+
+    kernel: int
+    stride: int
+    before: int  # cells of padding,
+    after: int  # on either end
+    dilation: int = 1
+    ceil_mode: bool = False
+
+    @property
+    def reach(self) -> int:
+        """Cells from a window's first to its last."""
+        return self.dilation * (self.kernel - 1)
+
+    def results(self, cells: int) -> int:
+        """How many windows a side of so many cells has, as PyTorch counts them; below 1: it is too short."""
+        steps, rest = divmod(cells + self.before + self.after - self.reach - 1, self.stride)
+        if self.ceil_mode and rest and (steps + 1) * self.stride < cells + self.before:  # or it would see padding alone
+            steps += 1
+        return steps + 1
+
+    def past(self, cells: int, results: int) -> int:
+        """How many cells past the edge the last of so many windows looks."""
+        return max(0, (results - 1) * self.stride - self.before + self.reach - cells + 1)
+
+
+Slides = tuple[Slide, Slide]  # along rows and columns
+POOLING = ("input", "kernel_size", "stride", "padding")
+SLIDING: dict[str, tuple[str, ...]] = {  # operations whose windows slide, and their arguments
+    "conv2d": ("input", "weight", "bias", "stride", "padding", "dilation"),
+    "max_pool2d": (*POOLING, "dilation", "ceil_mode"),
+    "avg_pool2d": (*POOLING, "ceil_mode"),
+    "pad": ("input", "pad"),
+}
+
+
+def slides_of(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Slides:
+    """How the windows of a call of one of `SLIDING` lie."""
+    given = dict(zip(SLIDING[name], args, strict=False)) | dict(kwargs)
+    if name == "pad":
+        left, right, top, bottom = (given["pad"],) * 4 if isinstance(given["pad"], int) else (*given["pad"], 0, 0)[:4]
+        return Slide(1, 1, top, bottom), Slide(1, 1, left, right)
+    kernels = _pair(given["weight"].shape[2:] if name == "conv2d" else given["kernel_size"])
+    strides = _pair(given.get("stride") or (1 if name == "conv2d" else kernels))
+    dilations, padding = _pair(given.get("dilation", 1)), given.get("padding", 0)
+    slides = []
+    for axis in (0, 1):
+        if padding == "same":
+            total = dilations[axis] * (kernels[axis] - 1)
+            before, after = total // 2, total - total // 2  # the odd cell comes after
+        else:
+            before = after = 0 if padding == "valid" else _pair(padding)[axis]
+        slides.append(
+            Slide(kernels[axis], strides[axis], before, after, dilations[axis], given.get("ceil_mode", False))
+        )
+    return slides[0], slides[1]
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    first, second = tuple(value) * (2 // len(value)) if isinstance(value, (tuple, list)) else (value, value)
+    return int(first), int(second)
 
 
 @dataclass(frozen=True)
@@ -158,116 +262,56 @@ class _Place:
     """Where the cells of a map lie, on its way through the net."""
 
     geometry: Geometry
-    size: tuple[int, ...]  # height and width in cells, in the run without data
+    size: tuple[int, ...]  # height and width in cells
 
 
-class _PlacingRun(fx.Interpreter):
-    """Runs a traced net and works out the place of every value; None: not a map, such as a squeeze-and-excite gate."""
+class _Placing(Follow):
+    """Gives each map its place; a value without one is not a map, such as a squeeze-and-excite gate."""
 
-    def __init__(self, net: nn.Module, graph: fx.Graph) -> None:
-        super().__init__(net, graph=graph)
-        self.extra_traceback = False  # the messages below are for people
-        self.places: dict[fx.Node, _Place | None] = {}
-        self.result: _Place | None = None
-
-    def run_node(self, n: fx.Node) -> Any:
-        if n.op == "output":
-            results = [self.places[node] for node in n.all_input_nodes]
-            self.result = results[0] if n.args == (n.all_input_nodes[0],) else None
-            return super().run_node(n)
-        place = _meet([place for node in n.all_input_nodes if (place := self.places[node]) is not None], n.name)
-        try:
-            value = super().run_node(n)
-        except Exception as error:
-            reason = str(error) or type(error).__name__
-            raise ValueError(f"{self._called(n)} cannot be run on {IMAGE_SIZE} pixels: {reason}") from error
-        if n.op == "placeholder":
-            self.places[n] = _Place(Geometry(1, 0.5), value.shape[-2:])
-        else:
-            self.places[n] = None if place is None else self._through(n, place, value)
-        return value
-
-    def _through(self, node: fx.Node, place: _Place, value: Any) -> _Place | None:
-        """The place of a node's value, made of a map at ``place``."""
-        layer = self.fetch_attr(str(node.target)) if node.op == "call_module" else node.target
-        tensors = [
-            part for part in (value if isinstance(value, (tuple, list)) else [value]) if isinstance(part, Tensor)
-        ]
-        settings = self._sliding(layer, node)
-        if settings is not None:
-            return _Place(_slide(place.geometry, self._called(node), **settings), value.shape[-2:])
-        if not tensors:
-            return None  # a size
-        if all(_holds(tensor, place.size) for tensor in tensors):
-            return place
-        if layer in REDUCING or isinstance(layer, REDUCING_MODULES) or tensors[0].shape[-2:] == (1, 1):
-            return None
-        raise ValueError(f"{self._called(node)} is not known to this geometry")
-
-    def _sliding(self, layer: Any, node: fx.Node) -> dict[str, Any] | None:
-        """Kernel size, stride, padding and dilation of a layer that has them."""
-        if isinstance(layer, SLIDING):
-            settings = dict(vars(layer))
-            if type(layer).__name__.endswith("Same") and getattr(layer, "same_pad", True):  # timm's
-                settings["padding"] = "by size"
-        elif layer in SLIDING_FUNCTIONS:
-            settings = dict(zip(SLIDING_FUNCTIONS[layer], node.args, strict=False)) | dict(node.kwargs)
-            if "weight" in settings:
-                weight: Any = settings["weight"]
-                settings["kernel_size"] = tuple(self.env[weight].shape[2:])
-        elif layer is functional.pad:
-            sides: Any = node.args[1]  # left, right, top, bottom
-            settings = {"kernel_size": 1, "padding": (sides[2], sides[0])}
-        else:
-            return None
-        return {key: settings[key] for key in POOLING[1:] if settings.get(key) is not None}
-
-    def _called(self, node: fx.Node) -> str:
-        if node.op == "call_module":
-            name = str(node.target).removeprefix("0.")
-            return f"layer {name!r} ({type(self.fetch_attr(str(node.target))).__name__})"
-        return f"operation {node.name!r}"
+    def step(self, name: str, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        given = leaves([*args, *kwargs.values()])
+        maps = [each for each in given if isinstance(each, Tensor) and each in self.maps]
+        place = _meet([self.maps[each] for each in maps]) if maps else None
+        result = func(*args, **kwargs)
+        made = [each for each in leaves(result) if isinstance(each, Tensor)]
+        if place is None or not made:  # a gate; a size
+            return result
+        if name in SLIDING:
+            if maps[0].shape[-2:] != place.size:
+                raise LostMap("slides along other axes than rows and columns")
+            place = _Place(_behind(place.geometry, slides_of(name, args, kwargs)), tuple(made[0].shape[-2:]))
+        elif not all(_holds(each, place.size) for each in made):
+            if name not in REDUCING and made[0].shape[-2:] != (1, 1):
+                raise LostMap("is not known to this geometry")
+            return result
+        for each in made:
+            self.maps[each] = place
+        return result
 
 
-def _meet(places: list[_Place], name: str) -> _Place | None:
+def _meet(places: list[_Place]) -> _Place:
     """One place for branches that meet."""
-    if not places:
-        return None
     strides, offsets = ({getattr(place.geometry, field) for place in places} for field in ("stride", "offset"))
     stride, first, last = places[0].geometry.stride, min(offsets), max(offsets)
     if len(strides) > 1 or last - first > stride / 2:
         found = sorted(str(place.geometry) for place in places)
-        raise ValueError(f"branches that meet at {name!r} disagree on where their cells are: {found}")
+        raise LostMap(f"puts branches together that disagree on where their cells are: {found}")
     return _Place(Geometry(stride, (first + last) / 2), places[0].size)
 
 
-def _slide(
-    geometry: Geometry, called: str, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1
-) -> Geometry:
-    """The geometry behind a window that slides over a map."""
-    kernels, strides, dilations = _pair(kernel_size), _pair(stride or kernel_size), _pair(dilation)
-    found = set()
-    for axis in (0, 1):
-        reach = dilations[axis] * (kernels[axis] - 1)  # cells from the window's first to its last
-        if isinstance(padding, str):
-            total = {"valid": 0, "same": reach, "by size": max(reach + 1 - strides[axis], 0)}[padding]
-            before = total // 2
-        else:
-            before = _pair(padding)[axis]
-        found.add(Geometry(geometry.stride * strides[axis], geometry.offset + (reach / 2 - before) * geometry.stride))
-    if len(found) > 1:
-        raise ValueError(
-            f"{called} is not square: kernel {kernels}, stride {strides}, padding {padding}; "
-            "stride and offset must be the same along both axes"
+def _behind(geometry: Geometry, slides: Slides) -> Geometry:
+    """The geometry behind windows that slide over a map."""
+    down, across = (
+        Geometry(geometry.stride * each.stride, geometry.offset + (each.reach / 2 - each.before) * geometry.stride)
+        for each in slides
+    )
+    if down != across:
+        raise LostMap(
+            f"is not square ({slides[0]} along rows, {slides[1]} along columns): stride and offset must be the same"
         )
-    return found.pop()
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    first, second = value if isinstance(value, (tuple, list)) else (value, value)
-    return int(first), int(second)
+    return down
 
 
 def _holds(tensor: Tensor, size: tuple[int, ...]) -> bool:
-    """Whether two neighbouring dimensions of a tensor are the height and width of a map."""
+    """Whether two neighboring dimensions of a tensor are the height and width of a map."""
     return any(tensor.shape[start : start + 2] == size for start in range(tensor.ndim - 1))

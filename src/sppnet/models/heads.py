@@ -8,6 +8,7 @@ them (arXiv:1406.4729, section 4.1). Inference, export and compression see them 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -69,7 +70,7 @@ class ImageClassifier(nn.Linear):
         self.multi_label = multi_label
 
     def forward(self, input: Tensor) -> Tensor:
-        return super().forward(_in_dtype_of(self.weight, input))
+        return super().forward(in_dtype_of(self.weight, input))
 
     def probabilities(self, logits: Tensor) -> Tensor:
         return logits.float().sigmoid() if self.multi_label else logits.float().softmax(-1)
@@ -83,16 +84,44 @@ class SoftmaxClassifier(nn.Linear):
     def __init__(self, width: int, num_classes: int) -> None:
         super().__init__(width, 1 + num_classes)
 
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(in_dtype_of(self.weight, input))
+
     def scores(self, logits: Tensor) -> Tensor:
         """[R, 1 + K] probabilities, float32."""
         return logits.float().softmax(1)
 
 
-class SVMClassifier(nn.Module):
+class _LinearHead(nn.Module):
+    """Linear models that were trained after the network: their buffers stay in float32, whatever the network is cast to.
+
+    Adding a class leaves the other classes' bit for bit, also in a model file.
+    """
+
+    def __init__(self, weights: Tensor, biases: Tensor, scale: float = 1.0) -> None:
+        super().__init__()
+        self.weights, self.biases = nn.Buffer(weights.float()), nn.Buffer(biases.float())
+        self.scale = nn.Buffer(torch.tensor(scale, dtype=torch.float32))
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, value in before.items():
+            now = self._buffers[name]
+            self._buffers[name] = value if value is None or now is None else value.to(now.device)
+        return self
+
+    def outputs(self, features: Tensor) -> Tensor:
+        """Features [R, D] -> [R, ..] in float32, whatever autocast says: decision scores are compared with fixed thresholds."""
+        with torch.autocast(features.device.type, enabled=False):
+            outputs = features.float() @ (self.weights * self.scale).flatten(0, -2).T
+            return outputs.unflatten(1, self.biases.shape) + self.biases
+
+
+class SVMClassifier(_LinearHead):
     """One linear SVM for each class: [R, D] -> decision scores [R, 1 + K], above 0 for yes, about -1 for background.
 
-    The first column, the background's, is the negative of the largest. Buffers in float32, also in a model file: adding a class
-    leaves the other classes' bit for bit.
+    The first column, the background's, is the negative of the largest.
 
     Args:
         weights: [K, D], for features times ``scale``.
@@ -108,13 +137,8 @@ class SVMClassifier(nn.Module):
 
     score_kind: ScoreKind = "decision"
 
-    def __init__(self, weights: Tensor, biases: Tensor, scale: float = 1.0) -> None:
-        super().__init__()
-        self.weights, self.biases = nn.Buffer(weights.float()), nn.Buffer(biases.float())
-        self.scale = nn.Buffer(torch.tensor(scale, dtype=torch.float32))
-
     def forward(self, features: Tensor) -> Tensor:
-        scores = _linear_outputs(self, features)
+        scores = self.outputs(features)
         return torch.cat([-scores.amax(1, keepdim=True), scores], dim=1)
 
     def scores(self, logits: Tensor) -> Tensor:
@@ -141,6 +165,7 @@ class BoxRegressor(nn.Module):
                 nn.init.zeros_(linear.bias)
 
     def forward(self, features: Tensor, residuals: Tensor) -> Tensor:
+        features = in_dtype_of(self.shared.weight, features)
         deltas = self.per_class(features).unflatten(1, (-1, 4)) + self.shared(features)[:, None]
         exact = torch.promote_types(deltas.dtype, torch.float32)  # residuals are small shares of a side
         with torch.autocast(deltas.device.type, enabled=False):
@@ -148,7 +173,7 @@ class BoxRegressor(nn.Module):
         return deltas.to(exact) + moved[:, None]
 
 
-class RidgeRegressor(nn.Module):
+class RidgeRegressor(_LinearHead):
     """One ridge regression for each class: [R, D] -> box deltas [R, K, 4] (arXiv:1406.4729, section 4.1).
 
     Args:
@@ -159,21 +184,8 @@ class RidgeRegressor(nn.Module):
 
     delta_scale = (1.0, 1.0, 1.0, 1.0)
 
-    def __init__(self, weights: Tensor, biases: Tensor, scale: float = 1.0) -> None:
-        super().__init__()
-        self.weights, self.biases = nn.Buffer(weights.float()), nn.Buffer(biases.float())
-        self.scale = nn.Buffer(torch.tensor(scale, dtype=torch.float32))
-
     def forward(self, features: Tensor, residuals: Tensor | None = None) -> Tensor:
-        return _linear_outputs(self, features)
-
-
-def _linear_outputs(head: SVMClassifier | RidgeRegressor, features: Tensor) -> Tensor:
-    """Features [R, D] -> [R, ..] in float32, whatever autocast says: decision scores are compared with fixed thresholds."""
-    with torch.autocast(features.device.type, enabled=False):
-        weights = (head.weights.float() * head.scale.float()).flatten(0, -2)
-        outputs = features.float() @ weights.T
-        return outputs.unflatten(1, head.biases.shape) + head.biases.float()
+        return self.outputs(features)
 
 
 def _linear(width: int, outputs: int, rank: int) -> nn.Module:
@@ -182,5 +194,7 @@ def _linear(width: int, outputs: int, rank: int) -> nn.Module:
     return nn.Sequential(nn.Linear(width, rank, bias=False), nn.Linear(rank, outputs))
 
 
-def _in_dtype_of(weight: Tensor, features: Tensor) -> Tensor:
-    return features if torch.is_autocast_enabled(features.device.type) else features.to(weight.dtype)
+def in_dtype_of(weight: Tensor, features: Tensor) -> Tensor:
+    """Features in the precision of the weights that they meet; under autocast, which on a CPU knows no half precision, as they are."""
+    keeps = torch.is_autocast_enabled(features.device.type) and features.dtype != torch.float16
+    return features if keeps else features.to(weight.dtype)

@@ -17,6 +17,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sppnet.errors import SettingsError
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of that name; "auto" takes a GPU if there is one. A `SettingsError` where it is not there.
+
+    Example:
+        >>> choose_device("cpu")
+        device(type='cpu')
+    """
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        name = "cuda" if available["cuda"] else "cpu"
+    if not available.get(name.partition(":")[0], False):
+        raise SettingsError(f"device {name!r} is not available here; use 'cpu'")
+    return torch.device(name)
+
 
 def autocast(device: torch.device, *, enabled: bool = True) -> torch.autocast:
     """A context in which matrix products and convolutions run in bfloat16, if ``device`` is fast at that.

@@ -30,6 +30,7 @@ from sppnet.models.heads import (
     RidgeRegressor,
     SoftmaxClassifier,
     SVMClassifier,
+    in_dtype_of,
 )
 from sppnet.models.mixed_batch import mixed_features, own_windows
 from sppnet.models.precision import autocast
@@ -169,9 +170,7 @@ class SPPNet(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """images [N, 3, H, W] -> features [N, C, h, w], in cells; their mean square is about 1."""
-        if not torch.is_autocast_enabled(images.device.type):
-            images = images.to(self.image_classifier.weight.dtype)
-        features: Tensor = self.backbone(images) * self.feature_scale
+        features: Tensor = self.backbone(in_dtype_of(self.image_classifier.weight, images)) * self.feature_scale
         return features
 
     def windows(
@@ -226,7 +225,8 @@ class SPPNet(nn.Module):
             features = self.features(images)
             sizes = [(features.shape[2], features.shape[3])] * len(images)
         else:
-            features, sizes = mixed_features(self.backbone, images)
+            cast = [in_dtype_of(self.image_classifier.weight, image) for image in images]
+            features, sizes = mixed_features(self.backbone, cast)
             features = features * self.feature_scale
         if boxes is None:
             pooled = self.pool(features, own_windows(sizes, features.device))
@@ -276,6 +276,12 @@ class SPPNet(nn.Module):
         other = copy.copy(self)
         other.detection = replace(self.detection, scales=tuple(scales))
         return other
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        scale = self.feature_scale  # keeps its precision: it may lie outside the range of half precision
+        super()._apply(fn, recurse)
+        self.feature_scale = nn.Buffer(scale.to(self.feature_scale.device))
+        return self
 
     @contextmanager
     def inference(self, *, bfloat16: bool = True) -> Iterator[None]:

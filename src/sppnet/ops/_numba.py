@@ -5,22 +5,27 @@ features [N, C, H, W], windows [R, 5] -> pooled [R, M, C], bit-equal to the defi
 *Levels nest.* A level that divides another is the maximum over the other's bins, so the cells are read once for the finest.
 
 *Numbers of any width compare as integers.* A float's sign and magnitude, read as an integer, keep the floats' order: one
-vectorised integer maximum serves every dtype, and half precision maps are never widened. NaN becomes the largest number.
+vectorized integer maximum serves every dtype, and half precision maps are never widened. NaN becomes the largest number.
 
 *The gradient does not search.* Where a gradient will be wanted, `forward` also keeps the cell that won each bin. `backward`
 then adds up, channel by channel and window by window in one fixed order: no two threads write to one cell, and the sums come
 out the same whatever the number of threads.
 
 Means do not nest (bins share cells), so every level reads the cells. They are added up in float32, float64 for float64.
+
+The first call with a new dtype compiles, some seconds, and keeps the result on disk: beside this file, or in the user's cache
+folder where that is read-only, or nowhere where that is read-only too.
 """
 
 from __future__ import annotations
 
 import ctypes
 import mmap
+import os
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from types import FunctionType
 from typing import Any
 
 import numba
@@ -28,35 +33,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sppnet.ops import _numba_kernels as kernels
-from sppnet.ops.bins import bin_count
+from sppnet.ops._operator import INTEGERS, NO_WINNERS, infinity_and_nan
+from sppnet.ops.bins import bin_count, nesting
 
-_INTEGERS = {
-    torch.float16: torch.int16,
-    torch.bfloat16: torch.int16,
-    torch.float32: torch.int32,
-    torch.float64: torch.int64,
-}
-_INFINITY_AND_NAN = {  # their bits: whatever is larger than infinity in magnitude is NaN, of which one stands for all
-    torch.float16: (0x7C00, 0x7E00),
-    torch.bfloat16: (0x7F80, 0x7FC0),
-    torch.float32: (0x7F800000, 0x7FC00000),
-    torch.float64: (0x7FF0000000000000, 0x7FF8000000000000),
-}
-NO_WINNERS = (0, 0, 0)
-PAGE = mmap.PAGESIZE
 LARGE_PAGE = 2 << 20  # bytes, on the processors that have them
 MADV_HUGEPAGE = 14  # of Linux; Python's mmap knows it too, but only for memory of its own
 BLOCK = 8  # channels whose gradients lie side by side: those of a window's cells fit into the first cache
 LEAST_CHANNELS = 32  # of a part: a cache line of half precision, so that no two threads write to one
 WINDOW_CHUNK = 512  # of half precision, whose sums are float32: bounds what is held in both
+ONE_THREAD = 2**16  # numbers of the largest array, of which a second thread would take longer to begin than to work
 
 _one_at_a_time = threading.Lock()  # numba's own pool of threads, where there is no OpenMP, ends the process otherwise
-
-
-def supports(features: Tensor) -> bool:
-    """Whether this implementation takes the map: on the CPU, and of a dtype it knows."""
-    return features.device.type == "cpu" and features.dtype in _INTEGERS
+_in_a_fork = False
 
 
 def forward(
@@ -68,30 +56,24 @@ def forward(
     parts = _parts(len(windows), features.shape[1])
     rows = windows.contiguous().numpy()
     if reduce == "mean":
-        sides = np.array(levels)
-        if features.dtype in (torch.float32, torch.float64):
-            pooled = _empty(shape, features.dtype)
-            _call(kernels.mean, cells.numpy(), rows, sides, parts, pooled.numpy())
-            return pooled, torch.empty(NO_WINNERS, dtype=torch.int32)
-        wide = cells.float()
         pooled = _empty(shape, features.dtype)
-        for start in range(0, len(windows), WINDOW_CHUNK):
-            part = slice(start, start + WINDOW_CHUNK)
-            sums = torch.empty_like(pooled[part], dtype=torch.float32)
-            _call(kernels.mean, wide.numpy(), rows[part], sides, parts, sums.numpy())
-            pooled[part] = sums
+        is_half = pooled.itemsize == 2
+        wide, chunk = (cells.float(), WINDOW_CHUNK) if is_half else (cells, max(1, len(windows)))
+        for start in range(0, len(windows), chunk):
+            part = slice(start, start + chunk)
+            means = torch.empty_like(pooled[part], dtype=wide.dtype) if is_half else pooled
+            _run(_mean, wide.numpy(), rows[part], np.array(levels), parts, means.numpy())
+            if is_half:
+                pooled[part] = means
         return pooled, torch.empty(NO_WINNERS, dtype=torch.int32)
-    integer = _INTEGERS[features.dtype]
-    ordered = torch.empty_like(cells, dtype=integer)
-    _call(
-        kernels.order,
-        cells.view(integer).flatten(0, 2).numpy(),
-        *_INFINITY_AND_NAN[features.dtype],
-        ordered.flatten(0, 2).numpy(),
-    )
+    integer = INTEGERS[features.dtype]
+    bits = cells.view(integer).flatten(0, 2)  # [N * H * W, C]
+    ordered = torch.empty_like(bits)
+    _run(_order, bits.numpy(), *infinity_and_nan(features.dtype), ordered.numpy())
     pooled = _empty(shape, integer)
     winners = _empty(shape if keep_winners else NO_WINNERS, torch.int32)
-    _call(kernels.max, ordered.numpy(), rows, _plan(levels), parts, pooled.numpy(), winners.numpy())
+    of_maps, plan = ordered.view(cells.shape).numpy(), np.array(nesting(levels))
+    _run(_max, of_maps, rows, plan, parts, pooled.numpy(), winners.numpy())
     return pooled.view(features.dtype), winners
 
 
@@ -103,18 +85,19 @@ def backward(
     dtype = gradient.dtype if gradient.dtype == torch.float64 else torch.float32
     if reduce == "mean":
         result = torch.zeros(maps, height, width, channels, dtype=dtype)
+        parts = _parts(maps, channels)
     else:  # see BLOCK
         result = torch.zeros(maps, -(-channels // BLOCK), height * width, BLOCK, dtype=dtype)
-    at_once = len(windows) if gradient.dtype == dtype else WINDOW_CHUNK
-    for start in range(0, len(windows), max(1, at_once)):
-        part = slice(start, start + at_once)
+        parts = min(result.shape[1], 4 * torch.get_num_threads())
+    chunk = max(1, len(windows)) if gradient.dtype == dtype else WINDOW_CHUNK
+    for start in range(0, len(windows), chunk):
+        part = slice(start, start + chunk)
         given, rows = gradient[part].to(dtype).contiguous().numpy(), windows[part].contiguous().numpy()
         if reduce == "mean":
-            _call(kernels.mean_gradient, given, rows, np.array(levels), _parts(maps, channels), result.numpy())
+            _run(_mean_gradient, given, rows, np.array(levels), parts, result.numpy())
         else:
             cells = winners[part].numpy().view(np.uint32)  # unsigned: an index that cannot count from the end
-            blocks = result.shape[1]
-            _call(kernels.max_gradient, given, rows, cells, min(blocks, 4 * torch.get_num_threads()), result.numpy())
+            _run(_max_gradient, given, rows, cells, parts, result.numpy())
     if reduce == "max":
         result = result.transpose(2, 3).flatten(1, 2)[:, :channels].unflatten(2, (height, width))  # [N, C, H, W]
         return result.to(gradient.dtype, memory_format=torch.channels_last)
@@ -125,8 +108,8 @@ def _empty(shape: tuple[int, int, int], dtype: torch.dtype) -> Tensor:
     """Memory for results, in large pages where Linux has them: page by page it costs more time than pooling."""
     memory = torch.empty(shape, dtype=dtype)
     if memory.nbytes >= LARGE_PAGE and sys.platform == "linux":
-        first = -(-memory.data_ptr() // PAGE) * PAGE
-        last = (memory.data_ptr() + memory.nbytes) // PAGE * PAGE
+        first = -(-memory.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+        last = (memory.data_ptr() + memory.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
         # An advice: that it is not taken, by a kernel without large pages, does no harm.
         ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), MADV_HUGEPAGE)
     return memory
@@ -142,22 +125,226 @@ def _parts(tasks: int, channels: int) -> int:
     return max(1, min(wanted, channels // LEAST_CHANNELS))
 
 
-def _plan(levels: Sequence[int]) -> np.ndarray:
-    """Levels from fine to coarse: [levels, 4] with the bins per side, where they start in the output, and the same two of
-    the finer level that each is derived from (or -1)."""
-    starts = np.cumsum([0, *(n * n for n in levels)])[:-1].tolist()
-    plan: list[tuple[int, int, int, int]] = []
-    for level, start in sorted(zip(levels, starts, strict=True), reverse=True):
-        nested = [(n, its_start) for n, its_start, _, _ in plan if n % level == 0]
-        plan.append((level, start, *min(nested, default=(-1, -1))))  # the coarsest has the fewest bins to read
-    return np.array(plan, dtype=np.int64)
-
-
-def _call(kernel: Any, *arguments: Any) -> None:
-    """Run a kernel on as many threads as PyTorch uses."""
+def _run(kernel: _Kernel, *arguments: Any) -> None:
+    """Run a kernel on as many threads as PyTorch uses, or on this one alone where that is right or as quick."""
     threads = torch.get_num_threads()
-    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+    if threads == 1 or _in_a_fork or max(a.size for a in arguments if isinstance(a, np.ndarray)) < ONE_THREAD:
+        kernel.one_thread(*arguments)
+        return
     with _one_at_a_time:
-        kernel(*arguments)
+        numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+        kernel.all_threads(*arguments)
     if torch.get_num_threads() != threads:  # where both use OpenMP, numba's first call sets PyTorch's to all cores
         torch.set_num_threads(threads)
+
+
+def _after_fork() -> None:
+    """A forked child has none of its parent's threads: OpenMP would wait for them forever, numba ends the process."""
+    global _in_a_fork
+    _in_a_fork = True
+    torch.set_num_threads(1)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+# The compiled loops. Every task of a parallel one is a window, or a map in gradients, and one part of the channels: ``first``
+# up to ``last``.
+
+
+def _compiled(function: Callable[..., None], parallel: bool) -> Callable[..., None]:
+    options = {"parallel": parallel, "nogil": True, "error_model": "numpy"}
+    try:
+        return numba.njit(function, cache=True, **options)
+    except RuntimeError:  # no folder to keep it in: every process compiles it
+        return numba.njit(function, **options)
+
+
+def _one_thread(function: Callable[..., None]) -> Any:
+    return _compiled(function, parallel=False)
+
+
+class _Kernel:
+    """A loop compiled twice, each time when first called: for one thread, and for all."""
+
+    def __init__(self, function: Any) -> None:
+        self.one_thread = _one_thread(function)
+        # Under a name of its own: numba's files on disk do not tell one set of options from another.
+        named = FunctionType(function.__code__, function.__globals__, f"{function.__name__}_on_all_threads")
+        named.__qualname__ = named.__name__
+        self.all_threads = _compiled(named, parallel=True)
+
+
+@_one_thread
+def _copy(target, source):  # type: ignore[no-untyped-def]
+    for c in range(target.shape[0]):
+        target[c] = source[c]
+
+
+@_one_thread
+def _fill(target, value):  # type: ignore[no-untyped-def]
+    for c in range(target.shape[0]):
+        target[c] = value
+
+
+@_one_thread
+def _add(total, part):  # type: ignore[no-untyped-def]
+    for c in range(total.shape[0]):
+        total[c] += part[c]
+
+
+@_one_thread
+def _larger(best, cell):  # type: ignore[no-untyped-def]
+    for c in range(best.shape[0]):
+        best[c] = cell[c] if cell[c] > best[c] else best[c]
+
+
+@_one_thread
+def _larger_cell(best, winner, cell, index):  # type: ignore[no-untyped-def]
+    for c in range(best.shape[0]):
+        better = cell[c] > best[c]
+        best[c] = cell[c] if better else best[c]
+        winner[c] = index if better else winner[c]
+
+
+@_one_thread
+def _larger_bin(best, winner, finer, its_winner):  # type: ignore[no-untyped-def]
+    for c in range(best.shape[0]):
+        better = (finer[c] > best[c]) | ((finer[c] == best[c]) & (its_winner[c] < winner[c]))
+        best[c] = finer[c] if better else best[c]
+        winner[c] = its_winner[c] if better else winner[c]
+
+
+@_Kernel
+def _order(bits, infinity, nan, ordered):  # type: ignore[no-untyped-def]
+    """Floats' bits [cells, C] as integers of the same order: sign and magnitude become two's complement."""
+    for i in numba.prange(bits.shape[0]):
+        for c in range(bits.shape[1]):
+            magnitude = bits[i, c] & np.iinfo(bits.dtype).max
+            ordered[i, c] = nan if magnitude > infinity else magnitude if bits[i, c] >= 0 else -magnitude
+
+
+@_Kernel
+def _max(features, windows, plan, parts, pooled, winners):  # type: ignore[no-untyped-def]
+    """Ordered integers [N, H, W, C] -> floats' bits [R, M, C]; into winners, where it has room, the cell of each."""
+    width, channels, keep = features.shape[2], features.shape[3], winners.shape[0] > 0
+    for task in numba.prange(windows.shape[0] * parts):
+        r, part = task // parts, task % parts
+        first, last = channels * part // parts, channels * (part + 1) // parts
+        n, left, top = windows[r, 0], windows[r, 1], windows[r, 2]
+        across, down = windows[r, 3] - left, windows[r, 4] - top
+        for k in range(plan.shape[0]):
+            level, start, finer, finer_start = plan[k, 0], plan[k, 1], plan[k, 2], plan[k, 3]
+            for i in range(level):
+                for j in range(level):
+                    best = pooled[r, start + i * level + j, first:last]
+                    if finer > 0:
+                        ratio = finer // level
+                        corner = finer_start + i * ratio * finer + j * ratio
+                        _copy(best, pooled[r, corner, first:last])
+                        if keep:
+                            winner = winners[r, start + i * level + j, first:last]
+                            _copy(winner, winners[r, corner, first:last])
+                        for a in range(ratio):
+                            for m in range(corner + a * finer, corner + a * finer + ratio):
+                                if keep:
+                                    _larger_bin(best, winner, pooled[r, m, first:last], winners[r, m, first:last])
+                                else:
+                                    _larger(best, pooled[r, m, first:last])
+                        continue
+                    y0, y1 = top + i * down // level, top - (-(i + 1) * down // level)
+                    x0, x1 = left + j * across // level, left - (-(j + 1) * across // level)
+                    _copy(best, features[n, y0, x0, first:last])
+                    if keep:
+                        winner = winners[r, start + i * level + j, first:last]
+                        _fill(winner, y0 * width + x0)
+                    for y in range(y0, y1):
+                        for x in range(x0, x1):
+                            if keep:
+                                _larger_cell(best, winner, features[n, y, x, first:last], y * width + x)
+                            else:
+                                _larger(best, features[n, y, x, first:last])
+        sign = np.iinfo(features.dtype).min
+        for m in range(pooled.shape[1]):
+            best = pooled[r, m, first:last]
+            for c in range(best.shape[0]):
+                best[c] = best[c] if best[c] >= 0 else -best[c] | sign
+
+
+@_one_thread
+def _add_to_winners(cells, winners, gradient, first, count):  # type: ignore[no-untyped-def]
+    for m in range(gradient.shape[0]):
+        for c in range(count):
+            cells[winners[m, first + c], c] += gradient[m, first + c]
+
+
+@_Kernel
+def _max_gradient(gradient, windows, winners, parts, result):  # type: ignore[no-untyped-def]
+    """gradient [R, M, C] is added to the winning cells of result [N, blocks of channels, cells, channels of a block]."""
+    blocks, size = result.shape[1], result.shape[3]
+    for task in numba.prange(result.shape[0] * parts):
+        n, part = task // parts, task % parts
+        for r in range(windows.shape[0]):
+            if windows[r, 0] == n:
+                for block in range(blocks * part // parts, blocks * (part + 1) // parts):
+                    first = block * size
+                    count = min(size, gradient.shape[2] - first)
+                    _add_to_winners(result[n, block], winners[r], gradient[r], first, count)
+
+
+@_Kernel
+def _mean(features, windows, levels, parts, pooled):  # type: ignore[no-untyped-def]
+    """features [N, H, W, C] -> pooled [R, M, C]; a bin's rows are added up one by one, then their sums."""
+    channels = features.shape[3]
+    for task in numba.prange(windows.shape[0] * parts):
+        r, part = task // parts, task % parts
+        first, last = channels * part // parts, channels * (part + 1) // parts
+        n, left, top = windows[r, 0], windows[r, 1], windows[r, 2]
+        across, down = windows[r, 3] - left, windows[r, 4] - top
+        row = np.empty(last - first, features.dtype)
+        m = 0
+        for level in levels:
+            for i in range(level):
+                y0, y1 = top + i * down // level, top - (-(i + 1) * down // level)
+                for j in range(level):
+                    x0, x1 = left + j * across // level, left - (-(j + 1) * across // level)
+                    total = pooled[r, m, first:last]
+                    _fill(total, 0)
+                    for y in range(y0, y1):
+                        _fill(row, 0)
+                        for x in range(x0, x1):
+                            _add(row, features[n, y, x, first:last])
+                        _add(total, row)
+                    cells = (y1 - y0) * (x1 - x0)
+                    for c in range(total.shape[0]):
+                        total[c] /= cells
+                    m += 1
+
+
+@_Kernel
+def _mean_gradient(gradient, windows, levels, parts, result):  # type: ignore[no-untyped-def]
+    """gradient [R, M, C], divided by the number of cells, is added to every cell of its bin in result [N, H, W, C]."""
+    channels = result.shape[3]
+    for task in numba.prange(result.shape[0] * parts):
+        n, part = task // parts, task % parts
+        first, last = channels * part // parts, channels * (part + 1) // parts
+        share = np.empty(last - first, gradient.dtype)
+        for r in range(windows.shape[0]):
+            if windows[r, 0] != n:
+                continue
+            left, top = windows[r, 1], windows[r, 2]
+            across, down = windows[r, 3] - left, windows[r, 4] - top
+            m = 0
+            for level in levels:
+                for i in range(level):
+                    y0, y1 = top + i * down // level, top - (-(i + 1) * down // level)
+                    for j in range(level):
+                        x0, x1 = left + j * across // level, left - (-(j + 1) * across // level)
+                        cells = (y1 - y0) * (x1 - x0)
+                        for c in range(first, last):
+                            share[c - first] = gradient[r, m, c] / cells
+                        for y in range(y0, y1):
+                            for x in range(x0, x1):
+                                _add(result[n, y, x, first:last], share)
+                        m += 1

@@ -18,57 +18,25 @@ depends on shapes alone, so a gradient repeats bit for bit. Sums are kept in flo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
-
 import torch
 import triton
 from torch import Tensor
 
-from sppnet.ops._triton_kernels import (
-    _SIDE,
-    _gather_kernel,
-    _key_kernel,
-    _max_kernel,
-    _mean_kernel,
-    _winner_kernel,
-)
-from sppnet.ops.bins import bin_count
+from sppnet.ops._operator import INTEGERS, infinity_and_nan
+from sppnet.ops._triton_kernels import _SIDE, _gather_kernel, _key_kernel, _max_kernel, _mean_kernel, _winner_kernel
+from sppnet.ops.bins import bin_count, nesting
 
 _WINNERS = 2**26  # entries of the notes on winners at a time
 _PROGRAMS = 8192  # enough for the largest devices of today: some 150 multiprocessors with 32 to 64 warps each
 # No kernel multiplies and adds in one, but Triton warns where the choice is left to it.
 _ONE_WARP = {"num_warps": 1, "enable_fp_fusion": False}
 
-_INTEGERS = {
-    torch.float16: torch.int16,
-    torch.bfloat16: torch.int16,
-    torch.float32: torch.int32,
-    torch.float64: torch.int64,
-}
-_MAGNITUDE_INFINITY_NAN = {  # as integers: all bits but the sign, and two numbers' bits
-    torch.float16: (0x7FFF, 0x7C00, 0x7E00),
-    torch.bfloat16: (0x7FFF, 0x7F80, 0x7FC0),
-    torch.float32: (0x7FFFFFFF, 0x7F800000, 0x7FC00000),
-    torch.float64: (0x7FFFFFFFFFFFFFFF, 0x7FF0000000000000, 0x7FF8000000000000),
-}
-
-
-# Around the kernels
-
-INTERPRETED = not isinstance(_max_kernel, triton.JITFunction)  # TRITON_INTERPRET=1 when this module was imported
-
-
-def supports(features: Tensor) -> bool:
-    """Whether this implementation takes the map: a CUDA device, or any where Triton interprets, and a dtype it knows."""
-    return features.dtype in _INTEGERS and (features.is_cuda or INTERPRETED)
-
 
 def forward(features: Tensor, windows: Tensor, levels: tuple[int, ...], reduce: str) -> Tensor:
     """Pool each window of the maps.
 
     Args:
-        features: [N, C, H, W] that `supports` takes, in any memory layout; channels last is fastest. H * W below 2**31.
+        features: [N, C, H, W] of 16, 32 or 64 bit floats, in any memory layout; channels last is fastest. H * W below 2**31.
         windows: [R, 5] int64 on the same device: map, x0, y0, x1, y1 in cells; each inside its map, none empty.
         levels: bins per side of each grid, each at least 1.
         reduce: ``"max"`` or ``"mean"``.
@@ -83,16 +51,16 @@ def forward(features: Tensor, windows: Tensor, levels: tuple[int, ...], reduce: 
         return pooled
     shape = pooled.shape[1], height, width, channels
     windows = windows.contiguous()
-    magnitude, _, _ = _MAGNITUDE_INFINITY_NAN[features.dtype]
+    magnitude, _, _ = _magnitude_infinity_nan(features.dtype)
     block = _block(channels, 64 if features.dtype == torch.float64 else 128)  # a tile of 16 cells fits into registers
     with torch.cuda.device_of(features):
         cells = _keys(features, one_zero=False) if reduce == "max" else _readable(_channels_last(features))
-        for level, start, parent, parent_start in _plan(levels, nest=reduce == "max"):
+        for level, start, parent, parent_start in nesting(levels):
             grid = len(windows) * level, triton.cdiv(channels, block)
             if reduce == "max":
-                place = level, start, parent, parent_start, *shape
+                of_level = level, start, parent, parent_start, *shape
                 settings = {"MAGNITUDE": magnitude, "NESTED": parent > 0, "BLOCK_C": block, **_ONE_WARP}
-                _max_kernel[grid](cells, windows, _bits(pooled), *place, **settings)
+                _max_kernel[grid](cells, windows, _bits(pooled), *of_level, **settings)
             else:
                 target = _readable(pooled)
                 _mean_kernel[grid](cells, windows, target, level, start, *shape, BLOCK_C=block, **_ONE_WARP)
@@ -129,7 +97,7 @@ def backward(
         starts = torch.searchsorted(windows[:, 0].contiguous(), torch.arange(maps + 1, device=windows.device))
         gradient = _readable(gradient.contiguous())
         sums = features.new_zeros(grid[2], maps, height, width, channels, dtype=wide)
-        plan = _plan(levels, nest=reduce == "max")
+        plan = nesting(levels)
 
         def gather(winners: Tensor, first: int, last: int) -> None:
             for level, start, *_ in plan:
@@ -139,7 +107,7 @@ def backward(
         if reduce == "mean":
             gather(order, 0, len(windows))
         else:
-            numbers = _MAGNITUDE_INFINITY_NAN[features.dtype]
+            numbers = _magnitude_infinity_nan(features.dtype)
             keys, bits = _keys(features, one_zero=True), _bits(pooled.contiguous())
             step = max(1, _WINNERS // (shape[0] * channels))
             winners = torch.empty(min(step, len(windows)), shape[0], channels, dtype=torch.int32, device=keys.device)
@@ -151,25 +119,6 @@ def backward(
                     _winner_kernel[rows](*arguments, *numbers, NESTED=of_level[1] > 0, BLOCK_C=block, **_ONE_WARP)
                 gather(winners, first, last)
         return result.copy_(sums.sum(0).permute(0, 3, 1, 2))
-
-
-class _Level(NamedTuple):
-    """One level of a pyramid, where its bins begin in the output, and the finer level (or 0) that it is derived from."""
-
-    level: int
-    start: int
-    parent: int
-    parent_start: int
-
-
-def _plan(levels: Sequence[int], nest: bool) -> list[_Level]:
-    """The levels from fine to coarse; each after its parent, the one with the fewest bins to read."""
-    starts = [bin_count(levels[:k]) for k in range(len(levels))]
-    plan: list[_Level] = []
-    for level, start in sorted(zip(levels, starts, strict=True), reverse=True):
-        nested = [(finer.level, finer.start) for finer in plan if nest and finer.level % level == 0]
-        plan.append(_Level(level, start, *min(nested, default=(0, 0))))
-    return plan
 
 
 def _block(channels: int, most: int) -> int:
@@ -186,8 +135,13 @@ def _channels_last(features: Tensor) -> Tensor:
     return features.detach().permute(0, 2, 3, 1).contiguous()  # [N, H, W, C]; no copy where it is channels last
 
 
+def _magnitude_infinity_nan(dtype: torch.dtype) -> tuple[int, int, int]:
+    """As integers: all bits but the sign, and two numbers' bits."""
+    return torch.iinfo(INTEGERS[dtype]).max, *infinity_and_nan(dtype)
+
+
 def _bits(values: Tensor) -> Tensor:
-    return values.detach().view(_INTEGERS[values.dtype])
+    return values.detach().view(INTEGERS[values.dtype])
 
 
 def _readable(values: Tensor) -> Tensor:
@@ -199,7 +153,7 @@ def _keys(features: Tensor, one_zero: bool) -> Tensor:
     """Ordered integers [N, H, W, C] of a map."""
     cells = _bits(_channels_last(features))
     keys = torch.empty_like(cells)
-    numbers = _MAGNITUDE_INFINITY_NAN[features.dtype]
+    numbers = _magnitude_infinity_nan(features.dtype)
     grid = (triton.cdiv(cells.numel(), 1024),)
     _key_kernel[grid](cells, keys, cells.numel(), *numbers, ONE_ZERO=one_zero, BLOCK=1024, enable_fp_fusion=False)
     return keys

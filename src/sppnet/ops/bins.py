@@ -1,12 +1,17 @@
-"""Where the bins of a pyramid level begin and end. Integer arithmetic only: floats get some edges wrong.
+"""Where bins and windows begin and end, in cells, half-open. Integer arithmetic only: floats get some edges wrong.
 
 Bin i of n over a side of s cells covers ``i*s // n`` up to, not including, ``ceil((i+1)*s / n)``. No bin is empty, even
-for s < n; neighbours share at most one cell. Source: arXiv:1406.4729, appendix A.
+for s < n; neighbors share at most one cell. Source: arXiv:1406.4729, appendix A.
+
+Windows of feature maps are [R, 5] int64: map, x0, y0, x1, y1.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+
+import torch
+from torch import Tensor
 
 
 def bin_edges(side: int, bins: int) -> list[tuple[int, int]]:
@@ -40,6 +45,22 @@ def bin_count(levels: Sequence[int]) -> int:
     return sum(level * level for level in levels)
 
 
+def nesting(levels: Sequence[int]) -> list[tuple[int, int, int, int]]:
+    """The levels from fine to coarse, each with where its bins start in the output, and the same two of the finer level
+    whose bins make up its own (or zeros): of several, the coarsest has the fewest bins to read.
+
+    Example:
+        >>> nesting((6, 4, 3))
+        [(6, 0, 0, 0), (4, 36, 0, 0), (3, 52, 6, 0)]
+    """
+    starts = [bin_count(levels[:k]) for k in range(len(levels))]
+    plan: list[tuple[int, int, int, int]] = []
+    for level, start in sorted(zip(levels, starts, strict=True), reverse=True):
+        finer = [(n, its_start) for n, its_start, _, _ in plan if n % level == 0]
+        plan.append((level, start, *min(finer, default=(0, 0))))
+    return plan
+
+
 def check_levels(levels: Sequence[int]) -> tuple[int, ...]:
     """The levels as a tuple of ints, or a ValueError that shows what is wrong with them.
 
@@ -62,3 +83,36 @@ def _is_positive_whole(number: object) -> bool:
         return not isinstance(number, bool) and int(number) == number and number >= 1  # type: ignore[call-overload, operator]
     except (TypeError, ValueError, OverflowError):  # not a number, NaN, infinity
         return False
+
+
+def whole_windows(features: Tensor) -> Tensor:
+    """One window per map, the whole of it: [N, 5].
+
+    Example:
+        >>> whole_windows(torch.zeros(2, 8, 3, 5))
+        tensor([[0, 0, 0, 5, 3],
+                [1, 0, 0, 5, 3]])
+    """
+    count, _, height, width = features.shape
+    windows = torch.tensor([[0, 0, 0, width, height]], device=features.device).repeat(count, 1)
+    windows[:, 0] = torch.arange(count, device=features.device)
+    return windows
+
+
+def check_windows(windows: Tensor, features: Tensor) -> None:
+    """A ValueError that shows the first window that is empty or not inside its map.
+
+    Example:
+        >>> check_windows(torch.tensor([[0, 2, 0, 9, 3]]), torch.zeros(1, 8, 3, 5))
+        Traceback (most recent call last):
+        ValueError: window 0 is empty or outside the maps: got (map, x0, y0, x1, y1) = (0, 2, 0, 9, 3) for 1 maps of 3 x 5 cells
+    """
+    count, _, height, width = features.shape
+    n, x0, y0, x1, y1 = windows.unbind(1)
+    inside = (n >= 0) & (n < count) & (x0 >= 0) & (x0 < x1) & (x1 <= width) & (y0 >= 0) & (y0 < y1) & (y1 <= height)
+    if not inside.all():
+        r = int((~inside).nonzero()[0])
+        raise ValueError(
+            f"window {r} is empty or outside the maps: got (map, x0, y0, x1, y1) = {tuple(windows[r].tolist())} "
+            f"for {count} maps of {height} x {width} cells"
+        )

@@ -11,15 +11,15 @@ from importlib.util import find_spec
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.overrides import handle_torch_function, has_torch_function
 
-from sppnet.ops import _operator, _reference, _torch
-from sppnet.ops.bins import check_levels
-from sppnet.ops.windows import check_windows, whole_windows
+from sppnet.ops import _operator, _torch
+from sppnet.ops.bins import check_levels, check_windows, whole_windows
 
 IMPLEMENTATIONS = ("auto", "reference", "torch", "numba", "triton", "export")
 HAS_TRITON = find_spec("triton") is not None  # it comes with PyTorch's builds for CUDA on Linux
 OLDEST_GPU = (7, 5)  # compute capability: what the kernels are compiled for in the tests
-COMPILED_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def pyramid_pool(
@@ -55,6 +55,9 @@ def pyramid_pool(
         >>> pyramid_pool(torch.rand(2, 256, 13, 17), levels=(6, 3, 2, 1)).shape
         torch.Size([2, 50, 256])
     """
+    if has_torch_function((features,)):  # torch.fx and tensor subclasses see one call
+        settings = {"reduce": reduce, "implementation": implementation}
+        return handle_torch_function(pyramid_pool, (features,), features, levels, **settings)
     _check(features, reduce)
     levels = check_levels(levels)
     chosen = _implementation(implementation, features)
@@ -65,8 +68,8 @@ def pyramid_pool(
 
         return _export.pyramid_pool(features, levels, reduce)
     if chosen == "reference":
-        return _reference.region_pyramid_pool(features, whole_windows(features), levels, reduce)
-    return _compiled(features, None, levels, reduce, chosen)
+        return _torch.definition(features, whole_windows(features), levels, reduce)
+    return _compiled(features, None, levels, reduce)
 
 
 def region_pyramid_pool(
@@ -84,8 +87,9 @@ def region_pyramid_pool(
         levels: bins per side of each grid, each at least 1.
         reduce: ``"max"``, as in the paper, or ``"mean"``.
         implementation: ``"auto"`` takes the fastest: ``"numba"`` on the CPU, ``"triton"`` on CUDA, ``"torch"`` on other
-            devices, and ``"export"``, made of operations that ONNX has, during an export to ONNX; ``"reference"`` is
-            the definition. All give the same bits for maxima, and means that differ by rounding alone.
+            devices and under `torch.func` or forward-mode derivatives, and ``"export"``, made of operations that ONNX
+            has, during an export to ONNX; ``"reference"`` is the definition. All give the same bits for maxima, and
+            means that differ by rounding alone.
 
     Returns:
         [R, M, C] with M = sum(n * n for n in levels), in the dtype and on the device of ``features``.
@@ -106,6 +110,9 @@ def region_pyramid_pool(
         >>> region_pyramid_pool(features, windows, levels=(1,)).flatten()
         tensor([11.,  5.])
     """
+    if has_torch_function((features, windows)):
+        settings = {"reduce": reduce, "implementation": implementation}
+        return handle_torch_function(region_pyramid_pool, (features, windows), features, windows, levels, **settings)
     _check(features, reduce)
     levels = check_levels(levels)
     if not isinstance(windows, Tensor):
@@ -116,6 +123,8 @@ def region_pyramid_pool(
         raise TypeError(f"windows must be int64, in cells: got {windows.dtype}; see boxes_to_windows")
     if windows.device != features.device:
         raise ValueError(f"windows must be on the device of the features, {features.device}: got {windows.device}")
+    if _is_transformed() and torch._C._functorch.is_batchedtensor(windows):
+        raise ValueError("windows must be the same for all that torch.vmap maps over: got a batch of them")
     chosen = _implementation(implementation, features)
     if chosen == "export":
         from sppnet.ops import _export
@@ -123,9 +132,9 @@ def region_pyramid_pool(
         return _export.region_pyramid_pool(features, windows, levels, reduce)
     if chosen in ("torch", "reference"):
         check_windows(windows, features)
-        pool = _torch.region_pyramid_pool if chosen == "torch" else _reference.region_pyramid_pool
+        pool = _torch.region_pyramid_pool if chosen == "torch" else _torch.definition
         return pool(features, windows, levels, reduce)
-    return _compiled(features, windows, levels, reduce, chosen)
+    return _compiled(features, windows, levels, reduce)
 
 
 def choose(device: str, dtype: torch.dtype, *, to_onnx: bool, has_triton: bool) -> str:
@@ -144,7 +153,7 @@ def choose(device: str, dtype: torch.dtype, *, to_onnx: bool, has_triton: bool) 
     """
     if to_onnx:
         return "export"
-    if dtype in COMPILED_DTYPES:
+    if dtype in _operator.INTEGERS:
         if device == "cpu":
             return "numba"
         if device == "cuda" and has_triton:
@@ -156,38 +165,49 @@ def _implementation(name: str, features: Tensor) -> str:
     device, dtype = features.device.type, features.dtype
     if name == "auto":
         has_triton = HAS_TRITON and device == "cuda" and torch.cuda.get_device_capability(features.device) >= OLDEST_GPU
-        if torch.jit.is_tracing() and torch.onnx.is_in_onnx_export():  # type: ignore[attr-defined]
-            raise ValueError(
-                "pyramid pooling needs PyTorch's newer ONNX exporter: pass dynamo=True to torch.onnx.export"
-            )
+        if torch._C._get_tracing_state() is not None and torch.onnx.is_in_onnx_export():
+            raise ValueError("pyramid pooling needs the newer ONNX exporter: pass dynamo=True to torch.onnx.export")
         to_onnx = torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export()
-        return choose(device, dtype, to_onnx=to_onnx, has_triton=has_triton)
+        chosen = choose(device, dtype, to_onnx=to_onnx, has_triton=has_triton)
+        return "torch" if chosen in ("numba", "triton") and _is_transformed() else chosen
     if name not in IMPLEMENTATIONS:
         raise ValueError(f"implementation must be one of {', '.join(IMPLEMENTATIONS)}: got {name!r}")
-    if name == "numba" and (device != "cpu" or dtype not in COMPILED_DTYPES):
+    if name == "triton" and not HAS_TRITON:
+        raise ValueError("implementation 'triton' needs Triton, which is not installed: use 'torch'")
+    takes = {"numba": "cpu", "triton": "cuda"}
+    if name in takes and (device != takes[name] or dtype not in _operator.INTEGERS):
         raise ValueError(
-            f"implementation 'numba' takes CPU maps of 16, 32 or 64 bit floats: got {dtype} on {device}; use 'torch'"
+            f"implementation {name!r} takes {takes[name].upper()} maps of 16, 32 or 64 bit floats: "
+            f"got {dtype} on {device}; use 'torch'"
         )
-    if name == "triton":
-        if not HAS_TRITON:
-            raise ValueError("implementation 'triton' needs Triton, which is not installed: use 'torch'")
-        from sppnet.ops import _triton
-
-        if not _triton.supports(features):
-            raise ValueError(
-                f"implementation 'triton' takes CUDA maps of 16, 32 or 64 bit floats: got {dtype} on {device}; "
-                "use 'torch'"
-            )
+    if name in takes and _is_transformed():
+        raise ValueError(f"implementation {name!r} works neither under torch.func nor in forward mode: use 'torch'")
     return name
 
 
-def _compiled(
-    features: Tensor, windows: Tensor | None, levels: tuple[int, ...], reduce: str, implementation: str
-) -> Tensor:
-    keep_winners = features.requires_grad and torch.is_grad_enabled()
+def _compiled(features: Tensor, windows: Tensor | None, levels: tuple[int, ...], reduce: str) -> Tensor:
+    wants_gradient = features.requires_grad and torch.is_grad_enabled()
+    pool = _operator.region_pyramid_pool if wants_gradient or _is_traced(features) else _operator.forward
     pooled: Tensor
-    pooled, _ = _operator.region_pyramid_pool(features, windows, levels, reduce, implementation, keep_winners)
+    pooled, _ = pool(features, windows, levels, reduce, wants_gradient)
     return pooled
+
+
+def _is_transformed() -> bool:
+    """Whether `torch.func` (grad, jvp, vmap) or forward-mode differentiation is at work."""
+    inside = torch._C._functorch
+    # Written so that `torch.compile` can follow it, which does not know the first function's None.
+    return isinstance(inside.peek_interpreter_stack(), inside.CInterpreter) or forward_ad._current_level >= 0
+
+
+def _is_traced(features: Tensor) -> bool:
+    """Whether somebody records operators, or needs them: `torch.compile`, `torch.export`, fake tensors, counters."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
+        or torch._C._len_torch_dispatch_stack() > 0
+        or type(features) not in (Tensor, torch.nn.Parameter)
+    )
 
 
 def _check(features: Tensor, reduce: str) -> None:

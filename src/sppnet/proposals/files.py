@@ -206,7 +206,7 @@ def import_proposals(
             outside their image. Nothing is written then for that image.
 
     Example:
-        >>> data = DetectionData(names=("cat",), images=(), split="train")
+        >>> data = DetectionData(class_names=("cat",), images=(), split="train")
         >>> import_proposals("no/such.npz", data, "proposals")
         Traceback (most recent call last):
         sppnet.errors.UserError: no/such.npz: no such file or folder of proposals

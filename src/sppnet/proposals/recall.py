@@ -37,7 +37,7 @@ def recall_report(
         ValueError: no threshold, or one outside (0, 1].
 
     Example:
-        >>> recall_report(DetectionData(names=("cat",), images=(), split="val"), {})
+        >>> recall_report(DetectionData(class_names=("cat",), images=(), split="val"), {})
         Traceback (most recent call last):
         sppnet.errors.UserError: no proposals for any of the 0 images of split 'val'; compute them first
     """

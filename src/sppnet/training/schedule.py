@@ -27,7 +27,7 @@ def parameter_groups(
     weight_decay: float = 0.0,
     by_width: bool = True,
 ) -> list[dict[str, Any]]:
-    """A group for each parameter that requires a gradient, heads first.
+    """A group for each parameter that requires a gradient, of the heads, then of the backbone.
 
     Args:
         heads: fully connected layers and classifiers, at ``learning_rate``; with ``by_width``, those whose input is wider than
@@ -41,15 +41,19 @@ def parameter_groups(
         [(0.05, 0.01), (0.1, 0.0)]
     """
 
-    def group(parameter: nn.Parameter, share: float) -> dict[str, Any]:
-        decay = weight_decay if parameter.ndim > 1 else 0.0
-        return {"params": [parameter], "lr": learning_rate * share, "weight_decay": decay}
-
-    def share(parameter: nn.Parameter) -> float:
+    def width_share(parameter: nn.Parameter) -> float:
         return min(1.0, REFERENCE_WIDTH / parameter.shape[-1]) if by_width else 1.0
 
-    return [group(parameter, share(parameter)) for parameter in heads if parameter.requires_grad] + [
-        group(parameter, backbone_rate) for parameter in backbone if parameter.requires_grad
+    shares = [(parameter, width_share(parameter)) for parameter in heads]
+    shares += [(parameter, backbone_rate) for parameter in backbone]
+    return [
+        {
+            "params": [parameter],
+            "lr": learning_rate * share,
+            "weight_decay": weight_decay if parameter.ndim > 1 else 0.0,
+        }
+        for parameter, share in shares
+        if parameter.requires_grad
     ]
 
 

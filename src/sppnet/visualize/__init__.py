@@ -1,4 +1,4 @@
-"""Results as pictures: annotated images, class bars, curves, charts, and what the pyramid sees. Arrays and results in, pixels out.
+"""Results as pictures: annotated images, class bars, curves, charts, and, in ``pyramid``, what the pyramid sees.
 
 What is called ``draw_*`` returns an image [H, W, 3] uint8 RGB, for `save_image`; what is called ``plot_*`` writes a file. Every
 file bears our mark (`sppnet.files.MADE_BY`): the next run replaces it, and replaces nothing else.
@@ -13,13 +13,11 @@ from sppnet.visualize.plots import (
     plot_precision_recall,
     plot_training,
 )
-from sppnet.visualize.pyramid import draw_pyramid
 
 __all__ = [
     "draw_classification",
     "draw_detections",
     "draw_mistakes",
-    "draw_pyramid",
     "plot_comparison",
     "plot_confusion",
     "plot_errors",

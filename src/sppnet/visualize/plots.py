@@ -6,6 +6,7 @@ Each is written to a .png, .jpg, .pdf or .svg, atomically and with our mark in i
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from textwrap import fill
@@ -34,11 +35,8 @@ BLUE, VERMILION, GREEN, PINK, ORANGE, SKY = (
 )  # Okabe and Ito
 GRAY = "#999999"
 MOST_CURVES, MOST_BARS = 100, 60  # classes shown, those with the most objects: nobody looks at a plot of a thousand
-MOST_NUMBERS, MOST_NAMES, MOST_PAIRS = (
-    25,
-    150,
-    10,
-)  # of a confusion matrix: classes with counts, with names; confusions listed
+# Of a confusion matrix: classes up to which counts are written, and names; most frequent confusions listed.
+MOST_NUMBERS, MOST_NAMES, MOST_PAIRS = 25, 150, 8
 # How each format is told who made it; without dates, so that equal plots are equal files.
 METADATA: dict[str, dict[str, Any]] = {
     "png": {"metadata": {"Software": MADE_BY}},
@@ -179,8 +177,7 @@ def plot_confusion(confusion: npt.ArrayLike, class_names: Sequence[str], path: s
     size = min(10.0, max(3.0, 0.62 * 72 * side / classes))  # points: a name must fit into its row
     filled = [(int(i), int(j)) for i, j in zip(*np.nonzero(counts), strict=True)]
     pairs = sorted((pair for pair in filled if pair[0] != pair[1]), key=lambda pair: -counts[pair])[:MOST_PAIRS]
-    half = math.ceil(len(pairs) / 2)
-    figure = new_figure(side + 2.2, side + 1.9 + 0.19 * half)
+    figure = new_figure(side + 2.2, side + 2.4 + 0.2 * len(pairs))
     axes = figure.subplots()
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
     accuracy = f"{counts.trace()} of {counts.sum()} right ({counts.trace() / max(1, counts.sum()):.1%})"
@@ -196,8 +193,7 @@ def plot_confusion(confusion: npt.ArrayLike, class_names: Sequence[str], path: s
         axes.text(j, i, str(counts[i, j]), ha="center", va="center", color=ink, fontsize=min(9, size))
     if pairs:
         lines = [f"{counts[i, j]}  {names[i]} → {names[j]}" for i, j in pairs]
-        listed = [f"{left:<46}{right}" for left, right in zip(lines, [*lines[half:], ""][:half], strict=False)]
-        text = "\n".join(["most often:", *listed])
+        text = "\n".join(["most often:", *lines])
         figure.supxlabel(text, fontsize=8, x=0.02, ha="left", family="monospace")
     save_figure(figure, path)
 
@@ -364,12 +360,10 @@ def _tidy(axes: Axes, grid: str = "both") -> None:
 
 def _parts_of(name: str) -> tuple[str, str]:
     """``train_loss_epoch`` -> ("train epoch", "loss"): which images, and what was measured on them."""
-    measure = name.removesuffix("_step").removesuffix("_epoch")
-    for split in ("train", "val", "valid", "validation", "test"):
-        for separator in ("_", "/", "-", " "):
-            if measure.startswith(split + separator):
-                return split + name[len(measure) :].replace("_", " "), measure[len(split) + 1 :]
-    return "", measure
+    parts = re.fullmatch(r"(train|val|valid|validation|test)[_/ -](.+?)((?:_step|_epoch)?)", name)
+    if parts is None:
+        return "", re.sub("_(step|epoch)$", "", name)
+    return parts[1] + parts[3].replace("_", " "), parts[2]
 
 
 def _as_number(value: Any) -> float:

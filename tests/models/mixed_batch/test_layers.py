@@ -195,6 +195,12 @@ def test_layers_that_need_something(layer: nn.Module, check_layer: Callable[...,
 # What is refused
 
 
+def unseen(features: Tensor) -> Tensor:
+    """What cannot be followed, as a TorchScript function cannot."""
+    with torch._C.DisableTorchFunction():
+        return features + 1
+
+
 @pytest.mark.parametrize(
     ("layer", "message"),
     [
@@ -202,7 +208,7 @@ def test_layers_that_need_something(layer: nn.Module, check_layer: Callable[...,
             nn.Softmax(-1),
             r"layer '1.0' \(Softmax\) .*what it needs is not known; use images of one size, or one at a time",
         ),
-        (nn.MaxPool2d(2, return_indices=True), r"layer '1.0' \(MaxPool2d\) .*indices count"),
+        (nn.MaxPool2d(2, return_indices=True), r"layer '1.0' \(MaxPool2d\) .*what it needs is not known"),
         (nn.FractionalMaxPool2d(2, 9), r"layer '1.0' \(FractionalMaxPool2d\) .*what it needs is not known"),
         (nn.InstanceNorm2d(4, track_running_stats=True), r"layer '1.0' \(InstanceNorm2d\)"),
         (nn.Flatten(2), r"layer '1.0' \(Flatten\)"),
@@ -225,8 +231,13 @@ def test_layers_that_need_something(layer: nn.Module, check_layer: Callable[...,
         ),
         (
             Lambda(lambda x: x / (x.shape[2] * x.shape[3])),
-            r"operation 'truediv' .*height or width of the padded batch",
+            r"operation 'shape' .*height or width of the padded batch",
         ),
+        (Lambda(lambda x: x[:, :, : int(0.5 * x.size(2))]), r"operation 'size' .*height or width of the padded batch"),
+        (Lambda(lambda x: x if x.shape[3] > 9 else -x), r"operation 'shape' .*height or width of the padded batch"),
+        (Lambda(lambda x: x + unseen(x)), r"operation 'add' .*made by something that cannot be followed"),
+        (Lambda(lambda x: unseen(x).mean((2, 3), True) * x), r"operation 'mean' .*cannot be followed"),
+        (Lambda(unseen), r"must end in one feature map"),
         (Lambda(lambda x: x * torch.ones(x.shape[-1])), r"operation 'ones' .*height or width of the padded batch"),
         (Lambda(lambda x: torch.cat([x, x], 3)), r"operation 'cat' .*mixes cells or images"),
         (Lambda(lambda x: x.transpose(2, 3)), r"operation 'transpose' .*parts rows from columns"),
@@ -234,7 +245,7 @@ def test_layers_that_need_something(layer: nn.Module, check_layer: Callable[...,
         (Lambda(lambda x: x[:, 0]), r"operation 'getitem' .*only slices of channels"),
         (Lambda(lambda x: x * x.norm(float("inf"), (2, 3), True)), r"operation 'norm' .*of order inf"),
         (Lambda(lambda x: x.abs().add_(1).sqrt_()), r"operation 'sqrt' .*changes a map in place"),
-        (Lambda(lambda x: F.max_pool2d(x, 2) if x.sum() > 0 else x), r"graph cannot be traced"),
+        (Lambda(lambda x: F.max_pool2d(x, 2) if x.sum() > 0 else x), r"operation 'sum' .*along which axes"),
         (Lambda(lambda x: x.mean((2, 3))), r"must end in one feature map"),
         (Lambda(lambda x: (x, x)), r"must end in one feature map|several"),
         (nn.Conv2d(5, 4, 1), r"cannot take an image of 352 x 544 pixels: .*channel.* \(in layer '1.0' \(Conv2d\)\)"),

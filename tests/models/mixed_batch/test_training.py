@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from sppnet.models.compact import compact_resnet
 from sppnet.models.mixed_batch import MixedBatch, mixed_features, own_windows
+from sppnet.models.networks import compact_resnet
 from sppnet.ops.pyramid_pool import region_pyramid_pool
 
 Size = tuple[int, int]

@@ -1,57 +1,76 @@
-"""A padded batch on its way through a graph: where each image's own part ends, and how what lies beyond is set back.
+"""A padded batch on its way through a backbone: where each image's own part ends, and how what lies beyond is set back.
 
-An image's own part of a map is the upper left one. A *map* is a value with the image's rows and columns as two neighbouring
+An image's own part of a map is the upper left one. A *map* is a value with the image's rows and columns as two neighboring
 axes, so it has a part beyond each image's edges. Everything else (weights, a gate of squeeze-and-excite, a number of
 channels) is for each image as it is alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
-from sppnet.models.mixed_batch.graph import Arguments, Graph, Named, Run
+from sppnet.models.geometry import Follow, LostMap, leaves
 
 Size = tuple[int, int]  # (height, width): of an image in pixels, of its part of a map in cells
 
 
-class PaddedBatch(Run):
-    """A run in which each layer is given what it needs to see, for every image, what it sees alone.
+@dataclass(frozen=True)
+class Own:
+    """The images' own parts of a map."""
+
+    rows: int  # the map's axis of rows, from the end; then columns
+    sizes: list[Size]  # (rows, columns) of each image
+
+
+class PaddedBatch(Follow):
+    """Follows maps through a backbone, each with its images' own parts.
 
     Args:
-        graph: of the backbone.
-        maps: what `rules` found out about it.
-        backbone: that was traced.
-        sizes: of each map that is asked for, the (rows, columns) of every image's own part.
+        images: [N, 3, H, W], 0 beyond each image's edges.
+        sizes: (height, width) of each image.
     """
 
-    def __init__(self, graph: Graph, maps: Maps, backbone: nn.Module, sizes: dict[fx.Node, list[Size]]) -> None:
-        super().__init__(graph, backbone, graph.modules)
-        self.maps, self.sizes = maps, sizes
+    def __init__(self, images: Tensor, sizes: list[Size]) -> None:
+        super().__init__()
+        self.sizes = sizes
+        self.shapes: set[tuple[int, ...]] = set()  # [N, H, W] of all maps so far
         self.masks: dict[tuple[Any, ...], Tensor] = {}
+        self.keep(images, Own(-2, sizes))
 
-    def compute(self, node: fx.Node, args: Arguments, kwargs: Named) -> Any:
-        need = self.maps.needs.get(node)
-        return self.call(node, args, kwargs) if need is None else need(self, node, args, kwargs)
+    def keep(self, result: Any, own: Own | None) -> Any:
+        """A value, or several, and the images' own parts of each; None: it is no map."""
+        for each in leaves(result):
+            if isinstance(each, Tensor):
+                self.maps[each] = own
+                if own is not None:
+                    self.shapes.add((len(each), *each.shape[own.rows :][:2]))
+        return result
 
-    def call(self, node: fx.Node, args: Arguments, kwargs: Named) -> Any:
-        """The node's own operation, as it is."""
-        return super().compute(node, args, kwargs)
+    def is_map(self, value: Any) -> bool:
+        return isinstance(value, Tensor) and self.maps.get(value) is not None
 
-    def reset(self, features: Tensor, node: fx.Node, value: float, reach: Sequence[Size] | None = None) -> Tensor:
+    def is_unknown(self, value: Any) -> bool:
+        """Whether this seems to be a map, made by something that cannot be followed."""
+        if not isinstance(value, Tensor) or isinstance(value, nn.Parameter) or value.ndim < 4 or value in self.maps:
+            return False
+        return value.shape[-2:] != (1, 1) and (len(value), *value.shape[-2:]) in self.shapes
+
+    def reset(self, features: Tensor, value: float, reach: Sequence[Size] | None = None) -> Tensor:
         """Set what lies beyond each image's edges to `value`, up to `reach` rows and columns from them; all by default.
 
         Returns the very same tensor if there is nothing beyond. Otherwise, where no gradient is asked for, it is changed in
         place: what lies beyond the edges is nobody's.
         """
-        rows = self.maps.rows[node]
-        height, width = features.shape[rows], features.shape[rows + 1]
+        own: Own = self.maps[features]
+        rows, (height, width) = own.rows, features.shape[own.rows :][:2]
         strips = []
-        for image, (h, w) in enumerate(self.sizes[node]):
+        for image, (h, w) in enumerate(own.sizes):
             down, across = (height, width) if reach is None else reach[image]
             bottom, right = min(h + down, height), min(w + across, width)
             if bottom > h or right > w:
@@ -59,42 +78,100 @@ class PaddedBatch(Run):
         if not strips:
             return features
         if torch.is_grad_enabled():
-            return features.masked_fill(self._beyond(features, node), value)
+            filled: Tensor = self.keep(features.masked_fill(self._beyond(features, own), value), own)
+            return filled
         if not features.is_cpu:  # one kernel over the whole map is faster there than two for every image
-            return features.masked_fill_(self._beyond(features, node), value)
+            return features.masked_fill_(self._beyond(features, own), value)
         for image, h, w, bottom, right in strips:
             features[image].narrow(rows, h, bottom - h).narrow(rows + 1, 0, right).fill_(value)
             features[image].narrow(rows, 0, h).narrow(rows + 1, w, right - w).fill_(value)
         return features
 
-    def _beyond(self, features: Tensor, node: fx.Node) -> Tensor:
+    def _beyond(self, features: Tensor, own: Own) -> Tensor:
         """True beyond each image's own edges; with as many axes as the map."""
-        sizes, rows = self.sizes[node], self.maps.rows[node]
-        height, width = features.shape[rows], features.shape[rows + 1]
-        key = (height, width, *sizes)
+        height, width = features.shape[own.rows :][:2]
+        key = (height, width, *own.sizes)
         if key not in self.masks:
-            own = torch.tensor(sizes, device=features.device)
+            sizes = torch.tensor(own.sizes, device=features.device)
             down, across = (torch.arange(side, device=features.device) for side in (height, width))
-            self.masks[key] = (down >= own[:, :1])[:, :, None] | (across >= own[:, 1:])[:, None]
-        before, after = [1] * (features.ndim + rows - 1), [1] * (-2 - rows)
-        return self.masks[key].reshape(len(sizes), *before, height, width, *after)
+            self.masks[key] = (down >= sizes[:, :1])[:, :, None] | (across >= sizes[:, 1:])[:, None]
+        before, after = [1] * (features.ndim + own.rows - 1), [1] * (-2 - own.rows)
+        return self.masks[key].reshape(len(own.sizes), *before, height, width, *after)
 
 
-# What a layer needs is called in place of the layer, with the layer's own arguments: see `sppnet.models.mixed_batch.needs`.
-Need = Callable[[PaddedBatch, fx.Node, Arguments, Named], Any]
+class Length:
+    """The height or width of the padded batch, which a network may hand on to a view, and may not reckon with."""
+
+    def __init__(self, value: int) -> None:
+        self.value = value
+
+    def __index__(self) -> int:
+        return self.value
+
+    def refuse(self, *_: Any) -> NoReturn:
+        raise LostMap("it uses the height or width of the padded batch")
+
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = __floordiv__ = refuse
+    __rfloordiv__ = __mod__ = __rmod__ = __pow__ = __rpow__ = __neg__ = __abs__ = __round__ = refuse
+    __bool__ = __int__ = __float__ = __lt__ = __le__ = __gt__ = __ge__ = __eq__ = __ne__ = __hash__ = refuse
 
 
-@dataclass
-class Maps:
-    """What is known of a graph's values: see `sppnet.models.mixed_batch.rules`."""
-
-    rows: dict[fx.Node, int] = field(default_factory=dict)  # of each map, its axis of rows, from the end; then columns
-    needs: dict[fx.Node, Need] = field(default_factory=dict)  # of the layers that cannot run as they are
-    meets: dict[fx.Node, list[fx.Node]] = field(default_factory=dict)  # maps that are put together cell by cell
-    same: set[fx.Node] = field(default_factory=set)  # layers whose result has the shape of what they are given
+def own_parts(features: Tensor, sizes: Sequence[Size]) -> list[Tensor]:
+    """Each image's own part. By way of `unbind`: the gradient of a slice of the batch would be as large as the batch."""
+    return [image[..., :rows, :columns] for image, (rows, columns) in zip(features.unbind(), sizes, strict=True)]
 
 
-def map_size(value: Any, rows: int) -> Size:
-    """(rows, columns) of a map; of the parts that a map was split into, those of the first."""
-    shape = (value[0] if isinstance(value, (tuple, list)) else value).shape
-    return shape[rows], shape[rows + 1]
+def put_together(parts: Sequence[Tensor]) -> Tensor:
+    """A batch of the maps [..., h_i, w_i]: 0 beyond the edges."""
+    height, width = (max(part.shape[axis] for part in parts) for axis in (-2, -1))
+    return torch.stack([F.pad(part, (0, width - part.shape[-1], 0, height - part.shape[-2])) for part in parts])
+
+
+# A slice of the batch for every image would do for these two, but the gradient of each would be as large as the batch.
+
+
+class Gather(torch.autograd.Function):
+    """Maps [N, C, H, W] -> their own cells [1, C, 1, cells], image after image; one copy, and one for the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, sizes: Sequence[Size]) -> Tensor:
+        ctx.sizes, ctx.side = sizes, features.shape[2:]
+        last = features.is_contiguous(memory_format=torch.channels_last)
+        # Made so, as BatchNorm's gradient is wrong for memory whose axes of one cell have other strides (torch 2.15).
+        cells = torch.empty(
+            (1, features.shape[1], 1, sum(rows * columns for rows, columns in sizes)),
+            dtype=features.dtype,
+            device=features.device,
+            memory_format=torch.channels_last if last else torch.contiguous_format,
+        )
+        for own, image, (rows, columns) in _image_by_image(cells, features, sizes):
+            own.copy_(image[:, :rows, :columns])
+        return cells
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return Scatter.apply(gradient, ctx.sizes, ctx.side), None
+
+
+class Scatter(torch.autograd.Function):
+    """Cells [1, C, 1, cells] -> maps [N, C, H, W], 0 beyond the edges: the way back from `Gather`."""
+
+    @staticmethod
+    def forward(ctx: Any, cells: Tensor, sizes: Sequence[Size], side: Size) -> Tensor:
+        ctx.sizes = sizes
+        features = cells.new_zeros(len(sizes), cells.shape[1], *side)
+        if cells.stride(1) == 1:
+            features = features.to(memory_format=torch.channels_last)
+        for own, image, (rows, columns) in _image_by_image(cells, features, sizes):
+            image[:, :rows, :columns] = own
+        return features
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return Gather.apply(gradient, ctx.sizes), None, None
+
+
+def _image_by_image(cells: Tensor, features: Tensor, sizes: Sequence[Size]) -> Iterator[tuple[Tensor, Tensor, Size]]:
+    parts = cells[0, :, 0].split([rows * columns for rows, columns in sizes], 1)
+    for part, image, size in zip(parts, features, sizes, strict=True):
+        yield part.unflatten(1, size), image, size

@@ -1,325 +1,335 @@
-"""What each kind of layer needs: one pass over a backbone's graph finds it, or refuses a layer by name.
-
-In: a graph, and every value of it for one image, without numbers. Out: `Maps`, which says what values are maps, and what
-each layer that cannot run as it is needs instead.
-"""
+"""What each kind of operation needs in a padded batch, so that it is right in each image's own part; or that it is refused."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from inspect import signature
-from typing import Any, NoReturn
+from typing import Any, cast
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from sppnet.errors import UserError
-from sppnet.models.mixed_batch.graph import Graph, operation_name
-from sppnet.models.mixed_batch.needs import Average, Mean, Reset, Slide, Slides, by_itself, expanded
-from sppnet.models.mixed_batch.operations import (
-    BY_ITSELF,
-    ELEMENT_BY_ELEMENT,
-    FINITE_AT_ONE,
-    FREE_OF_SIZE,
-    OF_NUMBERS,
-    REGROUPINGS,
-    operation_of_layer,
-)
-from sppnet.models.mixed_batch.own_cells import over_all_cells
-from sppnet.models.mixed_batch.padded_batch import Maps, Need, map_size
+from sppnet.models.geometry import LostMap, Slide, leaves, slides_of
+from sppnet.models.mixed_batch.padded_batch import (
+    Gather,
+    Length,
+    Own,
+    PaddedBatch,
+    Scatter,
+    own_parts,
+    put_together,
+)  # fmt: skip
+
+# fmt: off
+# Where a cell of the result depends on that cell alone, or on its neighbors among the channels: nothing is needed.
+ELEMENT_BY_ELEMENT = {
+    "relu", "relu6", "leaky_relu", "prelu", "rrelu", "elu", "selu", "celu", "gelu", "silu", "mish", "hardswish", "tanh",
+    "hardsigmoid", "hardtanh", "sigmoid", "logsigmoid", "softplus", "softsign", "tanhshrink", "hardshrink", "softshrink",
+    "threshold", "exp", "abs", "absolute", "neg", "negative", "square", "sin", "cos", "erf", "add", "sub", "rsub", "subtract",
+    "mul", "multiply", "clamp", "clamp_min", "clamp_max", "clip", "minimum", "maximum", "where", "lerp", "addcmul", "dropout",
+    "dropout1d", "dropout2d", "alpha_dropout", "feature_alpha_dropout", "channel_shuffle", "native_channel_shuffle",
+    "local_response_norm", "contiguous", "clone", "detach", "float", "half", "bfloat16", "type_as", "to",
+}
+# Likewise, but not finite, or without a slope, at some values: what lies beyond the edges is set to 1 first.
+FINITE_AT_ONE = {"sqrt", "rsqrt", "log", "log2", "log10", "reciprocal", "div", "rdiv", "divide", "true_divide", "pow", "rpow"}
+# Run on each image's own part by itself.
+BY_ITSELF = {"group_norm", "interpolate", "pixel_shuffle", "pixel_unshuffle", "lp_pool2d"}
+# Known as long as they leave images, rows and columns as they are.
+REGROUPINGS = {"view", "reshape", "flatten", "unflatten", "unsqueeze"}
+# Questions to a map whose answer is the same for any size.
+FREE_OF_SIZE = {"dim", "ndim", "dtype", "device", "requires_grad", "is_cuda", "is_floating_point", "is_contiguous"}
+# fmt: on
 
 
-def find_maps(graph: Graph, values: dict[fx.Node, Any]) -> Maps:
-    """The maps of a graph, and the needs of its layers.
+class Rules(PaddedBatch):
+    """Gives each operation what it needs to see, for every image, what it sees alone.
 
-    Args:
-        graph: of a backbone.
-        values: every value of it for one image size, without numbers: see `sppnet.models.mixed_batch.graph.ShapeRun`.
-
-    Raises:
-        UserError: a layer that cannot be made exact; the message names it.
-    """
-    rules = _Rules(graph, values)
-    rules.apply()
-    return rules.found
-
-
-class _Rules:
-    """Goes through a graph once, and notes which values are maps and what each layer needs.
-
-    One method for each operation, with PyTorch's own arguments after the map (`_conv2d`), or for several of a kind. An
+    One method for each operation, with PyTorch's own arguments after the map (`_max_pool2d`), or for several of a kind. An
     operation without one is refused.
     """
 
-    node: fx.Node  # the one at hand,
-    maps: list[fx.Node]  # those of its inputs that are maps,
-    rows: int  # the first map's axis of rows,
-    shape: torch.Size  # and its shape for the sample
+    func: Callable[..., Any]  # the operation at hand,
+    args: Sequence[Any]  # its arguments,
+    kwargs: dict[str, Any]
+    own: Own  # and the own parts of its first map
 
-    def __init__(self, graph: Graph, values: dict[fx.Node, Any]) -> None:
-        self.graph, self.values = graph, values
-        self.found = Maps()
-        # Numbers, or shapes, that depend on the padded batch's height or width;
-        self.lengths: set[fx.Node] = set()
-        # and those of them that are whole shapes of maps, with the places of height and width.
-        self.shapes: dict[fx.Node, set[int]] = {}
-
-    def apply(self) -> None:
-        for node, _ in self.graph.schedule:
-            self.node, self.maps = node, [each for each in node.all_input_nodes if each in self.found.rows]
-            if node.op == "placeholder" and not node.args:
-                self.found.rows[node] = -2
-            elif self.maps:
-                self.rows, value = self.found.rows[self.maps[0]], self.values[self.maps[0]]
-                self.shape = (value[0] if isinstance(value, (tuple, list)) else value).shape
-                self.classify()
-            elif not self.lengths.isdisjoint(node.all_input_nodes):
-                self.compute_length()
-
-    def classify(self) -> None:
-        """A node that takes at least one map."""
-        name, arguments = operation_name(self.node), self.node.args[1:]
-        if self.node.op == "call_module":
-            name, arguments = operation_of_layer(self.graph.modules[str(self.node.target)])
-        if name != "getitem" and any(isinstance(self.values[each], (tuple, list)) for each in self.maps):
-            self.refuse("it takes several maps at once")
-        if name not in REGROUPINGS and not self.lengths.isdisjoint(self.node.all_input_nodes):
-            self.refuse("it uses the height or width of the padded batch")
-        if name in ("to", "type_as") and self.node.args[0] not in self.found.rows:
-            return  # only the map's type is asked for
-        if name in ELEMENT_BY_ELEMENT:
-            self.by_element()
-        elif name in FINITE_AT_ONE:
-            self.by_element(Reset(1.0))
-        elif name in ("cat", "concat", "expand_as"):
-            self.apply_rule(name, self.node.args)
-        elif self.node.args[:1] != (self.maps[0],):
-            self.refuse("its first argument is not a map")
-        elif name in BY_ITSELF:
-            self.map(by_itself)
-        elif name in REGROUPINGS:
-            self.regroup()
-        elif name in FREE_OF_SIZE:
-            return
-        elif hasattr(self, f"_{name}"):
-            self.apply_rule(name, arguments)
-        else:
-            self.refuse("what it needs is not known")
-
-    def apply_rule(self, name: str, arguments: tuple[Any, ...]) -> None:
-        rule = getattr(self, f"_{name}")
+    def step(self, name: str, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        if "input" in kwargs:  # the map is the first argument, never one by name
+            args, kwargs = (kwargs["input"], *args), {key: kwargs[key] for key in kwargs if key != "input"}
+        given = list(leaves([*args, *kwargs.values()]))
+        maps = [each for each in given if self.is_map(each)]
+        if name not in REGROUPINGS:
+            [each.refuse() for each in given if isinstance(each, Length)]
+        if any(self.is_unknown(each) for each in given):
+            raise LostMap("it takes a map that was made by something that cannot be followed")
+        if not maps or name in FREE_OF_SIZE or (name in ("to", "type_as") and args[0] is not maps[0]):
+            return self.keep(func(*args, **kwargs), None)
+        self.func, self.args, self.kwargs, self.own = func, args, kwargs, self.maps[maps[0]]
+        if name in ELEMENT_BY_ELEMENT or name in FINITE_AT_ONE:
+            return self.by_element(maps, name in FINITE_AT_ONE)
+        if name not in ("cat", "concat", "expand_as") and args[0] is not maps[0]:
+            raise LostMap("its first argument is not a map")
+        if name in BY_ITSELF:
+            return self.by_itself(args[0])
+        if name in REGROUPINGS:
+            return self.regroup(args[0])
+        rule = getattr(self, f"_{name}", None)
+        if rule is None:
+            raise LostMap("what it needs is not known")
         try:
-            signature(rule).bind(*arguments, **self.node.kwargs)
+            signature(rule).bind(*args, **kwargs)
         except TypeError:
-            self.refuse("not all of its arguments are known")
-        rule(*arguments, **self.node.kwargs)
+            raise LostMap("not all of its arguments are known") from None
+        return rule(*args, **kwargs)
 
-    def refuse(self, reason: str) -> NoReturn:
-        raise UserError(
-            f"{self.graph.describe(self.node)} cannot be made exact for images of different sizes in one batch: {reason}; "
-            "use images of one size, or one at a time"
-        )
+    def call(self, first: Any) -> Any:
+        """The operation as it is, on another first argument."""
+        return self.func(first, *self.args[1:], **self.kwargs)
 
-    def map(self, need: Need | None = None, rows: int | None = None) -> None:
-        """The node gives a map. Without `rows`, rows and columns are the last axes, and must be so in its input."""
-        if rows is None and self.rows != -2:
-            self.refuse("rows and columns are not the last two axes")
-        self.found.rows[self.node] = -2 if rows is None else rows
-        if need is not None:
-            self.found.needs[self.node] = need
+    def same(self, first: Any, rows: int | None = None) -> Any:
+        """The operation as it is; each result is a map with own parts of the same sizes."""
+        return self.keep(self.call(first), self.own if rows is None else replace(self.own, rows=rows))
 
-    def axes(self, dims: Any) -> list[int]:
+    def check_last(self) -> None:
+        if self.own.rows != -2:
+            raise LostMap("rows and columns are not the last two axes")
+
+    def axes(self, features: Tensor, dims: Any) -> list[int]:
         """Axes as counted from the end."""
         several = dims if isinstance(dims, (tuple, list)) else (dims,)
         if not all(isinstance(dim, int) for dim in several):
-            self.refuse("it does not say along which axes it goes")
-        return [dim - len(self.shape) if dim >= 0 else dim for dim in several]
+            raise LostMap("it does not say along which axes it goes")
+        return [dim - features.ndim if dim >= 0 else dim for dim in several]
 
-    def other_axes(self, dims: Any) -> list[int]:
+    def other_axes(self, features: Tensor, dims: Any) -> list[int]:
         """Axes as counted from the end, none of them that of images, rows or columns."""
-        axes = self.axes(dims)
-        if not {-len(self.shape), self.rows, self.rows + 1}.isdisjoint(axes):
-            self.refuse("it mixes cells or images")
+        axes = self.axes(features, dims)
+        if not {-features.ndim, self.own.rows, self.own.rows + 1}.isdisjoint(axes):
+            raise LostMap("it mixes cells or images")
         return axes
-
-    def slides(self, kernel: Any, stride: Any, padding: Any, dilation: Any = 1) -> Slides:
-        pairs = []
-        for value in (kernel, stride, padding, dilation):
-            pair = tuple(value) * (2 // len(value)) if isinstance(value, (tuple, list)) else (value, value)
-            if not all(isinstance(side, int) for side in pair):
-                self.refuse(f"it is set by {value}, not by whole numbers")
-            pairs.append(pair)
-        down, across = (Slide(*settings) for settings in zip(*pairs, strict=True))
-        return down, across
 
     # Operations of a kind
 
-    def by_element(self, need: Need | None = None) -> None:
-        if need is not None and (str(self.node.target).endswith("_") or not {*self.maps} <= {*self.node.args}):
-            self.refuse("it changes a map in place, or takes it by name")
-        if (
-            len({(self.found.rows[each], *map_size(self.values[each], self.found.rows[each])) for each in self.maps})
-            > 1
-        ):
-            self.refuse("the maps that it puts together differ in size")
-        self.map(need, self.rows)
-        if len(self.maps) > 1:
-            self.found.meets[self.node] = self.maps
-        elif self.node.op == "call_module":
-            self.found.same.add(self.node)
+    def by_element(self, maps: list[Tensor], finite_at_one: bool) -> Any:
+        if any(self.maps[each] != self.own for each in maps):
+            raise LostMap("the maps that it puts together differ in size")
+        if not finite_at_one:
+            return self.same(self.args[0])
+        in_place = self.func.__name__.endswith("_") and not self.func.__name__.startswith("_")
+        if in_place or any(self.is_map(each) for each in self.kwargs.values()):
+            raise LostMap("it changes a map in place, or takes it by name")
+        args = [self.reset(each, 1.0) if self.is_map(each) else each for each in self.args]
+        return self.keep(self.func(*args, **self.kwargs), self.own)
 
-    def regroup(self) -> None:
+    def by_itself(self, features: Tensor, *, is_map: bool = True) -> Tensor:
+        """An operation with its own way of looking at an image: on the images' own parts, once for each size."""
+        self.check_last()
+        parts = own_parts(features, self.own.sizes)
+        results: dict[int, Tensor] = {}
+        for size in dict.fromkeys(self.own.sizes):
+            group = [image for image, each in enumerate(self.own.sizes) if each == size]
+            results.update(zip(group, self.call(torch.stack([parts[image] for image in group])).unbind(), strict=True))
+        made = [results[image] for image in range(len(parts))]
+        sizes = [(each.shape[-2], each.shape[-1]) for each in made]
+        together: Tensor = self.keep(put_together(made), Own(-2, sizes) if is_map else None)
+        return together
+
+    def regroup(self, features: Tensor) -> Tensor:
         """A view that leaves images, rows and columns as they are, as in a channel shuffle."""
-        after = self.values[self.node].shape
-        if len(after) < 3 or (self.shape[0], *self.shape[-2:]) != (after[0], *after[-2:]):
-            self.refuse("it mixes cells or images")
-        self.map()
+        self.check_last()
+        result: Tensor = self.same(features)
+        if result.ndim < 3 or (len(result), result.shape[-2:]) != (len(features), features.shape[-2:]):
+            raise LostMap("it mixes cells or images")
+        return result
 
-    def reduce(self, dim: Any, keepdim: bool, over_cells: Need) -> None:
-        if sorted(self.axes(dim)) == [self.rows, self.rows + 1]:
-            self.found.needs[self.node] = over_cells
+    def slide(self, features: Tensor, value: float) -> Tensor:
+        """Windows slide over the map: what they reach beyond each image's own edge is set to the operation's padding."""
+        self.check_last()
+        down, across = slides_of(self.operation, self.args, self.kwargs)
+        sizes = [(down.results(h), across.results(w)) for h, w in self.own.sizes]
+        for size, (height, width) in zip(sizes, self.sizes, strict=True):
+            if min(size) < 1:
+                raise UserError(
+                    f"the backbone cannot take an image of {height} x {width} pixels: {self.operation!r} leaves it no cell"
+                )
+        reach = [
+            (down.past(h, rows), across.past(w, columns))
+            for (h, w), (rows, columns) in zip(self.own.sizes, sizes, strict=True)
+        ]
+        result: Tensor = self.keep(self.call(self.reset(features, value, reach)), Own(-2, sizes))
+        if value == -torch.inf:  # which must not go on, neither by the result nor by what else uses the map
+            result = self.reset(result, 0.0)
+            if not torch.is_grad_enabled():
+                self.reset(features, 0.0, reach)
+        return result
+
+    def reduce(self, features: Tensor, dim: Any, keepdim: bool, value: float, *, mean: bool = False) -> Tensor:
+        """To one number of each image's own part, which is no map, as there is nothing beyond an edge; or over other axes."""
+        rows = self.own.rows
+        if sorted(self.axes(features, dim)) != [rows, rows + 1]:
+            behind = sum(axis > rows for axis in self.other_axes(features, dim))
+            other: Tensor = self.same(features, rows + (0 if keepdim else behind))
+            return other
+        own = self.reset(features, value)
+        if mean:
+            sums = own.sum((rows, rows + 1), keepdim=keepdim, dtype=_exact(features.dtype))
+            cells = sums.new_tensor([h * w for h, w in self.own.sizes])
+            result = (sums / cells.view(-1, *[1] * (sums.ndim - 1))).to(features.dtype)
         else:
-            behind = sum(axis > self.rows for axis in self.other_axes(dim))
-            self.map(rows=self.rows + (0 if keepdim else behind))
+            result = self.call(own)
+            if value == -torch.inf and not torch.is_grad_enabled():
+                self.reset(features, 0.0)
+        return cast(Tensor, self.keep(result, None))
 
-    def adaptive(self, output_size: Any, to_one_cell: Need) -> None:
-        """To a fixed number of cells: no map any more, as there is nothing beyond an edge."""
+    def adaptive(self, features: Tensor, output_size: Any, value: float) -> Tensor:
+        """To a fixed number of cells: no map any more."""
+        self.check_last()
         sides = tuple(output_size) if isinstance(output_size, (tuple, list)) else (output_size, output_size)
-        if self.rows != -2 or not all(isinstance(side, int) for side in sides):
-            self.refuse(f"an output of {output_size} cells is not known")
-        self.found.needs[self.node] = to_one_cell if sides == (1, 1) else by_itself
-
-    def compute_length(self) -> None:
-        """Arithmetic with heights and widths. Of the result only a view may be made: all else would depend on the batch."""
-        name, source = operation_name(self.node), self.node.args[0]
-        if name == "getitem" and isinstance(source, fx.Node) and source in self.shapes:
-            index = self.node.args[1]
-            if isinstance(index, int) and index % len(self.values[source]) not in self.shapes[source]:
-                return
-        elif name not in OF_NUMBERS:
-            self.refuse("it uses the height or width of the padded batch")
-        self.lengths.add(self.node)
+        if not all(isinstance(side, int) for side in sides):
+            raise LostMap(f"an output of {output_size} cells is not known")
+        if sides != (1, 1):
+            return self.by_itself(features, is_map=False)
+        return self.reduce(features, (-2, -1), True, value, mean=value == 0)
 
     # One operation each
 
-    def _conv2d(
-        self, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: Any = 1
-    ) -> None:
-        kernel = tuple((self.values[weight] if isinstance(weight, fx.Node) else weight).shape[2:])
-        if padding == "same":
-            reaches = (slide.dilation * (slide.kernel - 1) for slide in self.slides(kernel, 1, 0, dilation))
-            padding = tuple(reach // 2 for reach in reaches)  # the odd cell comes after
-        self.map(Reset(0.0, self.slides(kernel, stride, 0 if padding == "valid" else padding, dilation)))
+    def _conv2d(self, features: Tensor, *_: Any, **__: Any) -> Tensor:
+        return self.slide(features, 0.0)
 
-    def _max_pool2d(
-        self, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False,
-        return_indices: bool = False,
-    ) -> None:  # fmt: skip
-        if return_indices:
-            self.refuse("its indices count the cells of the padded map")
-        self.map(Reset(-torch.inf, self.slides(kernel_size, stride or kernel_size, padding, dilation)))
+    def _max_pool2d(self, features: Tensor, *_: Any, **__: Any) -> Tensor:
+        return self.slide(features, -torch.inf)
 
     def _avg_pool2d(
-        self, kernel_size: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False,
+        self, features: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False,
         count_include_pad: bool = True, divisor_override: int | None = None,
-    ) -> None:  # fmt: skip
-        slides = self.slides(kernel_size, stride or kernel_size, padding)
-        counts_vary = ceil_mode or (not count_include_pad and any(slide.padding for slide in slides))
-        if counts_vary and divisor_override is None:
-            self.map(Average(slides, ceil_mode, count_include_pad))
-        else:
-            self.map(Reset(0.0, slides))
+    ) -> Tensor:  # fmt: skip
+        own, slides = self.own, slides_of("avg_pool2d", self.args, self.kwargs)
+        counts_vary = ceil_mode or (not count_include_pad and any(each.before for each in slides))
+        if not counts_vary or divisor_override is not None:
+            return self.slide(features, 0.0)
+        # It divides by a count of cells, which at an edge depends on where the edge is.
+        self.args = (self.keep(features.to(_exact(features.dtype)), own), kernel_size, stride, padding, ceil_mode)
+        self.kwargs = {"divisor_override": 1}
+        sums = self.slide(self.args[0], 0.0)
+        rows, columns = (
+            _counts(slide, [size[axis] for size in own.sizes], sums.shape[axis - 2], count_include_pad)
+            for axis, slide in enumerate(slides)
+        )
+        counts = rows[:, None, :, None] * columns[:, None, None, :]
+        return cast(Tensor, self.keep((sums / counts.to(sums.device)).to(features.dtype), self.maps[sums]))
 
-    def _adaptive_avg_pool2d(self, output_size: Any) -> None:
-        self.adaptive(output_size, Mean(keepdim=True))
+    def _adaptive_avg_pool2d(self, features: Tensor, output_size: Any) -> Tensor:
+        return self.adaptive(features, output_size, 0.0)
 
-    def _adaptive_max_pool2d(self, output_size: Any, return_indices: bool = False) -> None:
-        if return_indices:
-            self.refuse("its indices count the cells of the padded map")
-        self.adaptive(output_size, Reset(-torch.inf))
+    def _adaptive_max_pool2d(self, features: Tensor, output_size: Any, return_indices: bool = False) -> Tensor:
+        return self.adaptive(features, output_size, -torch.inf)
 
-    def _mean(self, dim: Any = None, keepdim: bool = False) -> None:
-        self.reduce(dim, keepdim, Mean(keepdim))
+    def _mean(self, features: Tensor, dim: Any = None, keepdim: bool = False) -> Tensor:
+        return self.reduce(features, dim, keepdim, 0.0, mean=True)
 
-    def _sum(self, dim: Any = None, keepdim: bool = False) -> None:
-        self.reduce(dim, keepdim, Reset(0.0))
+    def _sum(self, features: Tensor, dim: Any = None, keepdim: bool = False) -> Tensor:
+        return self.reduce(features, dim, keepdim, 0.0)
 
-    def _amax(self, dim: Any = (), keepdim: bool = False) -> None:
-        self.reduce(dim, keepdim, Reset(-torch.inf))
+    def _amax(self, features: Tensor, dim: Any = (), keepdim: bool = False) -> Tensor:
+        return self.reduce(features, dim, keepdim, -torch.inf)
 
-    def _norm(self, p: Any = "fro", dim: Any = None, keepdim: bool = False) -> None:
-        if p not in (1, 2, "fro"):
-            self.refuse(f"a norm of order {p} is not known")
-        self.reduce(dim, keepdim, Reset(0.0))
+    def _norm(
+        self, features: Tensor, p: Any = "fro", dim: Any = None, keepdim: bool = False, dtype: None = None
+    ) -> Tensor:
+        if p not in (1, 2, "fro") or dtype is not None:
+            raise LostMap(f"a norm of order {p} in {dtype} is not known")
+        return self.reduce(features, dim, keepdim, 0.0)
 
-    def _pad(self, pad: Any, mode: str = "constant", value: float | None = None) -> None:
+    def _pad(self, features: Tensor, pad: Any, mode: str = "constant", value: float | None = None) -> Tensor:
         if mode != "constant":
-            return self.map(by_itself)
-        left, _, top, *_ = sides = (pad,) * 4 if isinstance(pad, int) else tuple(pad)
-        if len(sides) != 4:
-            self.refuse("it pads other axes than rows and columns")
-        self.map(Reset(value or 0.0, self.slides(1, 1, (top, left))))
+            return self.by_itself(features)
+        if not isinstance(pad, int) and len(pad) != 4:
+            raise LostMap("it pads other axes than rows and columns")
+        return self.slide(features, value or 0.0)
 
     def _batch_norm(
-        self, mean: Any, variance: Any, weight: Any = None, bias: Any = None, training: Any = False, *_: Any, **__: Any
-    ) -> None:
-        if training and len(self.shape) != 4:
-            self.refuse("its statistics are of other maps than [N, C, h, w]")
-        self.map(over_all_cells if training else None)
-        self.found.same.add(self.node)
+        self, features: Tensor, running_mean: Any = None, running_var: Any = None, weight: Any = None, bias: Any = None,
+        training: bool = False, *_: Any, **__: Any,
+    ) -> Tensor:  # fmt: skip
+        self.check_last()
+        if not training:
+            return cast(Tensor, self.same(features))
+        if features.ndim != 4:
+            raise LostMap("its statistics are of other maps than [N, C, h, w]")
+        cells = self.call(Gather.apply(features, self.own.sizes))  # as if all images were one long one
+        return cast(Tensor, self.keep(Scatter.apply(cells, self.own.sizes, features.shape[2:]), self.own))
 
-    def _layer_norm(self, normalized_shape: Any, *_: Any, **__: Any) -> None:
-        self.other_axes([-1 - axis for axis in range(len(normalized_shape))])
-        self.map(rows=self.rows)
+    def _instance_norm(self, features: Tensor, running_mean: Any = None, *_: Any, **__: Any) -> Tensor:
+        if running_mean is not None:
+            raise LostMap("it has statistics of more than one image")
+        return self.by_itself(features)
 
-    def _linear(self, *_: Any, **__: Any) -> None:
-        self.other_axes(-1)
-        self.map(rows=self.rows)
+    def _layer_norm(self, features: Tensor, normalized_shape: Any, *_: Any, **__: Any) -> Any:
+        self.other_axes(features, [-1 - axis for axis in range(len(normalized_shape))])
+        return self.same(features)
 
-    def _cat(self, tensors: Any, dim: int = 0) -> None:
-        if {self.found.rows.get(each) for each in tensors} != {self.rows}:
-            self.refuse("not all that it puts together are maps")
-        self.other_axes(dim)
-        self.map(rows=self.rows)
+    def _linear(self, features: Tensor, *_: Any, **__: Any) -> Any:
+        self.other_axes(features, -1)
+        return self.same(features)
 
-    def _chunk(self, parts: Any, dim: int = 0) -> None:
-        self.other_axes(dim)
-        self.map(rows=self.rows)
+    def _cat(self, tensors: Sequence[Tensor], dim: int = 0) -> Any:
+        if any(self.maps.get(each) != self.own for each in tensors):
+            raise LostMap("not all that it puts together are maps of one size")
+        self.other_axes(tensors[0], dim)
+        return self.same(tensors)
 
-    _split = _chunk
-    _concat = _cat
+    def _chunk(self, features: Tensor, parts: Any, dim: int = 0) -> Any:
+        self.other_axes(features, dim)
+        return self.same(features)
 
-    def _getitem(self, index: Any) -> None:
-        if isinstance(self.values[self.maps[0]], Tensor):  # and not one of the parts that a map was split into
-            slices = index if isinstance(index, tuple) else (index,)
-            if not all(isinstance(each, slice) for each in slices):
-                self.refuse("of its indices only slices of channels are known")
-            self.other_axes([axis for axis, each in enumerate(slices) if each != slice(None)])
-        self.map(rows=self.rows)
+    _rms_norm, _split, _concat = _layer_norm, _chunk, _cat
 
-    def _expand_as(self, source: fx.Node, other: fx.Node) -> None:
-        self.map(expanded, self.found.rows.get(other))
+    def _getitem(self, features: Tensor, index: Any) -> Any:
+        slices = index if isinstance(index, tuple) else (index,)
+        if not all(isinstance(each, slice) for each in slices):
+            raise LostMap("of its indices only slices of channels are known")
+        self.other_axes(features, [axis for axis, each in enumerate(slices) if each != slice(None)])
+        return self.same(features)
 
-    def _permute(self, *dims: Any) -> None:
-        order = self.axes(dims[0] if len(dims) == 1 else dims)
-        images, rows, columns = (order.index(axis) for axis in (-len(order), self.rows, self.rows + 1))
-        if images != 0 or columns != rows + 1:
-            self.refuse("it parts rows from columns, or moves images")
-        self.map(rows=rows - len(order))
+    def _expand_as(self, source: Tensor, other: Tensor) -> Any:
+        # With memory of its own for every cell, so that cells can be set.
+        return self.keep(self.call(source).contiguous(), self.own)
 
-    def _transpose(self, first: int, second: int) -> None:
-        order = [*range(-len(self.shape), 0)]
+    def _permute(self, features: Tensor, *dims: Any) -> Any:
+        return self.reorder(features, self.axes(features, dims[0] if len(dims) == 1 else dims))
+
+    def _transpose(self, features: Tensor, first: int, second: int) -> Any:
+        order = [*range(-features.ndim, 0)]
         order[first], order[second] = order[second], order[first]
-        self._permute(order)
+        return self.reorder(features, order)
 
-    def _size(self, dim: int | None = None) -> None:
-        own = {len(self.shape) + self.rows, len(self.shape) + self.rows + 1}
-        if dim is None:
-            self.shapes[self.node] = own
-        if dim is None or dim % len(self.shape) in own:
-            self.lengths.add(self.node)
+    def reorder(self, features: Tensor, order: list[int]) -> Any:
+        images, rows, columns = (order.index(axis) for axis in (-len(order), self.own.rows, self.own.rows + 1))
+        if images != 0 or columns != rows + 1:
+            raise LostMap("it parts rows from columns, or moves images")
+        return self.same(features, rows - len(order))
 
-    def _getattr(self, name: str) -> None:
-        if name == "shape":
-            self._size()
-        elif name not in FREE_OF_SIZE:
-            self.refuse("what it needs is not known")
+    def _size(self, features: Tensor, dim: int | None = None) -> Any:
+        shape: list[Any] = list(features.shape)
+        for axis in (self.own.rows, self.own.rows + 1):
+            shape[axis] = Length(shape[axis])
+        return tuple(shape) if dim is None else shape[dim]
+
+    _shape = _size
+
+
+def _counts(slide: Slide, sides: Sequence[int], results: int, include_padding: bool) -> Tensor:
+    """[N, results]: how many cells along one axis each window is averaged over, as PyTorch counts them."""
+    cells = torch.tensor(sides)[:, None]
+    start = torch.arange(results) * slide.stride - slide.before
+    stop = torch.minimum(start + slide.kernel, cells + slide.before)
+    if not include_padding:
+        start, stop = start.clamp(min=0), torch.minimum(stop, cells)
+    return (stop - start).clamp(min=1)  # less than 1 only beyond the image's own results
+
+
+def _exact(dtype: torch.dtype) -> torch.dtype:
+    """float32 for half precision: so a sum and its division round once, as in PyTorch's own averages."""
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype

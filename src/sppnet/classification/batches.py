@@ -1,0 +1,220 @@
+"""Batches that a classifier is trained on: images cut, resized and changed anew in every epoch, or their pooled features.
+
+Batch number n is the same for the same seed, whatever was asked for before: what makes a resumed training equal an unbroken one. It
+holds what the network takes, normalized images [N, 3, h, w], or a list of [3, h_i, w_i] where sizes differ, or pooled features
+[N, M, C]; and labels [N]. Sizes are (height, width), sides in pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sppnet.classification.features import PooledFeatures, ReadableImages
+from sppnet.data.augment import corner_crop, random_mirror, random_region, vary_light
+from sppnet.data.images import read_image, resize_image, scaled_size
+from sppnet.data.samplers import SizeBuckets
+from sppnet.errors import SettingsError
+from sppnet.models.preprocess import Preprocess
+
+SizeRule = Literal["native", "single", "multi", "random", "random-batch"]
+SIZE_RULES: tuple[SizeRule, ...] = get_args(SizeRule)
+
+SHORT_SIDE_PER_CROP = 8 / 7  # the paper's 256 for a crop of 224
+LARGEST_ASPECT = 4  # of the image a square is cut from: longer ones are squeezed, as one may be 20000 x 20
+
+Images = Tensor | list[Tensor]
+
+
+@dataclass(frozen=True)
+class TrainingSizes:
+    """How large the images are in training.
+
+    ``native``: each image as the model takes it in use; batches are made of images of like sizes. The other rules follow the paper:
+    a square region of 8/7 of the largest side's short side (224 of 256), cut from the center or a corner, shown
+
+    - ``single``: at the largest of ``sides`` (section 3.1.2);
+    - ``multi``: at each of ``sides`` in turn, an epoch each (section 2.3, "multi-size training": 224 and 180);
+    - ``random``: at a side drawn evenly from the smallest to the largest, anew for every epoch (section 3.1.3);
+    - ``random-batch``: the same, drawn anew for every batch. Not in the paper.
+
+    In all of them the regions, and so what is to be seen, are the same; only how many pixels show it differs.
+
+    Raises:
+        SettingsError: no such rule, or sides that it cannot do with.
+
+    Source: arXiv:1406.4729, sections 2.3 and 3.1.
+
+    Example:
+        >>> multi = TrainingSizes("multi")
+        >>> [multi.side(seed=0, epoch=epoch, batch=0) for epoch in range(3)]
+        [224, 180, 224]
+    """
+
+    rule: SizeRule = "native"
+    sides: tuple[int, ...] = (224, 180)  # pixels; not used by "native"
+
+    def __post_init__(self) -> None:
+        if self.rule not in SIZE_RULES:
+            raise SettingsError(f"training sizes: expected one of {', '.join(SIZE_RULES)}, got {self.rule!r}")
+        if not self.sides or min(self.sides) < 1:
+            raise SettingsError(f"training sizes: expected sides of at least 1 pixel, got {list(self.sides)}")
+        if self.rule in ("multi", "random", "random-batch") and len(set(self.sides)) < 2:
+            raise SettingsError(
+                f"training sizes: {self.rule!r} needs at least two different sides, got {list(self.sides)}"
+            )
+
+    def side(self, seed: int, epoch: int, batch: int) -> int | None:
+        """The side of the squares of one batch, the same on every rank; None where each image has its own size.
+
+        Args:
+            seed: of the training.
+            epoch, batch: counted from 0; the batch within its epoch.
+        """
+        match self.rule:
+            case "native":
+                return None
+            case "single":
+                return max(self.sides)
+            case "multi":
+                return self.sides[epoch % len(self.sides)]
+            case "random":
+                draw = np.random.default_rng([seed, 1, epoch])
+            case "random-batch":
+                draw = np.random.default_rng([seed, 2, epoch, batch])
+        return int(draw.integers(min(self.sides), max(self.sides) + 1))
+
+    def square(self, image: np.ndarray, side: int, rng: np.random.Generator) -> np.ndarray:
+        """A square region of the image, center or corner, at the side of its batch.
+
+        Args:
+            image: [H, W, 3] uint8, any size. Not modified.
+            side: as ``side`` gives it.
+            rng: chooses the region; the same state, the same region, whatever the side.
+
+        Returns:
+            [side, side, 3] uint8.
+
+        Source: arXiv:1406.4729, section 2.3: "we resize the aforementioned 224 x 224 region to 180 x 180", so that both
+        differ in resolution, not in content or layout.
+
+        Example:
+            >>> TrainingSizes("multi").square(np.zeros((300, 500, 3), np.uint8), 180, np.random.default_rng(0)).shape
+            (180, 180, 3)
+        """
+        region = max(self.sides)
+        short = round(region * SHORT_SIDE_PER_CROP)
+        size = scaled_size((image.shape[0], image.shape[1]), short, LARGEST_ASPECT * short, minimum=region)
+        return resize_image(corner_crop(resize_image(image, size), rng, region), (side, side))
+
+
+class EpochOrder:
+    """Which images batch number n holds: every image once an epoch, in company of like size.
+
+    Args:
+        sizes: [N, 2], as the network sees the images.
+        batch_size: images in a batch, at most.
+        seed: of the training.
+        devices: process r of them takes the numbers s * devices + r.
+        smallest_batch: 2 for a network with BatchNorm.
+    """
+
+    def __init__(
+        self, sizes: np.ndarray, batch_size: int, seed: int, devices: int = 1, smallest_batch: int = 1
+    ) -> None:
+        self.ranks = [
+            SizeBuckets(
+                sizes, max(batch_size, smallest_batch), seed=seed, ranks=devices, rank=rank, smallest_batch=smallest_batch
+            )
+            for rank in range(devices)
+        ]  # fmt: skip
+        self.steps = len(self.ranks[0])  # in an epoch, on each device
+        self._planned: tuple[tuple[int, int], list[list[int]]] = ((-1, -1), [])
+
+    def batch(self, n: int) -> tuple[int, int, list[int]]:
+        """Its epoch, its number within that, and the indices of its images."""
+        step, rank = divmod(n, len(self.ranks))
+        epoch, number = divmod(step, self.steps)
+        if self._planned[0] != (epoch, rank):
+            self._planned = ((epoch, rank), self.ranks[rank].batches(epoch))
+        return epoch, number, self._planned[1][number]
+
+    def padding_share(self) -> float:
+        """Of all pixels of an epoch's batches, 0 to 1."""
+        return float(self.ranks[0].padding_share().buckets)
+
+
+class ImageBatches:
+    """Training images as the network sees them: cut, resized, flipped, in other light.
+
+    Args:
+        images: files and labels.
+        order: which go together.
+        preprocess: of the model.
+        sizes: how large the images are.
+        least_region: of images of their own size, at least this share of the area is seen, 0 to 1.
+        light: deviation of `vary_light`.
+        seed: of the training.
+    """
+
+    def __init__(
+        self,
+        images: ReadableImages,
+        order: EpochOrder,
+        preprocess: Preprocess,
+        sizes: TrainingSizes,
+        *,
+        least_region: float,
+        light: float,
+        seed: int,
+    ) -> None:
+        self.images, self.order, self.preprocess, self.sizes = images.images, order, preprocess, sizes
+        self.least_region, self.light, self.seed = least_region, light, seed
+
+    def __getitem__(self, n: int) -> tuple[Images, Tensor]:
+        epoch, number, indices = self.order.batch(n)
+        side = self.sizes.side(self.seed, epoch, number)
+        images = [self.preprocess.normalize(self._view(index, epoch, side))[0] for index in indices]
+        return stack(images), torch.from_numpy(self.images.labels[indices])
+
+    def _view(self, index: int, epoch: int, side: int | None) -> np.ndarray:
+        rng = np.random.default_rng([self.seed, 0, epoch, index])
+        image = read_image(self.images.paths[index])
+        shown = self._in_use(image, rng) if side is None else self.sizes.square(image, side, rng)
+        return vary_light(random_mirror(shown, rng), rng, self.light)
+
+    def _in_use(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """The image, or a region of its shape, at the size that the whole of it has in use."""
+        region = image if self.least_region == 1 else random_region(image, rng, (self.least_region, 1.0))
+        if self.preprocess.resize_mode == "keep-aspect":
+            return resize_image(region, self.preprocess.input_size((image.shape[0], image.shape[1])))
+        return self.preprocess.resize(region)
+
+
+class FeatureBatches:
+    """Pooled features of images or of their flips, as drawn, where the backbone is frozen.
+
+    Args:
+        features: with flips.
+        labels: [N] int64.
+        order: which go together.
+        seed: of the training.
+    """
+
+    def __init__(self, features: PooledFeatures, labels: np.ndarray, order: EpochOrder, seed: int) -> None:
+        self.features, self.labels, self.order, self.seed = features, labels, order, seed
+
+    def __getitem__(self, n: int) -> tuple[Tensor, Tensor]:
+        epoch, _, indices = self.order.batch(n)
+        flips = [np.random.default_rng([self.seed, 0, epoch, index]).random() < 0.5 for index in indices]
+        pooled = [self.features.read(index, flip=bool(flip)) for index, flip in zip(indices, flips, strict=True)]
+        return torch.stack(pooled), torch.from_numpy(self.labels[indices])
+
+
+def stack(images: list[Tensor]) -> Images:
+    """One tensor where all are of one size, else the list."""
+    return torch.stack(images) if len({image.shape for image in images}) == 1 else images

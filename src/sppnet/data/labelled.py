@@ -1,0 +1,192 @@
+"""Image files, each of one class, and how parts of them are drawn: by share, or the same number of every class.
+
+Labels count from 0 (there is no background class, as detection has). Nothing is opened before it is asked for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from sppnet.data.formats import some
+from sppnet.data.images import read_image
+from sppnet.errors import UserError
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledImages:
+    """Image files, each of one class: a data set as PyTorch's ``DataLoader`` takes it.
+
+    ``images[i]`` reads one: ([H, W, 3] uint8, label). Sizes differ, so give the loader a ``collate_fn``, such as ``list``.
+
+    Example:
+        >>> images = LabelledImages((Path("a.jpg"), Path("b.jpg"), Path("c.jpg")), np.array([1, 0, 1]), ("cat", "dog"))
+        >>> len(images), images.counts().tolist(), images.subset([2, 0]).paths[0].name
+        (3, [1, 2], 'c.jpg')
+    """
+
+    paths: tuple[Path, ...]
+    labels: np.ndarray  # [N] int64, 0..K-1: label 0 is class_names[0]
+    class_names: tuple[str, ...]  # K of them
+
+    def __post_init__(self) -> None:
+        if self.labels.shape != (len(self.paths),) or self.labels.dtype != np.int64:
+            raise ValueError(
+                f"LabelledImages: expected labels [{len(self.paths)}] int64, one for each path, "
+                f"got {list(self.labels.shape)} {self.labels.dtype}"
+            )
+        if len(self.labels) and not (self.labels.min() >= 0 and self.labels.max() < len(self.class_names)):
+            raise ValueError(
+                f"LabelledImages: expected labels from 0 to {len(self.class_names) - 1}, "
+                f"got {self.labels.min()} to {self.labels.max()}"
+            )
+
+    def __len__(self) -> int:
+        """Count the images."""
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        """Read one image, with its label; an `ImageError` where that cannot be done."""
+        return read_image(self.paths[index]), int(self.labels[index])
+
+    def counts(self) -> np.ndarray:
+        """Count the images of each class: [K] int64."""
+        return np.bincount(self.labels, minlength=len(self.class_names)).astype(np.int64)
+
+    def subset(self, indices: Sequence[int] | np.ndarray) -> LabelledImages:
+        """Take some of the images, in the order given; labels keep their meaning.
+
+        Args:
+            indices: whole numbers from 0 to N-1, none to all of them.
+
+        Raises:
+            ValueError: not whole numbers, or out of range.
+        """
+        chosen = np.asarray(indices)
+        if not chosen.size:
+            chosen = chosen.astype(np.int64)
+        if chosen.ndim != 1 or not np.issubdtype(chosen.dtype, np.integer):
+            raise ValueError(f"subset: expected a list of whole numbers, got {list(chosen.shape)} {chosen.dtype}")
+        if chosen.size and not (chosen.min() >= 0 and chosen.max() < len(self)):
+            raise ValueError(f"subset: indices must be from 0 to {len(self) - 1}, got {chosen.min()} to {chosen.max()}")
+        return LabelledImages(tuple(self.paths[i] for i in chosen), self.labels[chosen], self.class_names)
+
+
+def split_off(images: LabelledImages, share: float = 0.2, *, seed: int) -> tuple[LabelledImages, LabelledImages]:
+    """Split a share of every class off for validation, drawn at random.
+
+    Of a class of n images, ``share * n`` are split off, rounded, but at least 1 and at most n - 1; a lone image stays in
+    the training part. What is drawn from a class depends on nothing but the seed, the class name and its images, so
+    that adding a class leaves the others as they were.
+
+    Args:
+        images: what to split.
+        share: of each class, between 0 and 1.
+        seed: 0 or more; the same seed gives the same parts.
+
+    Returns:
+        (train, validation): together every image once, both in the order of ``images``.
+
+    Raises:
+        ValueError: a share that is not between 0 and 1, or a negative seed.
+
+    Example:
+        >>> photos = LabelledImages(tuple(Path(f"{i}.jpg") for i in range(12)), np.repeat([0, 1], [10, 2]), ("a", "b"))
+        >>> [part.counts().tolist() for part in split_off(photos, 0.2, seed=0)]
+        [[8, 1], [2, 1]]
+    """
+    if not 0 < share < 1:
+        raise ValueError(f"split_off: share must be between 0 and 1, got {share}")
+    kept, validation = [], []
+    for order in _shuffled_classes(images, seed):
+        count = min(max(math.floor(share * len(order) + 0.5), 1), len(order) - 1)
+        validation.append(order[:count])
+        kept.append(order[count:])
+    return images.subset(_in_order(kept)), images.subset(_in_order(validation))
+
+
+def per_class(
+    images: LabelledImages, count: int, *, seed: int, at_most: int | None = None
+) -> tuple[LabelledImages, LabelledImages]:
+    """Draw the same number of images from every class: Caltech-101's protocol, 30 to train and at most 50 to test.
+
+    Args:
+        images: what to draw from.
+        count: images of each class to choose, at least 1.
+        seed: 0 or more; the same seed gives the same parts. Repeated splits take one seed each.
+        at_most: of what is left, at most so many of each class; None keeps all.
+
+    Returns:
+        (chosen, rest), both in the order of ``images``. A class of exactly ``count`` images has none in the rest.
+
+    Raises:
+        UserError: classes with fewer than ``count`` images. The message names them.
+        ValueError: a count or ``at_most`` below 1, or a negative seed.
+
+    Source: He, Zhang, Ren, Sun, arXiv:1406.4729, section 3.3 (Caltech-101: 30 a class to train, up to 50 to test,
+    10 random splits).
+
+    Example:
+        >>> photos = LabelledImages(tuple(Path(f"{i}.jpg") for i in range(12)), np.repeat([0, 1], [9, 3]), ("a", "b"))
+        >>> [part.counts().tolist() for part in per_class(photos, 2, seed=0, at_most=5)]
+        [[2, 2], [5, 1]]
+    """
+    if count < 1 or (at_most is not None and at_most < 1):
+        raise ValueError(f"per_class: count and at_most must be at least 1, got {count} and {at_most}")
+    few = [f"{name} ({n})" for name, n in zip(images.class_names, images.counts(), strict=True) if n < count]
+    if few:
+        raise UserError(f"expected at least {count} images of every class; fewer in: {some(few)}")
+    chosen, rest = [], []
+    for order in _shuffled_classes(images, seed):
+        chosen.append(order[:count])
+        rest.append(order[count:] if at_most is None else order[count : count + at_most])
+    return images.subset(_in_order(chosen)), images.subset(_in_order(rest))
+
+
+def merge(first: LabelledImages, *others: LabelledImages) -> LabelledImages:
+    """Put parts of one set together again, for instance to draw other splits from the whole.
+
+    Args:
+        first, others: parts with the same class names.
+
+    Returns:
+        All their images, part after part.
+
+    Raises:
+        ValueError: parts with different names.
+
+    Example:
+        >>> photos = LabelledImages((Path("a.jpg"), Path("b.jpg")), np.array([0, 1]), ("cat", "dog"))
+        >>> len(merge(photos.subset([0]), photos.subset([1])))
+        2
+    """
+    for part in others:
+        if part.class_names != first.class_names:
+            raise ValueError(
+                f"merge: expected parts with the same class names, got {first.class_names} and {part.class_names}"
+            )
+    parts = (first, *others)
+    return LabelledImages(
+        tuple(path for part in parts for path in part.paths),
+        np.concatenate([part.labels for part in parts]),
+        first.class_names,
+    )
+
+
+def _shuffled_classes(images: LabelledImages, seed: int) -> Iterator[np.ndarray]:
+    """Indices of each class that has images, in an order that depends on the seed, its name and its number only."""
+    if seed < 0:
+        raise ValueError(f"seed must be 0 or more, got {seed}")
+    by_class = np.split(np.argsort(images.labels, kind="stable"), np.cumsum(images.counts())[:-1])
+    for name, indices in zip(images.class_names, by_class, strict=True):
+        if len(indices):
+            rng = np.random.default_rng([seed, *name.encode("utf-8", "surrogatepass")])
+            yield rng.permutation(indices)
+
+
+def _in_order(parts: list[np.ndarray]) -> np.ndarray:
+    return np.sort(np.concatenate(parts)) if parts else np.zeros(0, dtype=np.int64)
