@@ -141,6 +141,7 @@ def test_nothing_left_to_train() -> None:
 
 def trained(model: SPPNet, photos: list[TrainingImage], folder: Path, **settings: Any) -> dict[str, Tensor]:
     net = copy.deepcopy(model)
+    net.backbone.to(memory_format=torch.channels_last)  # as in use
     assert train_end_to_end(net, photos, replace(SETTINGS, **settings), folder) == 0
     assert not net.training
     return net.state_dict()

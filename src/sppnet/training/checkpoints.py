@@ -70,7 +70,17 @@ class TrainingState:
             self.trained[name].copy_(value)
         self.step, self.best, self.best_weights = step, best, parts.pop("best", {})
         groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": {int(part): parts[part] for part in parts}, "param_groups": groups})
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        state = {int(part): _laid_out(parts[part], parameters[int(part)]) for part in parts}
+        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _laid_out(state: Mapping[str, Tensor], parameter: Tensor) -> dict[str, Tensor]:
+    """An optimizer's tensors in the order in memory of their parameter: fused steps go through both side by side."""
+    return {
+        name: torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value
+        for name, value in state.items()
+    }
 
 
 class Checkpoints:
