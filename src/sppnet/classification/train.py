@@ -69,9 +69,8 @@ class ClassifierSettings:
         SettingsError: a setting out of its range, or one that the chosen way of training has no use for.
 
     Example:
-        >>> ClassifierSettings(epochs=3)
-        Traceback (most recent call last):
-        sppnet.errors.SettingsError: epochs: only for layers that are trained in epochs; add classifier softmax, or leave it out ...
+        >>> ClassifierSettings().svm, ClassifierSettings(hidden=(256,), epochs=10).svm
+        (True, False)
     """
 
     train_layers: Literal["head", "all"] = "head"
