@@ -23,13 +23,22 @@ from typing import Any
 
 import numpy as np
 from environment import environment
+from image_features import (
+    Look,
+    Pooling,
+    choose_cost,
+    fill_features,
+    layer_names,
+    pooled_features,
+    take_levels,
+    to_vectors,
+    unit_length,
+)
 from results_file import read_results, write_results, write_text
 from sklearn.metrics import confusion_matrix
+from sppnet.linear.svm import label_targets, solve_gram
 from torch import nn
 
-from sppnet.classification.features import Look, Pooling, fill_features, layer_names, pooled_features
-from sppnet.classification.svm import choose_cost, label_targets, solve_gram
-from sppnet.classification.vectors import take_levels, to_vectors, unit_length
 from sppnet.data.formats.folder import split_folder
 from sppnet.data.labelled import LabelledImages, merge, per_class
 from sppnet.metrics.classification import class_accuracies

@@ -31,9 +31,10 @@ from caltech101 import (
     run_rows,
     write_page,
 )
+from image_features import choose_cost, object_targets
 from results_file import read_results
+from sppnet.linear.svm import solve_gram
 
-from sppnet.classification.svm import choose_cost, object_targets, solve_gram
 from sppnet.data.annotations import AnnotatedImage
 from sppnet.data.formats.voc import read as read_voc
 from sppnet.metrics.voc import evaluate_voc_images

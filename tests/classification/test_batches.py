@@ -27,7 +27,7 @@ from sppnet.models.preprocess import Preprocess
 
 from .conftest import tiny_model
 
-PREPROCESS = Preprocess(32, 64, smallest_side=4)
+PREPROCESS, NATIVE = Preprocess(32, 64, smallest_side=4), TrainingSizes()
 
 # Which images go together
 
@@ -52,7 +52,7 @@ def test_every_image_once_an_epoch(devices: int) -> None:
 
 def image_batches(
     photos: LabelledImages,
-    sizes: TrainingSizes = TrainingSizes(),
+    sizes: TrainingSizes = NATIVE,
     preprocess: Preprocess = PREPROCESS,
     *,
     seed: int = 0,

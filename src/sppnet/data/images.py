@@ -379,8 +379,8 @@ def read_ahead(sources: Iterable[Any], read: Callable[[Any], Any] = read_image) 
     """What ``read`` makes of many sources, in order; two threads are a few sources ahead.
 
     Example:
-        >>> [image.shape for image in read_ahead(np.zeros((side, 5, 3), np.uint8) for side in (2, 3))]
-        [(2, 5, 3), (3, 5, 3)]
+        >>> [image.shape for image in read_ahead([np.zeros((2, 5, 3), np.uint8)] * 2, read_image)]
+        [(2, 5, 3), (2, 5, 3)]
     """
     waiting = iter(sources)
     with ThreadPoolExecutor(2) as pool:
