@@ -1,8 +1,8 @@
 """Caltech-101, layer by layer: linear SVMs on pooled maps; crop against warp against full image, pyramid against one level.
 
-    uv run python benchmarks/caltech101.py --data ../shared/data/caltech101 --backbone mobilenet_v2 --weights FILE \\
+    uv run python -m benchmarks.caltech101 --data ../shared/data/caltech101 --backbone mobilenet_v2 --weights FILE \\
         --layers 6 10 13 16 17 18 --json benchmarks/results/caltech101.json --markdown docs/caltech101.md --cache FOLDER
-    uv run python benchmarks/caltech101.py ... --fits native --short-sides 224 320 --mirrored --reduce max+mean --layers 18
+    uv run python -m benchmarks.caltech101 ... --fits native --short-sides 224 320 --mirrored --reduce max+mean --layers 18
 
 The protocol of arXiv:1406.4729, section 3.3: 30 images a class to train, at most 50 of the rest to test, drawn anew for each
 split; l2-normalised features, one linear SVM a class; the mean of the classes' accuracies. The folder may hold the images
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from environment import environment
+from benchmarks.environment import environment
 from image_features import (
     Look,
     Pooling,
@@ -34,7 +34,7 @@ from image_features import (
     to_vectors,
     unit_length,
 )
-from results_file import read_results, write_results, write_text
+from benchmarks.results_file import read_results, write_results, write_text
 from sklearn.metrics import confusion_matrix
 from sppnet.linear.svm import label_targets, solve_gram
 from torch import nn
@@ -110,7 +110,7 @@ def main() -> None:
     images = train if test is None else merge(train, test)
     if arguments.limit:
         images = images.subset(np.flatnonzero(images.labels < arguments.limit))
-        images = replace(images, class_names=images.class_names[: arguments.limit])
+        images = replace(images, names=images.class_names[: arguments.limit])
     splits = [_indices(images, seed) for seed in range(arguments.splits)]
     known = read_results(arguments.json)
     backbone = build_backbone(arguments.backbone, arguments.weights)
@@ -342,7 +342,7 @@ def _tell(text: str) -> None:
 def page(known: dict[str, Any]) -> str:
     """The results as a page for people."""
     lines = ["# Caltech-101, layer by layer", "",
-             "Made by `benchmarks/caltech101.py`; every figure is in its JSON file.", "",
+             "Made by `python -m benchmarks.caltech101`; every figure is in its JSON file.", "",
              "Maps of a backbone trained on ImageNet, pooled by a pyramid (maximum), made vectors of length 1; one linear SVM a",
              "class. 30 images a class to train, the rest (at most 50) to test; each class counts the same. Mean and standard",
              "deviation over the splits, in %. *full*: the whole image at its own shape, short side 224; *warp*: squashed",
