@@ -1,6 +1,6 @@
 """Peak memory of `sppnet detect` over a folder, by the number of photos in it: it should not depend on that.
 
-    uv run python -m benchmarks.memory FOLDER [--counts 40 200 1000] [--model voc] [--json FILE]
+    uv run python benchmarks/memory.py FOLDER [--counts 40 200 1000] [--model voc] [--json FILE]
 
 Each line is a process of its own over the first so many photos of the folder; its peak is the largest resident set that the
 system saw. ``--keep-all`` leaves PyTorch's caches at their own sizes, to compare memory and processor time. Not for Windows,
@@ -16,16 +16,15 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.results_file import write_results
+from results_file import write_results
+
 from sppnet.data.find import find_images
 
+# What `sppnet.layers.bound_cpu_caches` sets; importing it here would import torch, whose memory each process starts out with.
+CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
 UNIT = (
     2**20 if sys.platform == "darwin" else 2**10
 )  # of ru_maxrss: bytes there, kB elsewhere; results are in MB of 2**20
-CACHES = (
-    "ONEDNN_PRIMITIVE_CACHE_CAPACITY",
-    "LRU_CACHE_CAPACITY",
-)  # of PyTorch's CPU library: `sppnet.layers.bound_cpu_caches`
 
 
 def measure(photos: list[Path], model: str, surroundings: dict[str, str]) -> dict[str, float]:
@@ -67,9 +66,7 @@ def main() -> None:
         each = row["processor_seconds"] / count
         print(f"{count:>6} {row['peak_mb']:>8.0f} {growth:>+13.1%} {row['seconds']:>8.0f} {each:>19.3f}", flush=True)
 
-    from benchmarks.environment import (
-        environment,
-    )  # imports torch: a process starts out with the peak of the one that starts it
+    from environment import environment  # imports torch: a process starts out with the peak of the one that starts it
 
     found = environment()
     print(found["text"])
