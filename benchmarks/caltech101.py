@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from benchmarks.environment import environment
 from image_features import (
     Look,
     Pooling,
@@ -34,13 +33,14 @@ from image_features import (
     to_vectors,
     unit_length,
 )
-from benchmarks.results_file import read_results, write_results, write_text
 from sklearn.metrics import confusion_matrix
-from sppnet.linear.svm import label_targets, solve_gram
 from torch import nn
 
+from benchmarks.environment import environment
+from benchmarks.results_file import read_results, write_results, write_text
 from sppnet.data.formats.folder import split_folder
 from sppnet.data.labelled import LabelledImages, merge, per_class
+from sppnet.linear.svm import label_targets, solve_gram
 from sppnet.metrics.classification import class_accuracies
 from sppnet.models.backbones import build_backbone
 

@@ -31,14 +31,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from benchmarks.environment import environment
-from benchmarks.photos import timed_photos
-from benchmarks.results_file import read_results, write_results, write_text
+from sppnet.detection.rcnn import AT_ONCE, CONTEXT, SIDE, RcnnSettings, fastest_batch, rcnn_maps
 from sppnet.detection.scales import SHORT_SIDES
 
 import sppnet
+from benchmarks.environment import environment
+from benchmarks.photos import timed_photos
+from benchmarks.results_file import read_results, write_results, write_text
 from sppnet.detection.feature_maps import compute_feature_maps
-from sppnet.detection.rcnn import AT_ONCE, CONTEXT, SIDE, RcnnSettings, fastest_batch, rcnn_maps
 from sppnet.models.backbones import build_backbone
 from sppnet.models.precision import autocast
 from sppnet.models.sppnet import WINDOW_CHUNK, Architecture, SPPNet

@@ -30,11 +30,11 @@ from typing import Any
 import numpy as np
 import skimage.data
 import torch
-from benchmarks.environment import environment
-from benchmarks.results_file import read_results, write_text
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.environment import environment
+from benchmarks.results_file import read_results, write_text
 from sppnet.data.find import find_images
 from sppnet.data.images import image_size, read_image, resize_image, scaled_size
 from sppnet.data.samplers import SizeBuckets

@@ -28,13 +28,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from benchmarks.environment import environment
 from PIL import Image
-from benchmarks.results_file import read_results, write_results, write_text
-
-from sppnet.classification.evaluate import evaluate_classifier
 from sppnet.classification.schedule import SHORT_SIDE_PER_CROP, TrainingSizes
 from sppnet.classification.settings import ClassifierSettings
+from sppnet.whole_file import whole_file
+
+from benchmarks.environment import environment
+from benchmarks.results_file import read_results, write_results, write_text
+from sppnet.classification.evaluate import evaluate_classifier
 from sppnet.classification.train import train_classifier
 from sppnet.classification.views import view_set
 from sppnet.data.formats.folder import read_folder
@@ -42,7 +43,6 @@ from sppnet.data.images import read_image, resize_image, scaled_size
 from sppnet.data.labelled import LabelledImages, split_off
 from sppnet.models.networks import compact_resnet
 from sppnet.models.sppnet import Architecture, SPPNet
-from sppnet.whole_file import whole_file
 
 WIDTHS, BLOCKS = (32, 64, 128), (1, 2)  # of the backbone: 128 channels, a cell every 8 pixels
 HIDDEN = (512, 512)

@@ -26,11 +26,11 @@ from typing import Any
 
 import numpy as np
 import torch
+
+import sppnet
 from benchmarks.environment import environment
 from benchmarks.photos import timed_photos
 from benchmarks.results_file import read_results, write_results, write_text
-
-import sppnet
 from sppnet.classification.evaluate import evaluate_classifier
 from sppnet.classification.views import PAPER_WINDOW, Views, view_scores, view_set
 from sppnet.data.formats.folder import read_folder

@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks.environment import environment
-from benchmarks.results_file import write_results, write_text
 from torch import Tensor
 from torchvision.ops import roi_pool
 
+from benchmarks.environment import environment
+from benchmarks.results_file import write_results, write_text
 from sppnet import region_pyramid_pool
 
 MAP, CHANNELS, WINDOWS, LEVELS = (43, 65), 256, 2000, (6, 3, 2, 1)

@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from image_features import choose_cost, object_targets
+
 from benchmarks.caltech101 import (
     FIT_NAMES,
     Setting,
@@ -31,12 +33,10 @@ from benchmarks.caltech101 import (
     run_rows,
     write_page,
 )
-from image_features import choose_cost, object_targets
 from benchmarks.results_file import read_results
-from sppnet.linear.svm import solve_gram
-
 from sppnet.data.annotations import AnnotatedImage
 from sppnet.data.formats.voc import read as read_voc
+from sppnet.linear.svm import solve_gram
 from sppnet.metrics.voc import evaluate_voc_images
 from sppnet.models.backbones import build_backbone
 

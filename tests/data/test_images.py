@@ -25,7 +25,8 @@ from PIL import Image
 
 from sppnet.data import images
 from sppnet.data.find import find_images
-from sppnet.data.images import ImageError, content_key, image_size, read_image, resize_image, scaled_size
+from sppnet.data.images import content_key, image_size, read_image, resize_image, scaled_size
+from sppnet.errors import ImageError
 
 QUADRANTS = np.zeros((4, 6, 3), dtype=np.uint8)  # red | green over blue | white: every turn of it looks different
 QUADRANTS[:2, :3] = (255, 0, 0)

@@ -9,7 +9,6 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from sppnet.cache import cache_or_temporary
 from sppnet.cli import complain
 from sppnet.cli.options import AsJson, Data, Limit, Split, checked_limit
 from sppnet.data.dataset import read_annotated
