@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from sppnet.cache import cache_or_temporary
+from sppnet.cache import cache_directory
 from sppnet.classification.batches import TrainingSizes
 from sppnet.classification.epochs import EpochSettings, TrainedEpochs, has_batch_norm, train_epochs
 from sppnet.classification.evaluate import ClassifierEvaluation, evaluate_classifier, evaluate_features
@@ -206,7 +206,7 @@ def train_classifier(
     seen = readable_images(train, skip_bad=skip_bad, progress=progress)
     held = readable_images(validation, skip_bad=skip_bad, progress=progress, stage="checking validation images")
     _check_classes(seen.images)
-    with cache_or_temporary(cache) as folder:
+    with cache_directory(cache) as folder:
         trained, evaluation = _train(model, seen, held, settings, epochs, folder, progress)
     skipped = [{"path": str(path), "error": error} for path, error in (*seen.broken, *held.broken)]
     record = {
