@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file
 
 from sppnet.data.annotations import AnnotatedImage
-from sppnet.data.images import read_image
 from sppnet.data.formats.voc import read as read_voc
+from sppnet.data.images import read_image
 from sppnet.detection.box_regression import BoxRegressionSettings
 from sppnet.detection.feature_map_cache import FeatureMapCache
 from sppnet.detection.linear_heads import train_image_svms, train_linear_heads

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from sppnet.data.annotations import AnnotatedImage
-from sppnet.data.images import read_image
 from sppnet.data.formats.voc import read as read_voc
+from sppnet.data.images import read_image
 from sppnet.detection.feature_map_cache import FeatureMapCache
 from sppnet.detection.feature_maps import compute_feature_maps
 from sppnet.detection.windows_of_images import ImageWindows, WindowsOfImages, feature_scale
