@@ -1,8 +1,8 @@
 """Caltech-101, layer by layer: linear SVMs on pooled maps; crop against warp against full image, pyramid against one level.
 
-    uv run python benchmarks/caltech101.py --data ../shared/data/caltech101 --backbone mobilenet_v2 --weights FILE \\
+    uv run python -m benchmarks.caltech101 --data ../shared/data/caltech101 --backbone mobilenet_v2 --weights FILE \\
         --layers 6 10 13 16 17 18 --json benchmarks/results/caltech101.json --markdown docs/caltech101.md --cache FOLDER
-    uv run python benchmarks/caltech101.py ... --fits native --short-sides 224 320 --mirrored --reduce max+mean --layers 18
+    uv run python -m benchmarks.caltech101 ... --fits native --short-sides 224 320 --mirrored --reduce max+mean --layers 18
 
 The protocol of arXiv:1406.4729, section 3.3: 30 images a class to train, at most 50 of the rest to test, drawn anew for each
 split; l2-normalised features, one linear SVM a class; the mean of the classes' accuracies. The folder may hold the images
@@ -22,16 +22,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from environment import environment
-from results_file import read_results, write_results, write_text
+from image_features import (
+    Look,
+    Pooling,
+    choose_cost,
+    fill_features,
+    layer_names,
+    pooled_features,
+    take_levels,
+    to_vectors,
+    unit_length,
+)
 from sklearn.metrics import confusion_matrix
 from torch import nn
 
-from sppnet.classification.features import Look, Pooling, fill_features, layer_names, pooled_features
-from sppnet.classification.svm import choose_cost, label_targets, solve_gram
-from sppnet.classification.vectors import take_levels, to_vectors, unit_length
+from benchmarks.environment import environment
+from benchmarks.results_file import read_results, write_results, write_text
 from sppnet.data.formats.folder import split_folder
 from sppnet.data.labelled import LabelledImages, merge, per_class
+from sppnet.linear.svm import label_targets, solve_gram
 from sppnet.metrics.classification import class_accuracies
 from sppnet.models.backbones import build_backbone
 
@@ -333,7 +342,7 @@ def _tell(text: str) -> None:
 def page(known: dict[str, Any]) -> str:
     """The results as a page for people."""
     lines = ["# Caltech-101, layer by layer", "",
-             "Made by `benchmarks/caltech101.py`; every figure is in its JSON file.", "",
+             "Made by `python -m benchmarks.caltech101`; every figure is in its JSON file.", "",
              "Maps of a backbone trained on ImageNet, pooled by a pyramid (maximum), made vectors of length 1; one linear SVM a",
              "class. 30 images a class to train, the rest (at most 50) to test; each class counts the same. Mean and standard",
              "deviation over the splits, in %. *full*: the whole image at its own shape, short side 224; *warp*: squashed",

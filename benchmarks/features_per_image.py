@@ -1,8 +1,8 @@
 """Seconds for the features of one image's windows: SPP-net at one and at five scales against R-CNN with the same network.
 
-    uv run python benchmarks/features_per_image.py --backbone mobilenet_v2 --weights FILE --photos FOLDER \\
+    uv run python -m benchmarks.features_per_image --backbone mobilenet_v2 --weights FILE --photos FOLDER \\
         --json benchmarks/results/features_per_image.json --markdown docs/features-per-image.md
-    uv run python benchmarks/features_per_image.py --model MODEL --photos FOLDER --json ... --markdown ...
+    uv run python -m benchmarks.features_per_image --model MODEL --photos FOLDER --json ... --markdown ...
 
 Paper: tables 9 and 10. Both ways start from a decoded photo and 2000 boxes (drawn from selective search and a grid) and end at
 what the last hidden layer says of each. Stages:
@@ -31,14 +31,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from environment import environment
-from photos import timed_photos
-from results_file import read_results, write_results, write_text
+from sppnet.detection.rcnn import AT_ONCE, CONTEXT, SIDE, RcnnSettings, fastest_batch, rcnn_maps
 from sppnet.detection.scales import SHORT_SIDES
 
 import sppnet
+from benchmarks.environment import environment
+from benchmarks.photos import timed_photos
+from benchmarks.results_file import read_results, write_results, write_text
 from sppnet.detection.feature_maps import compute_feature_maps
-from sppnet.detection.rcnn import AT_ONCE, CONTEXT, SIDE, RcnnSettings, fastest_batch, rcnn_maps
 from sppnet.models.backbones import build_backbone
 from sppnet.models.precision import autocast
 from sppnet.models.sppnet import WINDOW_CHUNK, Architecture, SPPNet
@@ -205,7 +205,7 @@ def rcnn(model: SPPNet, photo: np.ndarray, boxes: np.ndarray, count: int, settin
 def page(known: dict[str, Any]) -> str:
     """The results of all networks as a page for people."""
     lines = ["# Features per image: SPP-net against R-CNN", "",
-             "Made by `benchmarks/features_per_image.py`; every figure is in its JSON file. What the last hidden layer says of every",
+             "Made by `python -m benchmarks.features_per_image`; every figure is in its JSON file. What the last hidden layer says of every",
              "box of a photo, by the same network: SPP-net convolves the photo, once for each scale, and pools the boxes from its",
              "map; R-CNN convolves every box by itself, warped with context, in the size of batch that was fastest on this machine.",
              "Boxes that fall on the very same cells are described once; the last column is the factor without that. R-CNN is timed",

@@ -18,9 +18,10 @@ from pathlib import Path
 
 from results_file import write_results
 
-from sppnet.cli import CACHES
 from sppnet.data.find import find_images
 
+# What `sppnet.layers.bound_cpu_caches` sets; importing it here would import torch, whose memory each process starts out with.
+CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
 UNIT = (
     2**20 if sys.platform == "darwin" else 2**10
 )  # of ru_maxrss: bytes there, kB elsewhere; results are in MB of 2**20

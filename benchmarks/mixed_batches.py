@@ -1,6 +1,6 @@
 """Batches of images of different sizes, each image as if alone: how exact, and how fast.
 
-    uv run python benchmarks/mixed_batches.py --photos FOLDER --json benchmarks/results/mixed_batches.json \
+    uv run python -m benchmarks.mixed_batches --photos FOLDER --json benchmarks/results/mixed_batches.json \
         --markdown docs/mixed-batches.md --picture docs/mixed-batches.png [--weights mobilenet_v2=FILE ...] [--quick]
 
 Exactness: random combinations of 2 to 6 images, every side drawn from 96 to 320 pixels; for each image the largest
@@ -30,11 +30,11 @@ from typing import Any
 import numpy as np
 import skimage.data
 import torch
-from environment import environment
-from results_file import read_results, write_text
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.environment import environment
+from benchmarks.results_file import read_results, write_text
 from sppnet.data.find import find_images
 from sppnet.data.images import image_size, read_image, resize_image, scaled_size
 from sppnet.data.samplers import SizeBuckets
@@ -275,7 +275,7 @@ def page(figures: dict[str, Any], picture: Path | None) -> str:
         "itself would have padded with.",
         "",
         *([f"![What a padded batch changes, and a mixed batch does not]({picture.name})", ""] if picture else []),
-        "Made by `benchmarks/mixed_batches.py`.",
+        "Made by `python -m benchmarks.mixed_batches`.",
         "",
         "## Exactness",
         "",

@@ -1,6 +1,6 @@
 """With and without the pyramid, at one size and at several: the paper's Table 2 in small, from random weights.
 
-    uv run python benchmarks/multi_size.py --data ../shared/data/caltech101 --cache FOLDER \
+    uv run python -m benchmarks.multi_size --data ../shared/data/caltech101 --cache FOLDER \
         --json benchmarks/results/multi_size.json --markdown docs/multi-size.md --picture docs/multi-size.png
 
 One small network (a residual net of plain convolutions, a cell every 8 pixels, two fully connected layers) learns the
@@ -28,13 +28,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from environment import environment
 from PIL import Image
-from results_file import read_results, write_results, write_text
-
-from sppnet.classification.evaluate import evaluate_classifier
 from sppnet.classification.schedule import SHORT_SIDE_PER_CROP, TrainingSizes
 from sppnet.classification.settings import ClassifierSettings
+from sppnet.whole_file import whole_file
+
+from benchmarks.environment import environment
+from benchmarks.results_file import read_results, write_results, write_text
+from sppnet.classification.evaluate import evaluate_classifier
 from sppnet.classification.train import train_classifier
 from sppnet.classification.views import view_set
 from sppnet.data.formats.folder import read_folder
@@ -42,7 +43,6 @@ from sppnet.data.images import read_image, resize_image, scaled_size
 from sppnet.data.labelled import LabelledImages, split_off
 from sppnet.models.networks import compact_resnet
 from sppnet.models.sppnet import Architecture, SPPNet
-from sppnet.whole_file import whole_file
 
 WIDTHS, BLOCKS = (32, 64, 128), (1, 2)  # of the backbone: 128 channels, a cell every 8 pixels
 HIDDEN = (512, 512)
@@ -187,7 +187,7 @@ def page(figures: dict[str, Any], picture: Path | None) -> str:
         "The paper's Table 2 in small: one network from random weights, the same images and number of steps in every row.",
         "",
         *([f"![Error of every run]({picture.name})", ""] if picture else []),
-        f"Made by `benchmarks/multi_size.py`. {figures['environment']['text']}.",
+        f"Made by `python -m benchmarks.multi_size`. {figures['environment']['text']}.",
         "",
         f"{setting['data']}: {one['classes']} classes, {one['train_images']} training images and a tenth held out to choose the "
         f"epoch, {one['test_images']} test images looked at once; {setting['epochs']} epochs; square regions of {large} pixels, and of "

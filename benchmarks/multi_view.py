@@ -1,8 +1,8 @@
 """Time the paper's 96 views as windows of feature maps against the same 96 as crops through the network, side by side.
 
-    uv run python benchmarks/multi_view.py --model voc --json benchmarks/results/multi_view.json --markdown docs/multi-view.md
-    uv run python benchmarks/multi_view.py --backbone vgg16 --levels 6 3 2 1 --hidden 4096 4096 --json ...   # timing only
-    uv run python benchmarks/multi_view.py --model MODEL --data FOLDER --limit 500 --crops --json ...        # and accuracy
+    uv run python -m benchmarks.multi_view --model voc --json benchmarks/results/multi_view.json --markdown docs/multi-view.md
+    uv run python -m benchmarks.multi_view --backbone vgg16 --levels 6 3 2 1 --hidden 4096 4096 --json ...   # timing only
+    uv run python -m benchmarks.multi_view --model MODEL --data FOLDER --limit 500 --crops --json ...        # and accuracy
 
 A second timing takes a grid of windows on each scale (6 x 6 unless --grid says otherwise): more views cost windows of the map
 little, and crops in proportion. Both ways start from a decoded photo and end at the scores; resizing is part of both. Crops go
@@ -26,11 +26,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from environment import environment
-from photos import timed_photos
-from results_file import read_results, write_results, write_text
 
 import sppnet
+from benchmarks.environment import environment
+from benchmarks.photos import timed_photos
+from benchmarks.results_file import read_results, write_results, write_text
 from sppnet.classification.evaluate import evaluate_classifier
 from sppnet.classification.views import PAPER_WINDOW, Views, view_scores, view_set
 from sppnet.data.formats.folder import read_folder
@@ -213,7 +213,7 @@ def _voc_measure(folder: Path, arguments: argparse.Namespace) -> Callable[[SPPNe
 def page(known: dict[str, Any]) -> str:
     """The results of all models as a page for people."""
     lines = ["# 96 views: windows of the map against crops", "",
-             "Made by `benchmarks/multi_view.py`; every figure is in its JSON file.", "",
+             "Made by `python -m benchmarks.multi_view`; every figure is in its JSON file.", "",
              "The views are the paper's (arXiv:1406.4729, section 3.1): short sides 224, 256, 300, 360, 448 and 560, on each",
              "windows of 224 pixels in the middle, the corners and the middles of the sides, mirrored too. As windows of the",
              "map, each scale's convolutions run once for the photo and once for its mirror image; as crops, once a view.",

@@ -1,6 +1,6 @@
 """What recall does each way of proposing boxes give for its time? Every proposer on the same images, one thread, in one run.
 
-    uv run python benchmarks/proposers.py VOCDEVKIT [--split val] [--limit 100] [--json FILE] [--markdown FILE]
+    uv run python -m benchmarks.proposers VOCDEVKIT [--split val] [--limit 100] [--json FILE] [--markdown FILE]
 
 Recall is the share of objects (difficult ones left out) that at least one box overlaps by an IoU of .5, or .7; by size, the
 root of the object's area. Seconds are of processor time, so that a busy machine does not change them much; decoding is not
@@ -20,9 +20,9 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from environment import environment
-from results_file import write_results, write_text
 
+from benchmarks.environment import environment
+from benchmarks.results_file import write_results, write_text
 from sppnet.data.dataset import read_annotated
 from sppnet.data.images import read_image
 from sppnet.proposals.edge_boxes import EdgeBoxes, edge_boxes
@@ -107,7 +107,7 @@ def page(result: dict[str, Any]) -> str:
     lines = [
         "# What recall each proposer gives for its time",
         "",
-        "Made by `benchmarks/proposers.py`. A proposer's recall bounds what a detector behind it can find: an object counts",
+        "Made by `python -m benchmarks.proposers`. A proposer's recall bounds what a detector behind it can find: an object counts",
         f"as found at an IoU of {IOUS[0]} or {IOUS[1]} if one box overlaps it by that much. By size: small below 64 px (root of",
         "the area), medium below 160 px. Seconds are of processor time on one core; several images can be searched at once.",
         "",

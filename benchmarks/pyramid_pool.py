@@ -1,6 +1,6 @@
 """Region pyramid pooling on the CPU, side by side: this project's, torchvision's `roi_pool`, a loop, and writing the output.
 
-    uv run python benchmarks/pyramid_pool.py [--quick] [--json FILE] [--markdown FILE] [--plot FILE]
+    uv run python -m benchmarks.pyramid_pool [--quick] [--json FILE] [--markdown FILE] [--plot FILE]
 
 The contestants of a row take turns within one run, the short ones several times a turn, since a core that has slept takes its
 time to wake. Every figure is the shortest of all times: read the ratios, since machines differ.
@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from environment import environment
-from results_file import write_results, write_text
 from torch import Tensor
 from torchvision.ops import roi_pool
 
+from benchmarks.environment import environment
+from benchmarks.results_file import write_results, write_text
 from sppnet import region_pyramid_pool
 
 MAP, CHANNELS, WINDOWS, LEVELS = (43, 65), 256, 2000, (6, 3, 2, 1)
@@ -264,7 +264,7 @@ def page(figures: dict[str, Any], picture: Path | None) -> str:
     lines = [
         "# Pooling windows on the CPU",
         "",
-        f"Made by `benchmarks/pyramid_pool.py`. {figures['environment']['text']}.",
+        f"Made by `python -m benchmarks.pyramid_pool`. {figures['environment']['text']}.",
         "",
         "`sppnet` is in milliseconds, the shortest of several times; the columns after it say how many times as long the others",
         "took in the same run. `write` fills memory of the output's size, which may or may not be new to the process: new memory",

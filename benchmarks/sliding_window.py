@@ -1,6 +1,6 @@
 """Compare the paper's sliding-window rule for bins with its adaptive one: a page with tables, and a picture of both.
 
-    uv run python benchmarks/sliding_window.py [--folder docs]
+    uv run python -m benchmarks.sliding_window [--folder docs]
 
 Writes FOLDER/sliding-window.md and FOLDER/sliding-window.png. Nothing is timed: the tables are counted over maps of 4 to 40
 cells a side, by running PyTorch's pooling layers where the page speaks of layers.
@@ -70,7 +70,7 @@ many bins come out where they are not n.
 
 {table}
 
-Made by `benchmarks/sliding_window.py`.
+Made by `python -m benchmarks.sliding_window`.
 """
 
 

@@ -1,8 +1,8 @@
 """VOC 2007 classification, layer by layer: linear SVMs on pooled maps; crop against warp against full image, pyramid against one level.
 
-    uv run python benchmarks/voc_classification.py --data ../shared/data/VOCdevkit/VOC2007 --backbone mobilenet_v2 --weights FILE \\
+    uv run python -m benchmarks.voc_classification --data ../shared/data/VOCdevkit/VOC2007 --backbone mobilenet_v2 --weights FILE \\
         --layers 6 10 13 16 17 18 --json benchmarks/results/voc_classification.json --markdown docs/voc-classification.md --cache FOLDER
-    uv run python benchmarks/voc_classification.py ... --fits native --short-sides 320 --mirrored --reduce max+mean --layers 18
+    uv run python -m benchmarks.voc_classification ... --fits native --short-sides 320 --mirrored --reduce max+mean --layers 18
 
 The protocol of arXiv:1406.4729, section 3.2: l2-normalised features, 20 linear SVMs, each against the rest; trained on one
 split, measured on another by mean average precision, by the 11-point rule and by area. Images that show a class only as
@@ -20,7 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from caltech101 import (
+from image_features import choose_cost, object_targets
+
+from benchmarks.caltech101 import (
     FIT_NAMES,
     Setting,
     add_arguments,
@@ -31,11 +33,10 @@ from caltech101 import (
     run_rows,
     write_page,
 )
-from results_file import read_results
-
-from sppnet.classification.svm import choose_cost, object_targets, solve_gram
+from benchmarks.results_file import read_results
 from sppnet.data.annotations import AnnotatedImage
 from sppnet.data.formats.voc import read as read_voc
+from sppnet.linear.svm import solve_gram
 from sppnet.metrics.voc import evaluate_voc_images
 from sppnet.models.backbones import build_backbone
 
@@ -113,7 +114,7 @@ def _redrawn(margins: np.ndarray, truth: Sequence[tuple[np.ndarray, np.ndarray]]
 def page(known: dict[str, Any]) -> str:
     """The results as a page for people."""
     lines = ["# VOC 2007 classification, layer by layer", "",
-             "Made by `benchmarks/voc_classification.py`; every figure is in its JSON file.", "",
+             "Made by `python -m benchmarks.voc_classification`; every figure is in its JSON file.", "",
              "Maps of a backbone trained on ImageNet, pooled by a pyramid (maximum), made vectors of length 1; twenty linear SVMs.",
              "Mean average precision by area, in %, and its deviation when the measured images are drawn anew. *full*: the whole",
              "image at its own shape, short side 224; *warp*: squashed to 224 x 224; *crop*: its middle, 224 x 224. Images that",

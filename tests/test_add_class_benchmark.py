@@ -69,7 +69,7 @@ def test_examples_in_docstrings(module: Any) -> None:
 
 def test_without_a_class_its_objects_and_its_name_are_gone() -> None:
     left = without_class(CATS, "cat")
-    assert left.names == ("ant", "dog")
+    assert left.class_names == ("ant", "dog")
     assert [each.gt_labels.tolist() for each in left.images] == [[1, 2], [2], []]
     assert left.images[1].gt_boxes.tolist() == [[10, 0, 15, 9]]
     assert [each.gt_labels.tolist() for each in CATS.images] == [[1, 3], [2, 3, 2], []], "unchanged"
@@ -77,15 +77,15 @@ def test_without_a_class_its_objects_and_its_name_are_gone() -> None:
 
 def test_only_a_class_is_its_objects_with_label_1() -> None:
     kept = only_class(CATS, "cat")
-    assert kept.names == ("cat",)
+    assert kept.class_names == ("cat",)
     assert [each.gt_labels.tolist() for each in kept.images] == [[], [1, 1], []]
     assert kept.images[1].gt_boxes[:, 0].tolist() == [0, 20]
 
 
 def test_the_old_detector_never_sees_the_class(tiny_voc_original: Path) -> None:
     splits = Splits.of(Settings(tiny_voc_original, "square"))
-    label = splits.everything.names.index("square") + 1
-    assert splits.old.names == splits.test_old.names == ("circle",)
+    label = splits.everything.class_names.index("square") + 1
+    assert splits.old.class_names == splits.test_old.class_names == ("circle",)
     assert len(splits.old) > 0
     assert len(splits.new) > 0
     assert all((each.gt_labels == label).any() for each in splits.new.images)

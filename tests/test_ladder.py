@@ -15,6 +15,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from sppnet.detection.rcnn import RcnnSettings, rcnn_features, rcnn_pooled
 
 from benchmarks.ladder import rcnn, testing
 from benchmarks.ladder.choose import choose_images
@@ -35,7 +36,6 @@ from sppnet.data.formats.voc import read as read_voc
 from sppnet.data.images import read_image
 from sppnet.detection.feature_maps import compute_feature_maps
 from sppnet.detection.predict import Stopwatch, score_windows
-from sppnet.detection.rcnn import RcnnSettings, rcnn_features, rcnn_pooled
 from sppnet.errors import UserError
 from sppnet.models.files import load
 from sppnet.models.sppnet import SPPNet
@@ -81,7 +81,7 @@ def test_a_choice_is_some_of_the_images_in_their_order_and_the_same_again(
     ids = [int(image.image_id) for image in chosen.images]
     assert len(ids) == min(count, len(labels))
     assert ids == sorted(set(ids))
-    assert chosen.names == data.class_names
+    assert chosen.class_names == data.class_names
     assert ids == [int(image.image_id) for image in choose_images(data, count, seed).images]
 
 

@@ -28,7 +28,7 @@ def test_boxes_fit_the_shapes_to_the_pixel(tiny_voc: Path) -> None:
 
 def test_splits_and_labels(tiny_voc: Path) -> None:
     train, val = read_voc(tiny_voc, "train"), read_voc(tiny_voc, "val")
-    assert train.class_names == val.names == ("circle", "square")
+    assert train.class_names == val.class_names == ("circle", "square")
     assert (len(train), len(val)) == (8, 4)
     labels = np.concatenate([image.gt_labels for image in train.images])
     assert set(labels.tolist()) == {1, 2}

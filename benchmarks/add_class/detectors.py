@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from sppnet.detection.linear_stages import LinearStages
 
 from benchmarks.add_class.settings import Settings, Splits
 from benchmarks.ladder.steps import Step, cost_of, ensure
@@ -25,7 +26,6 @@ from sppnet.detection.add_class import add_class
 from sppnet.detection.evaluate import evaluate_detector
 from sppnet.detection.feature_maps import compute_feature_maps
 from sppnet.detection.finetune import FinetuneSettings
-from sppnet.detection.linear_stages import LinearStages
 from sppnet.detection.train import train_detector, windows_of
 from sppnet.models.files import load
 from sppnet.proposals.compute import propose

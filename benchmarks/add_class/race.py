@@ -16,12 +16,12 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from sppnet.whole_file import whole_file
 from torch import nn
 
 from benchmarks.add_class.faster_rcnn import choose_precision, compute_in, example
 from sppnet.data.annotations import AnnotatedImage
 from sppnet.errors import UserError
-from sppnet.whole_file import whole_file
 
 WARM_UP = 60  # steps in which the rate grows; about one epoch of a hundred images, as in torchvision's tutorial
 MOMENTUM, DECAY = 0.9, 5e-4  # torchvision's tutorial

@@ -10,8 +10,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sppnet.errors import UserError
 from sppnet.terminal import write_json
+
+from sppnet.errors import UserError
 
 PARTS = ("old", "add", "add-from-all", "all", "faster-rcnn")
 

@@ -133,26 +133,26 @@ def without_class(data: DetectionData, name: str) -> DetectionData:
     """The same images, without the objects of one class and without its name.
 
     Example:
-        >>> without_class(DetectionData(class_names=("cat", "dog"), images=(), split="train"), "cat").names
+        >>> without_class(DetectionData(class_names=("cat", "dog"), images=(), split="train"), "cat").class_names
         ('dog',)
     """
     label = data.class_names.index(name) + 1
     images = tuple(keep_objects(image, image.gt_labels != label) for image in data.images)
     images = tuple(replace(image, gt_labels=image.gt_labels - (image.gt_labels > label)) for image in images)
-    return replace(data, names=tuple(each for each in data.class_names if each != name), images=images)
+    return replace(data, class_names=tuple(each for each in data.class_names if each != name), images=images)
 
 
 def only_class(data: DetectionData, name: str) -> DetectionData:
     """The same images, with the objects of one class alone, whose label is 1.
 
     Example:
-        >>> only_class(DetectionData(class_names=("cat", "dog"), images=(), split="train"), "dog").names
+        >>> only_class(DetectionData(class_names=("cat", "dog"), images=(), split="train"), "dog").class_names
         ('dog',)
     """
     label = data.class_names.index(name) + 1
     images = tuple(keep_objects(image, image.gt_labels == label) for image in data.images)
     images = tuple(replace(image, gt_labels=np.ones_like(image.gt_labels)) for image in images)
-    return replace(data, names=(name,), images=images)
+    return replace(data, class_names=(name,), images=images)
 
 
 def keep_objects(image: AnnotatedImage, wanted: np.ndarray) -> AnnotatedImage:

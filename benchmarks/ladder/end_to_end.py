@@ -9,14 +9,15 @@ from collections.abc import Iterable
 from functools import cache, partial
 from pathlib import Path
 
-from benchmarks.ladder.settings import Ladder
-from benchmarks.ladder.spp import finetune_step, leaves_of, model_file, start_file, svm_step
-from benchmarks.ladder.steps import Report, Step
-from sppnet.detection.end_to_end import train_end_to_end
 from sppnet.detection.fast_rcnn import FastRcnnSettings
 from sppnet.detection.learning_layers import ALL, FC_ONLY, FROM
 from sppnet.detection.map_cache import MapCache
 from sppnet.detection.window_sample import sample_windows
+
+from benchmarks.ladder.settings import Ladder
+from benchmarks.ladder.spp import finetune_step, leaves_of, model_file, start_file, svm_step
+from benchmarks.ladder.steps import Report, Step
+from sppnet.detection.end_to_end import train_end_to_end
 from sppnet.models.backbones import build_backbone
 from sppnet.models.compress import truncate_layers
 from sppnet.models.files import load, save_model, training_record

@@ -13,6 +13,9 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from sppnet.detection.linear_stages import store_regression, store_svms
+from sppnet.detection.rcnn import AT_ONCE, fastest_batch, rcnn_maps
+from sppnet.terminal import write_json
 
 from benchmarks.ladder.settings import Ladder
 from benchmarks.ladder.spp import finetune_settings, model_file, proposals_step, start_file, untrained_step
@@ -29,15 +32,12 @@ from sppnet.data.annotations import AnnotatedImage, DetectionData
 from sppnet.data.images import content_key, image_size, read_image
 from sppnet.detection.box_regression import BoxRegressionSettings, train_box_regression
 from sppnet.detection.finetune import TrainingImage, finetune
-from sppnet.detection.linear_stages import store_regression, store_svms
-from sppnet.detection.rcnn import AT_ONCE, fastest_batch, rcnn_maps
 from sppnet.detection.svm import SVMSettings, train_svms
 from sppnet.detection.targets import Candidates, find_candidates
 from sppnet.detection.train import proposals_of
 from sppnet.models.files import load, round_to_stored, save_model
 from sppnet.progress import no_progress
 from sppnet.proposals.files import load_proposals, proposals_path
-from sppnet.terminal import write_json
 
 
 def work_of_windows(ladder: Ladder) -> Path:

@@ -6,11 +6,12 @@ import shutil
 from collections.abc import Sequence
 from functools import cache
 
+from sppnet.detection.map_cache import MapCache
+
 from benchmarks.ladder.rungs import Rung, partners
 from benchmarks.ladder.settings import Ladder
 from benchmarks.ladder.steps import is_done
 from sppnet.data.images import image_size
-from sppnet.detection.map_cache import MapCache
 from sppnet.errors import UserError
 from sppnet.models.backbones import build_backbone, map_shape
 from sppnet.models.sppnet import SPPNet

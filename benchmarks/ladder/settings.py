@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from sppnet.detection.scales import SHORT_SIDES
+from sppnet.terminal import write_json
 
 from benchmarks.ladder.choose import choose_images
 from sppnet.data.annotations import DetectionData
 from sppnet.data.dataset import read_annotated
 from sppnet.errors import UserError
 from sppnet.models.sppnet import Architecture
-from sppnet.terminal import write_json
 
 PLAN = "plan.json"  # in the output folder: the settings of its results
 # What only some steps depend on, or none: those steps have it in their names.

@@ -12,14 +12,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
+from sppnet.detection.linear_stages import LinearStages
+from sppnet.detection.map_cache import MapCache
 
 from benchmarks.ladder.settings import Ladder
 from benchmarks.ladder.steps import Report, Step, measured
 from sppnet.data.annotations import AnnotatedImage
 from sppnet.detection.box_regression import BoxRegressionSettings
 from sppnet.detection.finetune import FinetuneSettings
-from sppnet.detection.linear_stages import LinearStages
-from sppnet.detection.map_cache import MapCache
 from sppnet.detection.svm import SVMSettings
 from sppnet.detection.train import calibrate, proposals_of, train_detector, train_stages_of
 from sppnet.models.backbones import build_backbone

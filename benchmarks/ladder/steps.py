@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sppnet.errors import UserError
 from sppnet.terminal import write_json
+
+from sppnet.errors import UserError
 
 Report = Callable[[str, int, int], None]  # stage, done, total
 SAVE_EVERY = 5.0  # seconds: what a kill can lose of the clock

@@ -16,6 +16,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from sppnet.detection.linear_stages import stored_regression, stored_svms
+from sppnet.detection.map_cache import MapCache
+from sppnet.detection.rcnn import rcnn_maps
+from sppnet.terminal import write_json
 from torch import Tensor
 
 from benchmarks.environment import environment
@@ -29,10 +33,7 @@ from sppnet.data.images import read_image
 from sppnet.detection import NMS_IOU, VOTE_IOU
 from sppnet.detection.evaluate import MOST_PER_CLASS, SCORE_THRESHOLDS, evaluate_detector
 from sppnet.detection.feature_maps import compute_feature_maps
-from sppnet.detection.linear_stages import stored_regression, stored_svms
-from sppnet.detection.map_cache import MapCache
 from sppnet.detection.predict import Stopwatch, select
-from sppnet.detection.rcnn import rcnn_maps
 from sppnet.errors import UserError
 from sppnet.metrics.coco import evaluate_coco
 from sppnet.metrics.errors import detection_errors
@@ -43,7 +44,6 @@ from sppnet.models.sppnet import SPPNet
 from sppnet.ops.pyramid_pool import pyramid_pool
 from sppnet.proposals.compute import propose
 from sppnet.proposals.files import load_proposals
-from sppnet.terminal import write_json
 
 Tell = Callable[[str, str, int, int], None]  # rung or step, stage, done, total
 STAGES = ("proposals", "maps", "pooling", "fully connected", "nms")  # of a test, as the table has them

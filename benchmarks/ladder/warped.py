@@ -22,17 +22,17 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from sppnet.detection.image_windows import ImageWindows, WindowsOfImages
+from sppnet.detection.rcnn import RcnnSettings, rcnn_features, rcnn_pooled
+from sppnet.whole_file import whole_file
 from torch import Tensor
 
 from sppnet.boxes import flip_boxes
 from sppnet.data.annotations import AnnotatedImage
 from sppnet.data.images import read_image
-from sppnet.detection.image_windows import ImageWindows, WindowsOfImages
-from sppnet.detection.rcnn import RcnnSettings, rcnn_features, rcnn_pooled
 from sppnet.detection.targets import Candidates, draw
 from sppnet.models.sppnet import SPPNet
 from sppnet.proposals.files import load_proposals, save_proposals
-from sppnet.whole_file import whole_file
 
 
 @dataclass(frozen=True, eq=False)

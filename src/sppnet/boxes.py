@@ -7,6 +7,7 @@ x1 - x0 and the whole of an image of H x W pixels is (0, 0, W, H). Readers of da
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import cv2
 import numpy as np
@@ -54,10 +55,10 @@ def non_maximum_suppression(boxes: Tensor, scores: Tensor, labels: Tensor, iou: 
         tensor([1, 2])
     """
     corners = boxes.double().cpu().numpy()
-    rectangles = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
+    rectangles: Any = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
     of_label = labels.cpu().numpy()
     order = np.argsort(-scores.double().cpu().numpy(), kind="stable")
-    ranks = np.empty(len(order), np.float32)  # in place of scores, which OpenCV wants to be positive
+    ranks: Any = np.empty(len(order), np.float32)  # in place of scores, which OpenCV wants to be positive
     ranks[order] = np.arange(len(order), 0, -1)
     kept = np.zeros(len(order), bool)
     for label in np.unique(of_label):  # one by one: OpenCV compares every box with every one that it keeps

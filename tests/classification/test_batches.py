@@ -27,7 +27,7 @@ from sppnet.models.preprocess import Preprocess
 
 from .conftest import tiny_model
 
-PREPROCESS = Preprocess(32, 64, smallest_side=4)
+PREPROCESS, NATIVE = Preprocess(32, 64, smallest_side=4), TrainingSizes()
 
 # Which images go together
 
@@ -52,7 +52,7 @@ def test_every_image_once_an_epoch(devices: int) -> None:
 
 def image_batches(
     photos: LabelledImages,
-    sizes: TrainingSizes = TrainingSizes(),
+    sizes: TrainingSizes = NATIVE,
     preprocess: Preprocess = PREPROCESS,
     *,
     seed: int = 0,
@@ -72,7 +72,7 @@ def equal(first: Tensor | list[Tensor], second: Tensor | list[Tensor]) -> bool:
 @pytest.mark.parametrize("rule", ["native", "multi"])
 def test_a_batch_depends_on_the_seed_and_its_number_alone(photos: LabelledImages, rule: str) -> None:
     sizes = TrainingSizes(rule, (32, 24))  # type: ignore[arg-type]
-    batches, again = image_batches(photos, sizes), pickle.loads(pickle.dumps(image_batches(photos, sizes)))  # noqa: S301
+    batches, again = image_batches(photos, sizes), pickle.loads(pickle.dumps(image_batches(photos, sizes)))
     again[3]
     images, labels = batches[1]
     assert equal(images, again[1][0])

@@ -17,8 +17,8 @@ from torch import nn
 
 from sppnet.classification.compare import (
     LARGEST_ASPECT,
-    Comparison,
     CompareSettings,
+    Comparison,
     ModeResult,
     compare_resize_modes,
     equal_short_side,

@@ -261,7 +261,7 @@ def test_what_does_not_go_together(parts: tuple[ReadableImages, ReadableImages],
         run(parts, tmp_path, "head", devices=2)
     model = network("head")
     nn.init.constant_(model.image_classifier.weight, math.inf)
-    with pytest.raises(SettingsError, match="training diverged at step 1: .*; take a smaller learning rate"):
+    with pytest.raises(SettingsError, match=r"training diverged at step 1: .*; take a smaller learning rate"):
         train_epochs(model, *parts, settings_of("head"), tmp_path)
 
 

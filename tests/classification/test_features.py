@@ -240,7 +240,7 @@ def test_a_full_disk_is_known_before_anything_is_computed(
 ) -> None:
     monkeypatch.setattr(cache_module.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     counts = passes(model)
-    with pytest.raises(OutputError, match="the features need .*make room"):
+    with pytest.raises(OutputError, match=r"the features need .*make room"):
         pooled_features(model, files, tmp_path / "cache")
     assert not counts
 

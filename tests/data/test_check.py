@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import struct
 import threading
+import time
 import tracemalloc
 import zlib
 from collections.abc import Callable
@@ -20,11 +20,11 @@ from PIL import Image
 
 from sppnet.data import check_images, images
 from sppnet.data.check import CheckReport, check_folder
-from sppnet.data.check_images import Finding, inspect_images
+from sppnet.data.check_images import inspect_images
+from sppnet.data.formats import Finding
 from sppnet.data.formats.folder import split_folder
-from sppnet.data.formats.voc import read as read_voc
 from sppnet.data.images import read_image
-from sppnet.errors import UserError
+from sppnet.errors import DataError, UserError
 
 
 def picture(path: Path, seed: int | None = None, size: tuple[int, int] = (40, 50), **options: object) -> Path:
@@ -70,7 +70,7 @@ def kinds(report: CheckReport, root: Path) -> dict[str, list[str]]:
 
 def test_a_clean_folder(photos: Path) -> None:
     seen: list[tuple[str, int, int]] = []
-    report = check_folder(photos, progress=lambda *shown: seen.append(shown))
+    report = check_folder(photos, progress=lambda *done: seen.append(done))
     assert report.findings == ()
     assert report.exit_status == 0
     assert (report.layout, report.images, dict(report.classes)) == ("class folders", 6, {"cat": 3, "dog": 3})
@@ -151,26 +151,25 @@ def test_the_limit_is_that_of_reading(photos: Path, monkeypatch: pytest.MonkeyPa
 
 def test_very_large_images_are_decoded_one_at_a_time(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(check_images, "_ALONE", 1999)
-    meeting, met = threading.Barrier(2), []
+    inside, most, lock = 0, 0, threading.Lock()
 
-    def read_in_company(path: Path) -> np.ndarray:
-        """Waits for another thread to come here too: long where one has to, and not long where none may."""
-        try:
-            meeting.wait(timeout)
-            met.append(path)
-        except threading.BrokenBarrierError:
-            meeting.reset()
+    def slow_read(path: Path) -> np.ndarray:
+        nonlocal inside, most
+        with lock:
+            inside += 1
+            most = max(most, inside)
+        time.sleep(0.01)
+        with lock:
+            inside -= 1
         return read_image(path)
 
-    monkeypatch.setattr(check_images, "read_image", read_in_company)
+    monkeypatch.setattr(check_images, "read_image", slow_read)
     paths = sorted(path for path in photos.rglob("*") if path.is_file())
-    timeout = 0.02
     facts, findings = inspect_images(paths, workers=4)
-    assert (len(facts), findings, met) == (6, [], [])
+    assert (len(facts), findings, most) == (6, [], 1)
     monkeypatch.setattr(check_images, "_ALONE", 10**9)
-    timeout = 100
     inspect_images(paths, workers=4)
-    assert sorted(met) == paths
+    assert most > 1
 
 
 def test_too_little_memory_is_an_error_of_that_file(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,8 +272,8 @@ def test_hidden_and_other_files_are_counted(photos: Path) -> None:
         (photos / name).write_text("x")
     report = check_folder(photos)
     assert [note.message for note in report.notes] == [
-        "3 hidden files or folders are passed over (.DS_Store, .cache, cat/._1.jpg)",
-        "3 files without an image's ending are passed over (README.md, cat/labels.csv, dog/7.jpg.part)",
+        "3 hidden files or folders passed over (.DS_Store, .cache, cat/._1.jpg)",
+        "3 files without an image's ending passed over (README.md, cat/labels.csv, dog/7.jpg.part)",
     ]
     assert report.exit_status == 0
 
@@ -304,7 +303,7 @@ def test_the_same_picture_under_two_labels(photos: Path) -> None:
         "dog/10.png": ["warning two-labels", "note turned"],
     }
     assert (
-        report.warnings[1].message == f"the same picture as {photos / 'cat/7.png'}, which is labelled 'cat', not 'dog'"
+        report.warnings[1].message == f"the same picture as {photos / 'cat/7.png'}, which is labeled 'cat', not 'dog'"
     )
 
 
@@ -327,7 +326,7 @@ def test_the_same_picture_on_both_sides_of_a_split(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "expected"),
     [
-        (["cat/1.png", "dog/x.txt", "cow/.x"], ["empty-class"]),
+        (["cat/1.png", "dog/x.txt", "cow/.x"], ["empty-class", "empty-class"]),
         (["cat/1.png"], ["one-class"]),
         (["cat/1.png", "dog/2.png", "3.png"], ["stray"]),
         (["train/cat/1.png", "train/dog/2.png", "val/cat/3.png", "val/dgo/4.png"], ["differing-classes"]),
@@ -345,11 +344,11 @@ def test_folders_that_cannot_be_read_are_errors(tmp_path: Path, files: list[str]
             (tmp_path / name).touch()
     report = check_folder(tmp_path)
     assert sorted(error.kind for error in report.errors) == sorted(expected)
-    assert report.images == sum(name.endswith(".png") for name in files)  # also those astray are opened
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(DataError) as caught:
         split_folder(tmp_path)
-    said = str(caught.value).partition(" (and ")[0]
-    assert said in [f"{error.path}: {error.message}" for error in report.errors]  # in the same words
+    assert (caught.value.path, caught.value.reason.partition(" (and ")[0]) in [
+        (e.path, e.message) for e in report.errors
+    ]
 
 
 NAMES = ["cat/1.png", "dog/2.png", "cow/x.txt", "3.png", ".x", "train/cat/1.png", "train/dog/2.png", "train/3.png",
@@ -388,9 +387,8 @@ def test_every_empty_class_is_named(photos: Path) -> None:
     for name in names:
         (photos / name).mkdir()
     report = check_folder(photos)
-    (error,) = report.errors
+    assert [error.path.name for error in report.errors] == names
     assert report.classes["class07"] == 0
-    assert all(repr(name) in error.message for name in names)
 
 
 def test_names_that_look_like_slips_and_lone_images(photos: Path) -> None:
@@ -486,163 +484,8 @@ def test_the_same_report_whatever_the_number_of_threads(photos: Path) -> None:
     assert check_folder(photos, workers=1) == check_folder(photos, workers=7)
 
 
-# VOC
-
-
-def box(name: str = "cat", corners: tuple[object, ...] = (1, 1, 10, 10)) -> str:
-    sides = "".join(
-        f"<{key}>{value}</{key}>" for key, value in zip(("xmin", "ymin", "xmax", "ymax"), corners, strict=True)
-    )
-    return f"  <object>\n    <name>{name}</name>\n    <bndbox>{sides}</bndbox>\n  </object>\n"
-
-
-def write_voc(root: Path, annotations: dict[str, str], size: tuple[int, int] = (40, 50), **options: object) -> Path:
-    """A VOC folder with the split "train"; every image has 40 x 50 pixels (height x width)."""
-    for part in ("Annotations", "ImageSets/Main"):
-        (root / part).mkdir(parents=True)
-    stated = f"  <size><width>{size[1]}</width><height>{size[0]}</height></size>\n"
-    for image_id, objects in annotations.items():
-        picture(root / "JPEGImages" / f"{image_id}.jpg", **options)  # type: ignore[arg-type]
-        (root / "Annotations" / f"{image_id}.xml").write_text(f"<annotation>\n{stated}{objects}</annotation>\n")
-    (root / "ImageSets/Main/train.txt").write_text("".join(f"{image_id}\n" for image_id in annotations))
-    return root
-
-
-def test_a_clean_voc_folder(tmp_path: Path) -> None:
-    root = write_voc(tmp_path / "VOC2007", {"a": box() + box("dog"), "b": box()})
-    report = check_folder(tmp_path)
-    assert report.findings == ()
-    assert (report.layout, report.images, dict(report.classes)) == ("VOC, split into train", 2, {"cat": 2, "dog": 1})
-    assert check_folder(root).to_dict()["images"] == 2
-
-
-def test_the_made_up_voc_folder_is_clean(tiny_voc_original: Path) -> None:
-    report = check_folder(tiny_voc_original)
-    assert report.exit_status == 0
-    assert report.warnings == ()
-    assert report.layout == "VOC, split into train, trainval, val"
-
-
-@pytest.mark.parametrize(
-    ("objects", "line", "says"),
-    [
-        (box("cat", (9, 1, 3, 5)), 5, "box of 'cat' is empty or swapped: xmin=9 ymin=1 xmax=3 ymax=5"),
-        (box() + box("dog", (1, 9, 3, 3)), 9, "box of 'dog' is empty or swapped"),
-        (box("cat", (1, 1, 52, 5)), 5, "box of 'cat' is outside the image of 50 x 40"),
-        (box("cat", ("", 1, 52, 5)), 5, "box of 'cat' is not four numbers: xmin=missing"),
-        (box("", (1, 1, 2, 2)), 5, "an object has no name"),
-        ("  <object>\n", 4, "not readable as a VOC annotation: mismatched tag"),
-    ],
-)
-def test_bad_boxes_are_named_by_file_and_line(tmp_path: Path, objects: str, line: int, says: str) -> None:
-    root = write_voc(tmp_path, {"a": objects, "b": box()})
-    report = check_folder(root)
-    (error,) = report.errors
-    assert (error.path, error.line) == (root / "Annotations/a.xml", line)
-    assert error.message.startswith(says)
-    assert report.exit_status == 2
-    with pytest.raises(UserError):
-        read_voc(root)
-
-
-def test_every_bad_box_is_named(tmp_path: Path) -> None:
-    root = write_voc(tmp_path, {name: box("cat", (9, 1, 3, 5)) * 3 for name in "abc"})
-    report = check_folder(root)
-    assert [(error.path.stem, error.line) for error in report.errors] == [
-        (n, line) for n in "abc" for line in (5, 9, 13)
-    ]
-
-
-def test_lists_are_checked_line_by_line(tmp_path: Path) -> None:
-    root = write_voc(tmp_path, {"a": box(), "b": box(), "c": box(), "d": box()})
-    lists = root / "ImageSets/Main"
-    (lists / "train.txt").write_text("a\nb\n\nb\nghost\n")
-    (lists / "val.txt").write_text("b\nc\n")
-    (lists / "test.txt").write_text("\n")
-    (lists / "cat_train.txt").write_text("a  1\nb -1\n")  # the devkit's: one class, not a list of images
-    (root / "Annotations/c.xml").unlink()
-    (root / "JPEGImages/d.jpg").unlink()
-    report = check_folder(root)
-    found = {(finding.path.name, finding.line): f"{finding.severity} {finding.kind}" for finding in report.findings}
-    assert found == {
-        ("train.txt", 4): "error list",
-        ("train.txt", 5): "error missing",
-        ("val.txt", 2): "error missing",
-        ("b.jpg", None): "warning leak",
-        ("test.txt", None): "error list",
-        ("d.xml", 2): "warning missing",
-        ("Annotations", None): "note no-object",
-    }
-    assert report.layout == "VOC, split into train, test, val"
-
-
-def test_images_without_annotation_that_no_list_names(tmp_path: Path) -> None:
-    root = write_voc(tmp_path, {"a": box()})
-    picture(root / "JPEGImages/b.jpg")
-    assert [(note.severity, note.kind) for note in check_folder(root).findings] == [("note", "unannotated")]
-
-
-def test_annotated_pictures_that_exif_turns_are_a_danger(tmp_path: Path) -> None:
-    """Stored 40 x 50, upright 50 x 40: the stated size tells which of them the boxes were drawn on."""
-    stored = write_voc(tmp_path / "stored", {"a": box()}, size=(40, 50), exif=turned())
-    (error,) = check_folder(stored).errors
-    assert (error.kind, error.path.name, error.line) == ("turned-boxes", "a.xml", 2)
-    assert error.message.startswith("it states 50 x 40 pixels, the image has 40 x 50 once upright")
-    upright = write_voc(tmp_path / "upright", {"a": box()}, size=(50, 40), exif=turned())
-    report = check_folder(upright)
-    assert [finding.kind for finding in report.findings] == ["turned-boxes", "turned"]
-    assert report.exit_status == 0
-    other = write_voc(tmp_path / "other", {"a": box()}, size=(80, 100))
-    assert check_folder(other).counts()["error"] == {"size": 1}
-
-
-def test_class_names_that_look_like_slips(tmp_path: Path) -> None:
-    root = write_voc(tmp_path / "voc", {"a": box() + box("persn"), "b": box("person")})
-    (warning,) = check_folder(root).warnings
-    assert (warning.path.name, warning.line) == ("a.xml", 9 - 1)
-    assert warning.message.startswith("'persn' is not one of VOC's 20 classes")
-    assert warning.message.endswith("is it 'person'?")
-    own = write_voc(tmp_path / "own", {"a": box("zebra") * 10 + box("Zebra") + box("apple"), "b": box("yak")})
-    report = check_folder(own)
-    assert [(w.kind, w.message) for w in report.warnings if w.kind == "class-name"] == [
-        ("class-name", "'Zebra' stands here only once; is it 'zebra'?")
-    ]
-
-
-def test_other_oddities_of_boxes(tmp_path: Path) -> None:
-    root = write_voc(tmp_path, {"a": box() + box(), "b": box("dog", (0, 0, 9, 9)), "c": ""})
-    report = check_folder(root)
-    assert kinds(report, root) == {
-        "Annotations/a.xml": ["warning box-twice"],
-        "Annotations": ["note from-zero", "note no-object"],
-    }
-
-
-def test_bad_images_and_copies_in_voc(tmp_path: Path) -> None:
-    root = write_voc(tmp_path, {"a": box(), "b": box(), "c": box()})
-    (root / "ImageSets/Main/train.txt").write_text("a\nb\n")
-    (root / "ImageSets/Main/val.txt").write_text("c\n")
-    (root / "JPEGImages/c.jpg").write_bytes((root / "JPEGImages/a.jpg").read_bytes())
-    (root / "JPEGImages/b.jpg").touch()
-    (root / "JPEGImages/b.jpg").write_bytes(b"")
-    assert kinds(check_folder(root), root) == {
-        "JPEGImages/b.jpg": ["error empty"],
-        "JPEGImages/c.jpg": ["warning leak"],
-    }
-
-
-def test_an_incomplete_voc_folder(tmp_path: Path) -> None:
-    for part in ("Annotations", "JPEGImages"):
-        (tmp_path / part).mkdir()
-    with pytest.raises(UserError, match=re.escape("ImageSets missing")):
-        check_folder(tmp_path)
-
-
 @pytest.mark.slow
-def test_the_real_photos(shared_data: Path) -> None:
-    voc = check_folder(shared_data / "VOCdevkit")
-    assert voc.errors == ()
-    assert (voc.images, len(voc.sizes)) == (3500, 3500)
-    caltech = check_folder(shared_data / "caltech101")
-    assert caltech.errors == ()
-    assert len(caltech.classes) == 102
+def test_the_real_caltech_101(shared_data: Path) -> None:
+    report = check_folder(shared_data / "caltech101")
+    assert report.errors == ()
+    assert len(report.classes) == 102

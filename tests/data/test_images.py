@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+import pickle
 import struct
 import threading
 import tracemalloc
@@ -10,10 +12,13 @@ import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -146,7 +151,7 @@ def test_first_frame_of_an_animation_and_first_page(tmp_path: Path, ending: str)
     assert image_size(path) == (4, 4)
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 20000), (20000, 20), (3, 500), (10, 30_000), (30_000, 10)])
+@pytest.mark.parametrize("size", [(1, 1), (1, 20000), (3, 500), (30_000, 10)])
 @pytest.mark.parametrize("ending", [".png", ".jpg"])
 def test_odd_sizes(tmp_path: Path, size: tuple[int, int], ending: str) -> None:
     path = tmp_path / f"a{ending}"
@@ -173,22 +178,72 @@ def test_the_content_counts_and_not_the_ending(tmp_path: Path, name: str, kind: 
 
 
 def test_arrays() -> None:
-    grey = np.arange(12, dtype=np.uint8).reshape(3, 4)
-    assert (read_image(grey) == grey[:, :, None]).all()
-    assert (read_image(grey[:, :, None]) == grey[:, :, None]).all()
+    gray = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    assert (read_image(gray) == gray[:, :, None]).all()
+    assert (read_image(gray[:, :, None]) == gray[:, :, None]).all()
     assert read_image(QUADRANTS) is QUADRANTS
     assert read_image(QUADRANTS[:, ::-1]).flags.c_contiguous
     clear = np.dstack([QUADRANTS, np.zeros((4, 6), dtype=np.uint8)])
     assert (read_image(clear) == 255).all()
 
 
+def test_tensors() -> None:
+    last = torch.from_numpy(QUADRANTS)
+    first = last.permute(2, 0, 1)
+    shares = (first / 255).requires_grad_()
+    for tensor in (last, first, shares, shares.double(), shares.half(), shares.bfloat16(), torch.nn.Parameter(shares)):
+        image = read_image(tensor)
+        assert (image == QUADRANTS).all()
+        assert image.flags.c_contiguous
+    every = torch.arange(256, dtype=torch.uint8).expand(3, 1, 256)
+    assert (read_image(every / 255) == read_image(every)).all()  # every value comes back
+    assert read_image(torch.zeros(3, 5, 3, dtype=torch.uint8)).shape == (5, 3, 3)  # where both fit, channels are first
+
+
 @pytest.mark.parametrize(
-    "array",
-    [np.zeros((3, 8, 9), np.uint8), np.zeros((8, 9, 3), np.float32), np.zeros(5, np.uint8), np.zeros((0, 5), np.uint8)],
+    ("source", "says"),
+    [
+        (np.zeros((3, 8, 9), np.uint8), r"an image array must be .* got shape \(3, 8, 9\) uint8"),
+        (np.zeros((8, 9, 3), np.float32), r"an image array must be .* float32"),
+        (np.zeros(5, np.uint8), "an image array must be"),
+        (np.zeros((0, 5), np.uint8), "the image array has no pixels"),
+        (torch.zeros(3, 0, 5), "the image array has no pixels"),
+        (torch.zeros(1, 3, 8, 9), r"got \[1, 3, 8, 9\] float32; of a batch, give one image"),
+        (torch.zeros(8, 9, 3), r"an image tensor must be .* got \[8, 9, 3\] float32"),
+        (torch.zeros(3, 8, 9, dtype=torch.int64), r"got \[3, 8, 9\] int64"),
+        (torch.full((3, 8, 9), 255.0), r"must lie in 0..1, got 255 to 255; divide by 255, or undo the normalization"),
+        (torch.full((3, 8, 9), float("nan")), r"must lie in 0..1, got nan to nan"),
+        ("https://example.com/cat.jpg", r"https://example.com/cat.jpg: this is an address; download it first"),
+        ("s3://photos/cat.jpg", "this is an address"),
+        ("data:image/png;base64," + "A" * 10_000, r"^data:image/png;base64,A{38}: this is an address"),
+        (b"", "image bytes: there are no bytes to read"),
+        (b"no image", "image bytes: not an image that can be read"),
+        (io.StringIO("text"), "image file: the file is open as text; open it with mode 'rb'"),
+        (7, "an image must be given as a path, bytes, an open file, a PIL image, a uint8 array or a tensor, got int"),
+        (None, "got NoneType"),
+    ],
 )
-def test_arrays_of_other_forms(array: np.ndarray) -> None:
-    with pytest.raises(ImageError, match="array"):
-        read_image(array)
+def test_what_is_no_image_is_named(source: Any, says: str) -> None:
+    with pytest.raises(ImageError, match=says) as caught:
+        read_image(source)
+    assert "\n" not in str(caught.value)
+
+
+def test_bytes_and_open_files(tmp_path: Path) -> None:
+    path = tmp_path / "photo.png"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.ascontiguousarray(np.rot90(QUADRANTS))).save(path, exif=exif)
+    content = path.read_bytes()
+    with open(path, "rb") as file:
+        stream = SimpleNamespace(read=io.BytesIO(content).read)  # as of a request: it cannot seek
+        for source in (content, bytearray(content), memoryview(content), io.BytesIO(content), file, stream):
+            assert (read_image(source) == QUADRANTS).all()
+        with pytest.raises(ImageError, match=r"photo\.png: there are no bytes to read; was it read before\?"):
+            read_image(file)
+    assert image_size(content) == (4, 6)
+    with pytest.raises(ImageError, match="image bytes: cannot be read"):
+        read_image(content[:60])
 
 
 def bad_files(folder: Path) -> dict[str, Path]:
@@ -203,6 +258,13 @@ def bad_files(folder: Path) -> dict[str, Path]:
         paths[name].write_bytes(paths[name].read_bytes()[:1500])
     paths["folder.jpg"].mkdir()
     return paths
+
+
+def test_an_error_outlives_its_process(tmp_path: Path) -> None:
+    with pytest.raises(ImageError) as caught:
+        read_image(tmp_path / "gone.jpg")
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert (str(again), again.kind, again.reason) == (f"{tmp_path}/gone.jpg: no such file", "missing", "no such file")
 
 
 @pytest.mark.parametrize(

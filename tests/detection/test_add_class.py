@@ -148,7 +148,7 @@ def test_what_cannot_be_added(folder: Path, data: DetectionData, tiny_detector: 
     refuse(tiny_detector, "circle", data, ModelError, r"has no SVMs.*sppnet train svm MODEL DATA --output NEW")
     refuse(circles, "circle", data, ModelError, "has the class 'circle' already")
     refuse(circles, "star", data, UserError, "the data has no class 'star', only circle, square")
-    none = dataclasses.replace(only(data, "circle"), names=("circle", "square"))
+    none = dataclasses.replace(only(data, "circle"), class_names=("circle", "square"))
     refuse(circles, "square", none, UserError, r"split 'train' holds no object of class 'square' \(6 images\)")
     assert not (folder / "new").exists()
     assert not (folder / "both.safetensors").exists()

@@ -59,7 +59,7 @@ def trainer(
                 raise Killed
 
         net = copy.deepcopy(model)
-        proposals = [propose(read_image(image.path), "grid")[:300] for image in images]
+        proposals = [propose(read_image(image.path), "grid")[:120] for image in images]
         windows = WindowsOfImages(net, FeatureMapCache(net, maps), images, proposals)
         record = train_linear_heads(
             net, windows, tmp_path, progress=progress, **({"svm": SVM, "ridge": RIDGE} | settings)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sppnet.data.images import content_key
 from sppnet.data.formats.voc import read as read_voc
+from sppnet.data.images import content_key
 from sppnet.errors import UserError
 from sppnet.metrics.detections import overlaps
 from sppnet.proposals import compute

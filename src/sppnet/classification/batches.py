@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sppnet.classification.features import PooledFeatures, ReadableImages
-from sppnet.data.augment import corner_crop, random_mirror, random_region, vary_light
+from sppnet.data.augment import corner_crop, random_flip, random_region, vary_light
 from sppnet.data.images import read_image, resize_image, scaled_size
 from sppnet.data.samplers import SizeBuckets
 from sppnet.errors import SettingsError
@@ -185,7 +185,7 @@ class ImageBatches:
         rng = np.random.default_rng([self.seed, 0, epoch, index])
         image = read_image(self.images.paths[index])
         shown = self._in_use(image, rng) if side is None else self.sizes.square(image, side, rng)
-        return vary_light(random_mirror(shown, rng), rng, self.light)
+        return vary_light(random_flip(shown, rng), rng, self.light)
 
     def _in_use(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """The image, or a region of its shape, at the size that the whole of it has in use."""

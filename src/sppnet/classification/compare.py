@@ -15,6 +15,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import combinations, count
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -287,14 +288,12 @@ def compare_resize_modes(
             side = equal_short_side(sizes, settings.side, model.preprocess) if mode == OWN_SHAPE else settings.side
             resized = copy.copy(model)
             resized.preprocess = _preprocess(model.preprocess, side, mode)
-            features = pooled_features(
-                resized, images.paths, folder, progress=lambda _, *done, mode=mode: progress(f"features, {mode}", *done)
-            )
+            features = pooled_features(resized, images.paths, folder, progress=partial(_of_mode, progress, mode))
             rows = features.unit_rows()
-            done, total, stage = count(1), folds * settings.repeats, f"folds, {mode}"
+            done = count(1)
             accuracies = fold_accuracies(
                 rows @ rows.T, images.labels, assignments,
-                progress=lambda stage=stage, done=done, total=total: progress(stage, next(done), total),
+                progress=lambda mode=mode, done=done: progress(f"folds, {mode}", next(done), folds * settings.repeats),  # type: ignore[misc]
             )  # fmt: skip
             low, high = mean_interval(accuracies, folds)
             pixels = _mean_area(sizes, resized.preprocess)
@@ -328,6 +327,10 @@ def equal_short_side(sizes: Sequence[tuple[int, int]], side: int, preprocess: Pr
         middle = (low + high) // 2
         low, high = (middle, high) if area(middle) <= side * side else (low, middle)
     return min((short for short in (low, high) if short >= 1), key=lambda short: abs(area(short) - side * side))
+
+
+def _of_mode(progress: Progress, mode: str, stage: str, done: int, total: int) -> None:
+    progress(f"{stage}, {mode}", done, total)
 
 
 def _pretrained(settings: CompareSettings, class_names: tuple[str, ...]) -> SPPNet:

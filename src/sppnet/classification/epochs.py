@@ -7,6 +7,7 @@ the processor is fast at it; softmax over the classes of a folder; as many fully
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -143,7 +144,7 @@ def train_epochs(
         batches, features = FeatureBatches(pooled[:count], train.images.labels, order, settings.seed), pooled[count:]
         trained = nn.ModuleList([model.fully_connected, model.image_classifier])
 
-    def loss(batch: tuple[Images, Tensor], _: int) -> dict[str, Tensor]:
+    def cross_entropy(batch: tuple[Images, Tensor], _: int) -> dict[str, Tensor]:
         inputs, labels = batch
         logits = model(_on_device(model, inputs)) if settings.train_backbone else _head(model, inputs)
         return {"loss": F.cross_entropy(logits.float(), labels.to(model.device))}
@@ -155,18 +156,22 @@ def train_epochs(
                 losses = F.cross_entropy(logits.float(), labels, reduction="sum")
                 sums += torch.stack([(logits.argmax(1) != labels).float().sum(), losses])
         total: Any = fabric.all_reduce(sums, reduce_op="sum")
-        wrong, losses, images = *total.tolist(), len(validation.images)
-        return {"val_wrong": wrong, "val_loss": losses / images, "val_accuracy": 1 - wrong / images}
+        wrong, loss = (float(value) for value in total)
+        images = len(validation.images)
+        return {"val_wrong": wrong, "val_loss": loss / images, "val_accuracy": 1 - wrong / images}
 
+    steps = order.steps * settings.epochs
+    optimizer, schedule = _optimizer(model, settings, steps)
     trained.train()
     history = fit(
         trained,
         batches,
-        loss,
-        *_optimizer(model, settings, order.steps * settings.epochs),
+        cross_entropy,
+        optimizer,
+        schedule,
         cache / f"run-{fingerprint([repr(sorted(key.items()))], size=8)}",
         LoopSettings(
-            order.steps * settings.epochs, settings.checkpoint_interval, min(10, order.steps), settings.seed,
+            steps, settings.checkpoint_interval, min(10, order.steps), settings.seed,
             precision=settings.precision, devices=settings.devices, workers=settings.workers,
         ),
         key=key,
@@ -178,7 +183,7 @@ def train_epochs(
     if settings.train_backbone:
         fold_batch_norm(model.backbone)
     figures = {
-        "steps": order.steps * settings.epochs,
+        "steps": steps,
         "best_epoch": round(history.best["step"]) // order.steps if history.best else None,
         "padding_share": round(order.padding_share(), 4) if native else 0.0,
     }
@@ -207,7 +212,7 @@ def _validation_logits(
     features: PooledFeatures | None,
     settings: EpochSettings,
     fabric: Fabric,
-) -> Any:
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Logits and labels of batches of validation images, those of this process."""
     sizes = np.ones((len(validation.images), 2), np.int64) if features else _seen_sizes(model, validation)
     buckets = SizeBuckets(
@@ -232,7 +237,9 @@ def _seen_sizes(model: SPPNet, images: ReadableImages) -> np.ndarray:
     return np.array(seen, np.int64).reshape(-1, 2)
 
 
-def _optimizer(model: SPPNet, settings: EpochSettings, steps: int) -> Any:
+def _optimizer(
+    model: SPPNet, settings: EpochSettings, steps: int
+) -> tuple[torch.optim.Optimizer, Callable[[int], float]]:
     """The optimizer, and how its rates change over the steps."""
     rate, decay = settings.learning_rate, settings.weight_decay
     groups = parameter_groups(

@@ -169,7 +169,7 @@ def scale_features(model: SPPNet, paths: Sequence[Path]) -> None:
     chosen = sorted({round(index) for index in np.linspace(0, len(paths) - 1, min(SCALE_IMAGES, len(paths)))})
     squares = [
         float(_features(model, image, flip=False).float().square().mean())
-        for image in read_ahead(paths[index] for index in chosen)
+        for image in read_ahead((paths[index] for index in chosen), read_image)
     ]
     model.set_feature_scale(float(np.mean(squares)))
 

@@ -48,7 +48,7 @@ def classify(source: Any, model: SPPNet, *, views: Views | str = "single") -> Cl
 
 def classify_each(sources: Iterable[Any], model: SPPNet, *, views: Views | str = "single") -> Iterator[Classification]:
     """`classify` for many images, in order, in bounded memory: threads decode a few ahead, whatever the iterator's length."""
-    for image in read_ahead(sources):
+    for image in read_ahead(sources, read_image):
         yield classify(image, model, views=views)
 
 
@@ -94,7 +94,7 @@ def embed(source: Any, model: SPPNet, boxes: Any = None) -> np.ndarray:
         if not one or boxes.ndim != 2 or boxes.shape[1] != 4:
             raise ValueError(f"expected one image and boxes [R, 4] of it in pixels: got boxes {list(boxes.shape)}")
         return _embed(model, read_image(source), torch.from_numpy(boxes))
-    rows = [_embed(model, image)[0] for image in read_ahead([source] if one else source)]
+    rows = [_embed(model, image)[0] for image in read_ahead([source] if one else source, read_image)]
     return np.stack(rows) if rows else np.zeros((0, model.fully_connected.width), np.float32)
 
 

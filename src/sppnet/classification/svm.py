@@ -22,12 +22,7 @@ MAX_IMAGES = 20_000  # to learn from: their products take 1.6 GB, and twice that
 
 
 def train_svm_head(
-    model: SPPNet,
-    embeddings: np.ndarray,
-    labels: npt.ArrayLike,
-    *,
-    seed: int = 0,
-    progress: Progress = no_progress,
+    model: SPPNet, embeddings: np.ndarray, labels: npt.ArrayLike, *, seed: int = 0, progress: Progress = no_progress
 ) -> SVMChoice:
     """Train the image classifier of a model, in place, on the head features of images.
 

@@ -19,7 +19,7 @@ import torch
 
 from sppnet.cache import cache_or_temporary
 from sppnet.classification.batches import TrainingSizes
-from sppnet.classification.epochs import EpochSettings, has_batch_norm, train_epochs
+from sppnet.classification.epochs import EpochSettings, TrainedEpochs, has_batch_norm, train_epochs
 from sppnet.classification.evaluate import ClassifierEvaluation, evaluate_classifier, evaluate_features
 from sppnet.classification.features import ReadableImages, pooled_features, readable_images, scale_features
 from sppnet.classification.svm import check_image_count, train_svm_head
@@ -69,9 +69,8 @@ class ClassifierSettings:
         SettingsError: a setting out of its range, or one that the chosen way of training has no use for.
 
     Example:
-        >>> ClassifierSettings(epochs=3)
-        Traceback (most recent call last):
-        sppnet.errors.SettingsError: epochs: only for layers that are trained in epochs; add classifier softmax, or leave it out ...
+        >>> ClassifierSettings().svm, ClassifierSettings(hidden=(256,), epochs=10).svm
+        (True, False)
     """
 
     train_layers: Literal["head", "all"] = "head"
@@ -274,7 +273,7 @@ def _train(
         pooled = pooled_features(model, images, features, progress=progress)
         rows = pooled[: len(train.images)].unit_rows()
         choice = train_svm_head(model, rows, train.images.labels, seed=settings.seed, progress=progress)
-        figures, log, rank = {"svm": choice.to_dict()}, {}, 0
+        figures, log, rank = TrainedEpochs({"svm": choice.to_dict()}, {}, 0)
     else:
         figures, log, rank = train_epochs(model, train, validation, epochs, cache, progress=progress)
     round_to_stored(model)

@@ -43,7 +43,7 @@ def evaluate(
     *,
     split: Annotated[str, Parameter(help="A split that the model was not trained on.")] = "val",
     limit: Limit = None,
-    combine: Annotated[list[str], Parameter(help="More detectors, whose answers are combined with the first's.")] = [],  # noqa: B006 -- read only
+    combine: Annotated[list[str], Parameter(help="More detectors, whose answers are combined with the first's.")] = [],
     views: Views = "single",
     vote_iou: Annotated[
         float,

@@ -10,8 +10,9 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from sppnet.cli import complain
-from sppnet.cli.options import AsJson, Data, Limit, Split, cache_or_temporary, checked_limit
+from sppnet.cli.options import AsJson, Data, Limit, Split, checked_limit
 from sppnet.data.dataset import read_annotated
+from sppnet.detection.feature_map_cache import cache_directory
 from sppnet.errors import SettingsError
 from sppnet.progress import progress_bars
 from sppnet.proposals.compute import check_method, proposals_of
@@ -46,7 +47,7 @@ def proposals(
         )
     annotated = read_annotated(data, split, checked_limit(limit))
     missing: tuple[str, ...] = ()
-    with progress_bars() as progress, cache_or_temporary(cache) as folder:
+    with progress_bars() as progress, cache_directory(cache) as folder:
         if source is None:
             found = proposals_of(annotated, method, folder, progress)
             boxes = {image.image_id: boxes for image, boxes in zip(annotated.images, found, strict=True)}

@@ -45,7 +45,9 @@ class AnnotatedImage:
 
 @dataclass(frozen=True, eq=False)
 class DetectionData:
-    """One split of an annotated image set.
+    """One split of an annotated image set: a data set as PyTorch's ``DataLoader`` takes it.
+
+    ``data[i]`` reads one image. Sizes differ, so give the loader a ``collate_fn``, such as ``list``.
 
     Example:
         >>> len(DetectionData(class_names=("cat", "dog"), images=(), split="train"))
@@ -67,8 +69,8 @@ class DetectionData:
             ImageError: the image cannot be read.
         """
         of = self.images[index]
-        target = {"boxes": of.gt_boxes, "labels": of.gt_labels, "difficult": of.difficult, "image_id": of.image_id}
-        return read_image(of.path), target
+        boxes, labels, difficult = of.gt_boxes.copy(), of.gt_labels.copy(), of.difficult.copy()
+        return read_image(of.path), {"boxes": boxes, "labels": labels, "difficult": difficult, "image_id": of.image_id}
 
     def check_class_names(self, class_names: Sequence[str]) -> None:
         """Raise a UserError, which says what differs, unless a model's classes are those of the data, in any order."""

@@ -1,4 +1,4 @@
-"""Vary training images at random: mirrored, cropped, seen in part, in other light.
+"""Vary training images at random: flipped, cropped, cut, in other light.
 
 Between reading and batching, in training only. Each function takes one image [H, W, 3] uint8 RGB and a NumPy random
 generator, and returns a new one of the same form; the image given is not changed. Sizes are in pixels.
@@ -13,33 +13,32 @@ from sppnet.data.images import checked_size
 
 # Principal axes of RGB values (0 to 1) in photos, one a column, and the variance along each: measured on the 2500 train
 # images of Pascal VOC 2007, each averaged to 64 x 64 pixels. Nearly brightness, blue against red, green against both.
-_COLOUR_AXES = np.array([[0.5586, -0.7393, 0.3761], [0.5827, 0.0271, -0.8122], [0.5903, 0.6728, 0.4459]])
-_COLOUR_VARIANCES = np.array([0.1882, 0.0143, 0.0024])
-_GREY = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601: how bright red, green and blue look
+_COLOR_AXES = np.array([[0.5586, -0.7393, 0.3761], [0.5827, 0.0271, -0.8122], [0.5903, 0.6728, 0.4459]])
+_COLOR_VARIANCES = np.array([0.1882, 0.0143, 0.0024])
 
 
-def random_mirror(image: np.ndarray, rng: np.random.Generator, share: float = 0.5) -> np.ndarray:
-    """Mirror an image left to right, or leave it.
+def random_flip(image: np.ndarray, rng: np.random.Generator, share: float = 0.5) -> np.ndarray:
+    """Flip an image left to right, or leave it.
 
     Args:
         image: [H, W, 3] uint8. Not modified.
         rng: source of randomness.
-        share: how often it is mirrored, 0 to 1.
+        share: how often it is flipped, 0 to 1.
 
     Returns:
         [H, W, 3] uint8, C-contiguous; the image itself where it is left and already has this form.
 
     Example:
         >>> image = np.arange(6, dtype=np.uint8).reshape(1, 2, 3)
-        >>> random_mirror(image, np.random.default_rng(0), share=1).tolist()
+        >>> random_flip(image, np.random.default_rng(0), share=1).tolist()
         [[[3, 4, 5], [0, 1, 2]]]
     """
-    checked_size(image, "random_mirror")
+    checked_size(image, "random_flip")
     return np.ascontiguousarray(image[:, ::-1] if rng.random() < share else image)
 
 
 def corner_crop(image: np.ndarray, rng: np.random.Generator, side: int = 224) -> np.ndarray:
-    """Cut a square from the centre or from one of the four corners, each as likely: the paper's training crop.
+    """Cut a square from the center or from one of the four corners, each as likely: the paper's training crop.
 
     For multi-size training the same region is then resized, to 180 x 180 for instance, so that both sizes show the
     same.
@@ -65,8 +64,8 @@ def corner_crop(image: np.ndarray, rng: np.random.Generator, side: int = 224) ->
     if side < 1 or min(height, width) < side:
         raise ValueError(f"corner_crop: expected sides of at least {side}, and that at least 1, got {height} x {width}")
     free = (height - side, width - side)
-    places = [(free[0] // 2, free[1] // 2), (0, 0), (0, free[1]), (free[0], 0), free]
-    y0, x0 = places[rng.integers(len(places))]
+    corners = [(free[0] // 2, free[1] // 2), (0, 0), (0, free[1]), (free[0], 0), free]
+    y0, x0 = corners[rng.integers(len(corners))]
     return np.ascontiguousarray(image[y0 : y0 + side, x0 : x0 + side])
 
 
@@ -101,9 +100,9 @@ def random_region(image: np.ndarray, rng: np.random.Generator, shares: tuple[flo
 
 
 def vary_light(image: np.ndarray, rng: np.random.Generator, spread: float = 0.1) -> np.ndarray:
-    """Shift all pixels alike along the axes in which the colours of photos vary: more or less, bluer or redder light.
+    """Shift all pixels alike along the axes in which the colors of photos vary: more or less, bluer or redder light.
 
-    Adds ``sum_i a_i * v_i * e_i`` to the RGB values (0 to 1), with e_i the principal axes of the colours of photos, v_i
+    Adds ``sum_i a_i * v_i * e_i`` to the RGB values (0 to 1), with e_i the principal axes of the colors of photos, v_i
     the variance along each, and a_i normal with mean 0 and deviation ``spread``.
 
     Args:
@@ -122,49 +121,5 @@ def vary_light(image: np.ndarray, rng: np.random.Generator, spread: float = 0.1)
         np.uint8(128)
     """
     checked_size(image, "vary_light")
-    shift = 255 * _COLOUR_AXES @ (rng.normal(scale=spread, size=3) * _COLOUR_VARIANCES)
-    return _linear(image, np.eye(3), shift)
-
-
-def vary_colours(
-    image: np.ndarray,
-    rng: np.random.Generator,
-    brightness: float = 0.2,
-    contrast: float = 0.2,
-    saturation: float = 0.2,
-) -> np.ndarray:
-    """Change brightness, contrast and saturation at random, each by a factor drawn evenly from 1 - x to 1 + x.
-
-    Brightness multiplies all values; contrast moves them away from the image's mean grey, or towards it; saturation
-    moves each pixel away from its own grey, or towards it. All three are linear in RGB, so they are one 3 x 3 matrix
-    and a shift, and values are rounded and cut to 0..255 once, at the end.
-
-    Args:
-        image: [H, W, 3] uint8. Not modified.
-        rng: source of randomness.
-        brightness, contrast, saturation: x of each factor, 0 (unchanged) to 1.
-
-    Returns:
-        [H, W, 3] uint8.
-
-    Raises:
-        ValueError: an x out of range, or an image of another form.
-
-    Example:
-        >>> grey = np.full((2, 2, 3), 100, dtype=np.uint8)
-        >>> vary_colours(grey, np.random.default_rng(0), brightness=0, contrast=1, saturation=1).max()  # stays grey
-        np.uint8(100)
-    """
-    checked_size(image, "vary_colours")
-    spreads = np.array([brightness, contrast, saturation])
-    if not ((spreads >= 0) & (spreads <= 1)).all():
-        raise ValueError(f"vary_colours: expected brightness, contrast, saturation from 0 to 1, got {spreads.tolist()}")
-    bright, contrasted, saturated = rng.uniform(1 - spreads, 1 + spreads)
-    mean_grey = bright * float(_GREY @ cv2.mean(image)[:3])
-    matrix = saturated * np.eye(3) + (1 - saturated) * _GREY  # rows: each channel's own value and the pixel's grey
-    return _linear(image, bright * contrasted * matrix, np.full(3, (1 - contrasted) * mean_grey))
-
-
-def _linear(image: np.ndarray, matrix: np.ndarray, shift: np.ndarray) -> np.ndarray:
-    """Map every pixel to matrix @ pixel + shift, rounded and cut to 0..255."""
-    return cv2.transform(np.ascontiguousarray(image), np.column_stack([matrix, shift]).astype(np.float32))
+    shift = 255 * _COLOR_AXES @ (rng.normal(scale=spread, size=3) * _COLOR_VARIANCES)
+    return cv2.transform(np.ascontiguousarray(image), np.column_stack([np.eye(3), shift]).astype(np.float32))

@@ -1,25 +1,21 @@
-"""Open every image file completely and say what is wrong with it, or worth knowing: the part of ``check`` that decodes.
-
-Sizes are (height, width) in pixels.
-"""
+"""Open every image file completely and say what is wrong with it, or worth knowing: the part of ``check`` that decodes."""
 
 from __future__ import annotations
 
 import os
 import threading
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 from PIL import Image
 
-from sppnet.data import images
 from sppnet.data.formats import Finding
-from sppnet.data.images import UnusableImage, content_key, read_image
+from sppnet.data.images import EXIF_ORIENTATION, UnusableImage, content_key, exif_orientation, open_image, read_image
 from sppnet.errors import ImageError
 from sppnet.progress import Progress, no_progress
 
@@ -33,9 +29,9 @@ _SAME_FORMAT = {"MPO": "JPEG", "DIB": "BMP"}  # written and read alike, and name
 class ImageFacts:
     """What reading one image completely has shown."""
 
-    size: tuple[int, int]  # upright
+    size: tuple[int, int]  # (height, width), upright
     stored_size: tuple[int, int]  # as in the file, before its EXIF orientation
-    orientation: int  # EXIF: 1 upright, 2 to 8 turned or mirrored
+    orientation: int  # EXIF: 1 upright, 2 to 8 turned or flipped
     key: str  # of the upright RGB pixels: the same picture has the same key, in whatever format it is stored
 
 
@@ -47,7 +43,7 @@ def inspect_image(path: Path, *, alone: threading.Lock | None = None) -> tuple[I
         alone: held while an image of more than 50 megapixels is decoded; for callers with several threads.
 
     Returns:
-        (facts, findings); facts are None, and the first finding is an error, where the file cannot be read.
+        (facts, findings); facts are None, and the one finding is an error, where the file cannot be read.
 
     Example:
         >>> Path("photo.jpg").write_bytes(b"")
@@ -56,20 +52,18 @@ def inspect_image(path: Path, *, alone: threading.Lock | None = None) -> tuple[I
         'the file is empty (0 bytes)'
     """
     try:
-        with images.open_image(path) as image:
-            width, height = image.size
-            orientation = _stored_orientation(image)
-            findings = _notes(path, image, orientation)
-        with alone if alone is not None and width * height > _ALONE else nullcontext():
+        with open_image(path) as image:
+            pixels, orientation = image.width * image.height, _stored_orientation(image)
+            findings = list(_head_findings(path, image, orientation))
+        with alone if alone is not None and pixels > _ALONE else nullcontext():
             array = read_image(path)
             upright = (array.shape[0], array.shape[1])
-            stored = upright[::-1] if orientation >= 5 else upright
-            facts = ImageFacts(upright, stored, orientation, content_key(array))
+            facts = ImageFacts(upright, upright[::-1] if orientation >= 5 else upright, orientation, content_key(array))
     except UnusableImage as error:
         return None, [Finding(path, None, "error", error.kind, error.reason)]
     except MemoryError:
-        return None, [Finding(path, None, "error", "too-large", "not enough memory for this image")]
-    return facts, findings + _shape_notes(path, facts.size)
+        return None, [Finding(path, None, "error", "too-large", f"not enough memory for {pixels:,} pixels")]
+    return facts, findings + list(_shape_findings(path, facts.size))
 
 
 def inspect_images(
@@ -79,7 +73,7 @@ def inspect_images(
 
     Args:
         paths: the files, each once.
-        progress: called after every file, in the caller's thread.
+        progress: of the stage "images", in the caller's thread.
         workers: number of threads, at least 1; None: one a processor core, at most 8.
 
     Returns:
@@ -105,36 +99,30 @@ def inspect_images(
     return facts, [finding for path in paths for finding in results[path][1]]
 
 
-def same_pictures(facts: Mapping[Path, ImageFacts], groups: Mapping[Path, tuple[str, str]]) -> list[Finding]:
+def same_pictures(facts: Mapping[Path, ImageFacts], groups: Mapping[Path, tuple[str, str]]) -> Iterator[Finding]:
     """Find files that show the same picture, pixel for pixel, in whatever format.
 
     Args:
         facts: of the images that could be read.
         groups: (part of the split, class) of each image, "" for none; in the order in which the first of several copies
-            counts as the original. Images that are not in here are left out.
+            counts as the original.
 
-    Returns:
+    Yields:
         For each further copy: a warning where it has another class, or lies in another part; a note where it does not.
     """
     originals: dict[str, Path] = {}
-    findings = []
     for path, (part, label) in groups.items():
-        if path not in facts:
-            continue
-        original = originals.setdefault(facts[path].key, path)
+        original = originals.setdefault(facts[path].key, path) if path in facts else path
         if original == path:
             continue
         first_part, first_label = groups[original]
-        same = f"the same picture as {original}"
+        find, same = partial(Finding, path, None), f"the same picture as {original}"
         if label != first_label:
-            message = f"{same}, which is labelled {first_label!r}, not {label!r}"
-            findings.append(Finding(path, None, "warning", "two-labels", message))
+            yield find("warning", "two-labels", f"{same}, which is labeled {first_label!r}, not {label!r}")
         if part != first_part:
-            message = f"{same}: {part} would be judged by a picture that {first_part} holds too"
-            findings.append(Finding(path, None, "warning", "leak", message))
+            yield find("warning", "leak", f"{same}: {part} would be judged by a picture that {first_part} holds too")
         if (part, label) == (first_part, first_label):
-            findings.append(Finding(path, None, "note", "copy", same))
-    return findings
+            yield find("note", "copy", same)
 
 
 def hidden_image(path: Path) -> Finding | None:
@@ -147,59 +135,49 @@ def hidden_image(path: Path) -> Finding | None:
         True
     """
     try:
-        with images.open_image(path) as image:
+        with open_image(path) as image:
             kind = image.format or "image"
     except ImageError:
         return None
     ending = f"its ending {path.suffix!r} is not an image's" if path.suffix else "it has no ending"
-    return Finding(
-        path, None, "warning", "passed-over", f"passed over, though it is a {kind} image: {ending}; rename it"
-    )
+    message = f"passed over, though it is a {kind} image: {ending}; rename it"
+    return Finding(path, None, "warning", "passed-over", message)
 
 
 def _stored_orientation(image: Image.Image) -> int:
     if image.format != "TIFF":
-        return images.exif_orientation(image)
+        return exif_orientation(image)
     try:  # Pillow turns TIFF by itself, and `image.size` is already the turned one
-        return int(image.tag_v2.get(images.EXIF_ORIENTATION, 1))  # type: ignore[attr-defined]
+        return int(image.tag_v2.get(EXIF_ORIENTATION, 1))  # type: ignore[attr-defined]
     except (TypeError, ValueError):
         return 1
 
 
-def _notes(path: Path, image: Image.Image, orientation: int) -> list[Finding]:
-    findings = []
+def _head_findings(path: Path, image: Image.Image, orientation: int) -> Iterator[Finding]:
+    find = partial(Finding, path, None)
     expected, kind = _format_of(path.suffix.lower()), image.format or ""
     if expected is not None and _SAME_FORMAT.get(kind, kind) != _SAME_FORMAT.get(expected, expected):
-        message = (
-            f"a {kind} image under the ending {path.suffix}: it is read all the same, but other programs may refuse it"
-        )
-        findings.append(Finding(path, None, "warning", "misnamed", message))
+        message = f"a {kind} image under the ending {path.suffix}: read all the same, but other programs may refuse it"
+        yield find("warning", "misnamed", message)
     if orientation != 1:
-        message = f"stored turned or mirrored (EXIF orientation {orientation}); it is set upright on reading"
-        findings.append(Finding(path, None, "note", "turned", message))
-    if kind != "MPO" and _frames(image) > 1:  # the second picture of an MPO is the camera's own preview or depth map
-        message = f"holds {_frames(image)} frames or pages; only the first is used"
-        findings.append(Finding(path, None, "note", "animated", message))
-    return findings
-
-
-def _frames(image: Image.Image) -> int:
+        message = f"stored turned or flipped (EXIF orientation {orientation}); it is set upright on reading"
+        yield find("note", "turned", message)
     try:
-        return int(getattr(image, "n_frames", 1))
+        frames = int(getattr(image, "n_frames", 1))
     except Exception:  # a damaged later frame: the first is what counts, and that is read next
-        return 1
+        frames = 1
+    if kind != "MPO" and frames > 1:  # the second picture of an MPO is the camera's own preview or depth map
+        yield find("note", "animated", f"holds {frames} frames or pages; only the first is used")
 
 
-def _shape_notes(path: Path, size: tuple[int, int]) -> list[Finding]:
-    findings = []
+def _shape_findings(path: Path, size: tuple[int, int]) -> Iterator[Finding]:
     height, width = size
     if min(size) < SMALL:
         message = f"only {width} x {height} pixels; sides below {SMALL} are magnified"
-        findings.append(Finding(path, None, "note", "small", message))
+        yield Finding(path, None, "note", "small", message)
     if max(size) > LONG * min(size):
         message = f"{width} x {height} pixels, longer than 1:{LONG}: it is stretched rather than kept in shape"
-        findings.append(Finding(path, None, "note", "long", message))
-    return findings
+        yield Finding(path, None, "note", "long", message)
 
 
 @cache

@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import cv2
 import numpy as np
@@ -33,32 +33,19 @@ MAX_PIXELS = 500_000_000  # 1.5 GB as RGB; beyond it a file is far more likely b
 EXIF_ORIENTATION = 0x0112
 _VECTOR_FORMATS = frozenset({"EPS", "WMF"})  # drawing them would run another program
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://|data:", re.IGNORECASE)
-_TO_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
+
+# What people find under the name of an image, by its first bytes, and what to do.
+_FOREIGN = {
+    rb"version https://git-lfs": "a Git LFS pointer; fetch the files with: git lfs pull",
+    rb"<!doctype html|<html": "a web page, saved in place of the image; download it again",
+    rb"<\?xml|<svg": "XML; an SVG drawing must be converted to PNG",
+    rb"%pdf": "a PDF document; convert its pages to PNG",
+    rb"pk\x03\x04": "a ZIP archive; unpack it",
+    rb"....ftyp(hei|mif1)": "a HEIC photo; convert it to JPEG",
+    rb"....ftyp": "a film or another MP4 file",
 }
 
-# What people find under the name of an image: first bytes in lower case, where they start, what it is and what to do.
-_FOREIGN: tuple[tuple[bytes, int, str], ...] = (
-    (b"version https://git-lfs", 0, "a Git LFS pointer; fetch the files with: git lfs pull"),
-    (b"<!doctype html", 0, "a web page, saved in place of the image; download it again"),
-    (b"<html", 0, "a web page, saved in place of the image; download it again"),
-    (b"<?xml", 0, "XML; an SVG drawing must be converted to PNG"),
-    (b"<svg", 0, "an SVG drawing; convert it to PNG"),
-    (b"%pdf", 0, "a PDF document; convert its pages to PNG"),
-    (b"pk\x03\x04", 0, "a ZIP archive; unpack it"),
-    (b"ftyphei", 4, "a HEIC photo; convert it to JPEG"),
-    (b"ftypmif1", 4, "a HEIC photo; convert it to JPEG"),
-    (b"ftyp", 4, "a film or another MP4 file"),
-)
-
 DECODED_AHEAD = 4  # images: what bounds the memory of `read_ahead`
-Read = TypeVar("Read")
 ImageFile = str | os.PathLike[str] | bytes | BinaryIO
 
 # Pillow's pixel limit and Python's warning filters belong to the whole process: one thread at a time changes them.
@@ -71,29 +58,28 @@ class UnusableImage(ImageError):
     ``kind`` is missing, empty, unreadable, not-an-image, damaged or too-large; ``reason`` is the message without the name.
     """
 
-    def __init__(self, name: object, kind: str, reason: str) -> None:
-        super().__init__(f"{name}: {reason}")
+    def __init__(self, name: object, kind: str = "damaged", reason: str = "") -> None:
+        super().__init__(f"{name}: {reason}" if reason else name)  # the message alone, as where it is unpickled
         self.kind, self.reason = kind, reason
 
 
 def read_image(source: ImageFile | Image.Image | np.ndarray | Tensor) -> np.ndarray:
     """Read one image as upright RGB, whatever its form.
 
-    The EXIF orientation is applied. Grey, palette, CMYK and 16-bit images become 8-bit RGB; transparent pixels are laid
+    The EXIF orientation is applied. Gray, palette, CMYK and 16-bit images become 8-bit RGB; transparent pixels are laid
     on white; of an animation the first frame is taken.
 
     Args:
         source: path of a file; its bytes; a file open for reading bytes (read to its end); a PIL image; an array
-            [H, W, 3] uint8 RGB, which may also be [H, W] or [H, W, 1] (grey) or [H, W, 4] (with alpha); a torch tensor,
+            [H, W, 3] uint8 RGB, which may also be [H, W] or [H, W, 1] (gray) or [H, W, 4] (with alpha); a torch tensor,
             [3, H, W] or [H, W, 3] uint8, or [3, H, W] of floating point in 0..1, on any device. Not modified.
 
     Returns:
         [H, W, 3] uint8, C-contiguous, RGB. May be the array given, where that already has this form.
 
     Raises:
-        ImageError: no such file, a folder, an empty file, not an image, damaged or cut short, without pixels, more than
-            500 megapixels; an address such as https://; an array or tensor of another shape, type or range. The message
-            names the file.
+        ImageError: no file, an empty one, not an image, damaged, cut short, of more than 500 megapixels; an address such
+            as https://; an array or tensor of another shape, type or range. The message names the file.
 
     Example:
         >>> read_image(np.zeros((3, 500), dtype=np.uint8)).shape
@@ -115,9 +101,6 @@ def read_image(source: ImageFile | Image.Image | np.ndarray | Tensor) -> np.ndar
 def image_size(source: ImageFile) -> tuple[int, int]:
     """Measure an image as ``read_image`` would return it, reading only the head of the file.
 
-    Args:
-        source: path of an image file; or as bytes, or open, as ``read_image`` takes it.
-
     Returns:
         (height, width) in pixels, after the EXIF orientation.
 
@@ -136,28 +119,18 @@ def image_size(source: ImageFile) -> tuple[int, int]:
 
 
 def scaled_size(size: tuple[int, int], short_side: int, long_side: int, minimum: int = 32) -> tuple[int, int]:
-    """Choose the size at which an image is looked at: aspect kept, short side as wanted, long side bounded.
+    """Choose the size at which an image is seen: aspect kept, short side as wanted, long side bounded.
 
     The scale is ``min(short_side / min(size), long_side / max(size))``. Sides are rounded to whole pixels; a side that
     would come out below ``minimum`` is raised to it, so extremely long images are stretched rather than lost.
 
     Args:
-        size: (height, width) of the image, each at least 1.
-        short_side: wanted length of the shorter side, in pixels, at least 1.
-        long_side: largest length allowed for the longer side, in pixels, at least ``minimum``.
-        minimum: smallest length of a side, in pixels.
-
-    Returns:
-        (height, width), each at least ``minimum``, and at most ``max(long_side, minimum)``.
-
-    Raises:
-        ValueError: a length below 1.
+        size: (height, width) of the image; it and the lengths in pixels, each at least 1.
+        short_side, long_side: length of the shorter side, unless the longer one would then exceed its own.
 
     Example:
-        >>> scaled_size((375, 500), short_side=600, long_side=1000)
-        (600, 800)
-        >>> scaled_size((20000, 20), short_side=600, long_side=1000)
-        (1000, 32)
+        >>> scaled_size((375, 500), 600, 1000), scaled_size((20000, 20), 600, 1000)
+        ((600, 800), (1000, 32))
     """
     if min(*size, short_side, long_side, minimum) < 1:
         raise ValueError(
@@ -174,13 +147,7 @@ def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
     Args:
         image: [H, W, 3] uint8. Not modified.
-        size: (height, width) wanted, each at least 1.
-
-    Returns:
-        [height, width, 3] uint8, C-contiguous; the image itself where it already has that size.
-
-    Raises:
-        ValueError: an image of another form, or a length below 1.
+        size: (height, width) wanted, each at least 1: that of the result, which is the image itself where it fits.
 
     Example:
         >>> resize_image(np.zeros((20, 2000, 3), dtype=np.uint8), (32, 600)).shape
@@ -199,18 +166,9 @@ def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def checked_size(image: np.ndarray, caller: str) -> tuple[int, int]:
-    """(height, width) of an image, if it is one.
-
-    Args:
-        image: what a function was given as [H, W, 3] uint8.
-        caller: its name, for the message.
-
-    Raises:
-        ValueError: another shape or type, or no pixels.
+    """(height, width) of what ``caller`` was given as an image [H, W, 3] uint8; a ValueError where it is none.
 
     Example:
-        >>> checked_size(np.zeros((20, 30, 3), dtype=np.uint8), "resize_image")
-        (20, 30)
         >>> checked_size(np.zeros((20, 30), dtype=np.uint8), "resize_image")
         Traceback (most recent call last):
         ValueError: resize_image: expected [H, W, 3] uint8 with pixels, got (20, 30) uint8
@@ -223,17 +181,10 @@ def checked_size(image: np.ndarray, caller: str) -> tuple[int, int]:
 def content_key(source: str | os.PathLike[str] | np.ndarray) -> str:
     """Name an image by its content, so that what was computed from it is found again, and only for it.
 
-    Args:
-        source: path of a file (its bytes are hashed), or an array (its type, shape and values are hashed).
-
-    Returns:
-        32 hexadecimal digits (BLAKE2b, 16 bytes).
-
-    Raises:
-        ImageError: no such file, or one that cannot be read.
+    The bytes of a file are hashed; of an array its type, shape and values: 32 hexadecimal digits (BLAKE2b, 16 bytes).
 
     Example:
-        >>> content_key(np.zeros((2, 2, 3), dtype=np.uint8)) == content_key(np.zeros((2, 2, 3), dtype=np.uint8))
+        >>> content_key(np.zeros((2, 2, 3), np.uint8)) == content_key(np.zeros((2, 2, 3), np.uint8))
         True
     """
     digest = hashlib.blake2b(digest_size=16)
@@ -244,11 +195,9 @@ def content_key(source: str | os.PathLike[str] | np.ndarray) -> str:
     _check_file(Path(source))
     try:
         with open(source, "rb") as file:
-            while piece := file.read(1 << 20):
-                digest.update(piece)
+            return hashlib.file_digest(file, lambda: digest).hexdigest()
     except OSError as error:
         raise UnusableImage(source, "unreadable", f"cannot be read: {error.strerror or error}") from error
-    return digest.hexdigest()
 
 
 @contextmanager
@@ -282,7 +231,7 @@ def exif_orientation(image: Image.Image) -> int:
             orientation = Image.Image.getexif(image).get(EXIF_ORIENTATION, 1)
         except Exception:  # damaged EXIF: the picture itself is still good
             return 1
-    return orientation if orientation in _TO_UPRIGHT else 1
+    return orientation if orientation in range(1, 9) else 1
 
 
 def _checked_file(source: object) -> tuple[Path | io.BytesIO, str]:
@@ -333,7 +282,7 @@ def _foreign(file: Path | io.BytesIO) -> str | None:
     """What a file is that is no image, where its first bytes tell."""
     with file.open("rb") if isinstance(file, Path) else io.BytesIO(file.getvalue()) as stream:
         head = stream.read(64).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    return next((what for start, at, what in _FOREIGN if head[at:].startswith(start)), None)
+    return next((what for start, what in _FOREIGN.items() if re.match(start, head, re.DOTALL)), None)
 
 
 def _check_pixels(image: Image.Image, name: str) -> None:
@@ -357,15 +306,16 @@ def _from_pillow(image: Image.Image) -> np.ndarray:
         rgb = _to_rgb(image)
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error ... on damaged data
         raise UnusableImage(name, "damaged", f"damaged or cut short: {_one_line(error)}") from error
-    if orientation != 1:
-        rgb = rgb.transpose(_TO_UPRIGHT[orientation])
-    return np.ascontiguousarray(np.asarray(rgb, dtype=np.uint8))
+    array = np.asarray(rgb, dtype=np.uint8)
+    array = array.transpose(1, 0, 2) if orientation >= 5 else array
+    array = array[:, ::-1] if orientation in (2, 3, 6, 7) else array
+    return np.ascontiguousarray(array[::-1] if orientation in (3, 4, 7, 8) else array)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
-    if image.mode[0] in "IF":  # 16-bit, 32-bit and floating-point grey
+    if image.mode[0] in "IF":  # 16-bit, 32-bit and floating-point gray
         return Image.fromarray(_to_8_bit(np.asarray(image), known_range=image.mode.startswith("I;16"))).convert("RGB")
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
@@ -374,29 +324,29 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _to_8_bit(grey: np.ndarray, known_range: bool) -> np.ndarray:
+def _to_8_bit(gray: np.ndarray, known_range: bool) -> np.ndarray:
     """Scale by the smallest usual range that holds all values: 0..1 (floating point), 0..255, 0..65535, 0..largest."""
-    grey = np.nan_to_num(grey.astype(np.float32), posinf=0, neginf=0).clip(min=0)
-    largest = float(grey.max())
+    gray = np.nan_to_num(gray.astype(np.float32), posinf=0, neginf=0).clip(min=0)
+    largest = float(gray.max())
     if known_range:
         top = 65535.0
     else:
-        whole = bool((grey == np.floor(grey)).all())
+        whole = bool((gray == np.floor(gray)).all())
         ranges = (255.0, 65535.0, largest) if whole else (1.0, 255.0, 65535.0, largest)
         top = next(r for r in ranges if largest <= r)
-    return (grey * (255.0 / top) + 0.5).astype(np.uint8)
+    return (gray * (255.0 / top) + 0.5).astype(np.uint8)
 
 
 def _from_array(array: np.ndarray) -> np.ndarray:
-    grey = array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 1)
-    if array.dtype != np.uint8 or not (grey or (array.ndim == 3 and array.shape[2] in (3, 4))):
+    gray = array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 1)
+    if array.dtype != np.uint8 or not (gray or (array.ndim == 3 and array.shape[2] in (3, 4))):
         raise ImageError(
             f"an image array must be [height, width, 3] uint8 RGB, got shape {array.shape} {array.dtype}; "
             "move channels last and scale to 0..255"
         )
     if array.size == 0:
         raise ImageError(f"the image array has no pixels: shape {array.shape}")
-    if grey:
+    if gray:
         return np.repeat(array.reshape(*array.shape[:2], 1), 3, axis=2)
     if array.shape[2] == 4:
         return _from_pillow(Image.fromarray(np.ascontiguousarray(array), "RGBA"))
@@ -404,36 +354,33 @@ def _from_array(array: np.ndarray) -> np.ndarray:
 
 
 def _from_tensor(tensor: Any) -> np.ndarray:
-    channels_first, floating = tensor.ndim == 3 and tensor.shape[0] == 3, tensor.is_floating_point()
-    channels_last = tensor.ndim == 3 and tensor.shape[2] == 3
-    whole = str(tensor.dtype) == "torch.uint8"
-    if not (channels_first and floating) and not (whole and (channels_first or channels_last)):
+    first = tensor.ndim == 3 and tensor.shape[0] == 3  # where both fit, channels are first
+    last = tensor.ndim == 3 and tensor.shape[2] == 3
+    floating = first and tensor.is_floating_point()
+    if not floating and not (str(tensor.dtype) == "torch.uint8" and (first or last)):
         raise ImageError(
             "an image tensor must be [3, H, W] or [H, W, 3] uint8, or [3, H, W] of floating point in 0..1, "
             f"got {list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}; of a batch, give one image"
         )
     array = (tensor.detach().cpu().float() if floating else tensor.cpu()).numpy()
-    if floating and array.size:
-        low, high = float(array.min()), float(array.max())
-        if not 0 <= low <= high <= 1:
-            raise ImageError(
-                f"an image tensor of floating point must lie in 0..1, got {low:g} to {high:g}; "
-                "divide by 255, or undo the normalization"
-            )
+    if floating:
+        if not ((array >= 0) & (array <= 1)).all():
+            found = f"{array.min():g} to {array.max():g}; divide by 255, or undo the normalization"
+            raise ImageError(f"an image tensor of floating point must lie in 0..1, got {found}")
         array = (array * 255 + 0.5).astype(np.uint8)
-    return _from_array(array.transpose(1, 2, 0) if channels_first else array)
+    return _from_array(array.transpose(1, 2, 0) if first else array)
 
 
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def read_ahead(sources: Iterable[Any], read: Callable[[Any], Read] = read_image) -> Iterator[Read]:
+def read_ahead(sources: Iterable[Any], read: Callable[[Any], Any] = read_image) -> Iterator[Any]:
     """What ``read`` makes of many sources, in order; two threads are a few sources ahead.
 
     Example:
-        >>> [image.shape for image in read_ahead(np.zeros((side, 5, 3), np.uint8) for side in (2, 3))]
-        [(2, 5, 3), (3, 5, 3)]
+        >>> [image.shape for image in read_ahead([np.zeros((2, 5, 3), np.uint8)] * 2, read_image)]
+        [(2, 5, 3), (2, 5, 3)]
     """
     waiting = iter(sources)
     with ThreadPoolExecutor(2) as pool:

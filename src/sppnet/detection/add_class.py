@@ -124,8 +124,7 @@ def _add_svm(model: SPPNet, windows: _Both, cache: Path, progress: Progress) -> 
     state = state_file(cache, "svms", windows.windows, key, (name,))
     svm = train_svms(windows, (name,), settings, state=state, scale=scale, progress=progress).to(model.device)
     put_svms(
-        model,
-        SVMClassifier(torch.cat([before.weights, svm.weights]), torch.cat([before.biases, svm.biases]), scale),
+        model, SVMClassifier(torch.cat([before.weights, svm.weights]), torch.cat([before.biases, svm.biases]), scale)
     )
     _grow(model.image_classifier, svm.weights * scale, svm.biases)
     return state

@@ -82,12 +82,7 @@ def train_linear_heads(
 
 
 def train_image_svms(
-    model: SPPNet,
-    head_features: np.ndarray,
-    present: npt.ArrayLike,
-    *,
-    seed: int = 0,
-    progress: Progress = no_progress,
+    model: SPPNet, head_features: np.ndarray, present: npt.ArrayLike, *, seed: int = 0, progress: Progress = no_progress
 ) -> SVMChoice:
     """Have the image classifier say by SVMs which classes are in a whole image: for a detector with nothing fine-tuned.
 

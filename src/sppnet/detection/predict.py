@@ -80,7 +80,7 @@ def detect(
 
 def detect_each(sources: Iterable[Any], model: SPPNet | Sequence[SPPNet], **options: Any) -> Iterator[Detections]:
     """`detect` for many images, in order, in bounded memory: threads decode a few ahead, whatever the iterator's length."""
-    for image in read_ahead(sources):
+    for image in read_ahead(sources, read_image):
         yield detect(image, model, **options)
 
 

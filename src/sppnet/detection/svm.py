@@ -45,7 +45,11 @@ from sppnet.models.heads import SVMClassifier
 from sppnet.progress import Progress, no_progress
 
 BYTES_PER_CLASS = 2**27  # of negatives at most: 65,000 of length 1024, 1000 of a pyramid with 64,000 numbers
-SOLVING_BYTES = 2**30  # of features in single precision: so many classes are solved side by side
+SOLVING_BYTES = 2**29  # of features in single precision: so many classes are solved side by side
+DECIDING = (
+    "cost", "positive_weight", "bias_input", "negative_iou", "duplicate_iou", "hard_score", "easy_score", "retrain_after",
+    "memory_bytes", "seed",
+)  # fmt: skip
 EMBEDDED_BYTES = 2**27  # of an image's windows in single precision that are looked at together
 
 
@@ -86,18 +90,7 @@ class SVMSettings:
 
     def key(self) -> dict[str, Any]:
         """What decides the result, by name. A field that comes later belongs here only where it is not at its default."""
-        return {
-            "cost": self.cost,
-            "positive_weight": self.positive_weight,
-            "bias_input": self.bias_input,
-            "negative_iou": self.negative_iou,
-            "duplicate_iou": self.duplicate_iou,
-            "hard_score": self.hard_score,
-            "easy_score": self.easy_score,
-            "retrain_after": self.retrain_after,
-            "memory_bytes": self.memory_bytes,
-            "seed": self.seed,
-        }
+        return {name: getattr(self, name) for name in DECIDING}
 
 
 def train_svms(
@@ -273,7 +266,9 @@ class _Mining:
         """Weights [D], bias, decision scores of the negatives."""
         positives = self.positives[0][self.positive_labels[0] == column + 1]
         negatives = self.cache.features[self.cache.rows_of(column)]
-        scaled = torch.cat([positives.float(), negatives.float()]).mul_(self.scale).numpy()
+        joined = torch.empty(len(positives) + len(negatives), self.weights.shape[1])  # the one copy in single precision
+        joined[: len(positives)], joined[len(positives) :] = positives, negatives
+        scaled = joined.mul_(self.scale).numpy()
         svm = solve_svms(
             scaled,
             np.repeat((1, -1), (len(positives), len(negatives)))[:, None],

@@ -197,4 +197,6 @@ def feature_scale(images: ManyWindows, seed: int = 0) -> float:
         raise ValueError(
             f"no length to scale to {FEATURE_NORM:g}: {count} windows in {len(images)} images, features all 0"
         )
-    return float(f"{FEATURE_NORM * count / total:.4g}")  # rounded, so that another machine gets the very same
+    return float(
+        np.float32(f"{FEATURE_NORM * count / total:.4g}")
+    )  # rounded, so that another machine gets the very same

@@ -50,12 +50,7 @@ class SVMChoice:
 
 
 def train_calibrated_svms(
-    features: np.ndarray,
-    targets: npt.ArrayLike,
-    *,
-    multi_label: bool,
-    seed: int = 0,
-    progress: Progress = no_progress,
+    features: np.ndarray, targets: npt.ArrayLike, *, multi_label: bool, seed: int = 0, progress: Progress = no_progress
 ) -> tuple[LinearSVMs, SVMChoice]:
     """Train linear SVMs whose decision scores are logits: cost and scale are chosen by cross-validation on the same rows.
 
@@ -86,10 +81,12 @@ def train_calibrated_svms(
         raise ValueError("features hold infinities or NaN")
     shrink = 1 / max(float(np.sqrt(np.diagonal(gram).astype(np.float64)).mean()), 1e-12) ** 2  # to a mean length of 1
     gram *= np.float32(shrink)
-    drawn = _drawn(signs, seed)
+    drawn, parts = np.arange(len(signs)), -(-len(signs) // MAX_CHOOSING)
+    if parts > 1:  # of each class its share
+        drawn = np.flatnonzero(stratified_folds(_strata(signs), parts, np.random.default_rng([seed, 0])) == 0)
     done, total = count(1), len(COSTS) * min(FOLDS, len(drawn)) + 1
     choice = choose_cost(
-        gram if len(drawn) == len(gram) else gram[np.ix_(drawn, drawn)],
+        gram if parts == 1 else gram[np.ix_(drawn, drawn)],
         signs[drawn],
         multi_label=multi_label,
         seed=seed,
@@ -345,14 +342,6 @@ def _answers(
 def _strata(targets: npt.NDArray[np.int8]) -> npt.NDArray[np.int64]:
     """[N]: rows of the same classes share a number."""
     return np.unique(targets, axis=0, return_inverse=True)[1].reshape(-1)
-
-
-def _drawn(targets: npt.NDArray[np.int8], seed: int) -> npt.NDArray[np.int64]:
-    """Indices of up to `MAX_CHOOSING` rows, of each class its share."""
-    if len(targets) <= MAX_CHOOSING:
-        return np.arange(len(targets))
-    parts = -(-len(targets) // MAX_CHOOSING)
-    return np.flatnonzero(stratified_folds(_strata(targets), parts, np.random.default_rng([seed, 0])) == 0)
 
 
 def _blocks(features: np.ndarray, before: int | None = None) -> Iterator[tuple[slice, FloatArray]]:

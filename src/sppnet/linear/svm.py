@@ -42,7 +42,7 @@ class LinearSVMs(NamedTuple):
 
     def decision_scores(self, features: np.ndarray) -> FloatArray:
         """Features [N, D] -> [N, K] float32, above 0 for yes."""
-        scores: FloatArray = features.astype(np.float32) @ self.weights.T + self.biases
+        scores: FloatArray = np.asarray(features, np.float32) @ self.weights.T + self.biases
         return scores
 
 
@@ -103,10 +103,9 @@ def solve_svms(
         limit = f"{MAX_STEPS} steps"
     else:
         solved = []
-        for column in range(signs.shape[1]):
-            used = costs[:, column] > 0
-            rows = features if used.all() else features[used]
-            solved.append(dual.solve_dual(rows, signs[used, column], costs[used, column], bias_input, loss, tolerance))
+        for y, c in zip(signs.T, costs.T, strict=True):
+            rows = features if c.all() else features[c > 0]
+            solved.append(dual.solve_dual(rows, y[c > 0], c[c > 0], bias_input, loss, tolerance))
         weights, biases, gaps = (np.array(part) for part in zip(*solved, strict=True))
         limit = f"{dual.MAX_ROUNDS} rounds"
     _warn(gaps, tolerance, limit, cost)

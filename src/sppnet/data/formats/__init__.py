@@ -6,6 +6,7 @@ limit)``, which raises the first finding that is an error; and ``check(root)``, 
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections import Counter
@@ -18,6 +19,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from sppnet.data.annotations import AnnotatedImage, DetectionData
+from sppnet.data.find import Listing
 from sppnet.data.images import image_size
 from sppnet.errors import DataError, ImageError, SettingsError
 
@@ -80,7 +82,6 @@ class Entry:
     place: Place  # where the size is stated
     stated: Size | None = None
     label: str = ""  # of the whole image, in class folders
-    annotated: bool = True  # whether anything says what is in it
     objects: list[Object] = field(default_factory=list)
     seen: set[Object] = field(default_factory=set)
 
@@ -92,16 +93,16 @@ class Entry:
         except ImageError:
             return _UNKNOWN
 
-    def image(self, label_of: dict[str, int]) -> AnnotatedImage:
+    def annotated(self, label_of: dict[str, int]) -> AnnotatedImage:
         """The form that training works on; an `ImageError` where the size is not stated and cannot be measured."""
         assert self.path is not None, "a missing image is an error, which was raised before"
         return AnnotatedImage(
             image_id=self.image_id,
             path=self.path,
             size=self.stated or image_size(self.path),
-            gt_boxes=np.array([found.box for found in self.objects], dtype=np.float32).reshape(-1, 4),
-            gt_labels=np.array([label_of[found.name] for found in self.objects], dtype=np.int64),
-            difficult=np.array([found.difficult for found in self.objects], dtype=bool),
+            gt_boxes=np.array([found.box for found in self.objects], np.float32).reshape(-1, 4),
+            gt_labels=np.array([label_of[found.name] for found in self.objects], np.int64),
+            difficult=np.array([found.difficult for found in self.objects], bool),
         )
 
 
@@ -114,6 +115,11 @@ class Parsed:
     class_names: Sequence[str] = ()
     splits: dict[str, list[Entry]] = field(default_factory=dict)  # an entry may be in several
     findings: list[Finding] = field(default_factory=list)
+    listings: list[Listing] = field(default_factory=list)  # what lies in class folders beside their images
+
+    def found(self, path: Path, severity: Severity, kind: str, message: str, line: int | None = None) -> None:
+        """Take down a finding."""
+        self.findings.append(Finding(path, line, severity, kind, message))
 
     def add(self, entry: Entry, place: Place, read: Callable[[], Object]) -> None:
         """Read one object of an image; a `Fault` becomes a finding of its place."""
@@ -123,8 +129,7 @@ class Parsed:
             self.findings.append(place("error", fault.kind, str(fault)))
             return
         if found in entry.seen:
-            message = f"the same box of {found.name!r} for the second time"
-            self.findings.append(place("warning", "box-twice", message))
+            self.findings.append(place("warning", "box-twice", f"the same box of {found.name!r} for the second time"))
         entry.seen.add(found)
         entry.objects.append(found)
 
@@ -143,8 +148,7 @@ class Parsed:
         """The one split that was parsed; a `DataError` of the first finding that is an error."""
         raise_first_error(self.findings)
         label_of = {name: label for label, name in enumerate(self.class_names, start=1)}
-        images = tuple(entry.image(label_of) for entry in self.entries())
-        return DetectionData(tuple(self.class_names), images, split)
+        return DetectionData(tuple(self.class_names), tuple(e.annotated(label_of) for e in self.entries()), split)
 
 
 def raise_first_error(findings: Iterable[Finding]) -> None:
@@ -167,21 +171,21 @@ def checked_size(height: int, width: int) -> Size | None:
     return (height, width) if min(height, width) >= 1 and max(height, width) <= _MOST_PIXELS else None
 
 
-def cut_box(box: Box, size: Size, name: str, shown: str, expected: str) -> Box:
+def cut_box(box: Box, size: Size, name: str, given: object, expected: str) -> Box:
     """The box cut to the image; a `Fault` if it is empty, swapped, or more than `TOLERANCE` outside.
 
     Example:
-        >>> cut_box((-1, 5, 9, 20.5), (20, 30), "cat", "...", "...")
+        >>> cut_box((-1, 5, 9, 20.5), (20, 30), "cat", [-1, 5, 10, 15.5], "[x, y, width, height]")
         (0.0, 5, 9, 20.0)
     """
     x0, y0, x1, y1 = box
     height, width = float(size[0]), float(size[1])
     if not all(map(math.isfinite, box)) or x0 >= x1 or y0 >= y1:
-        raise Fault(f"box of {name!r} is empty or swapped: {shown}; expected {expected}", "box")
+        raise Fault(f"box of {name!r} is empty or swapped: {shown(given)}; expected {expected}", "box")
     cut = (max(x0, 0.0), max(y0, 0.0), min(x1, width), min(y1, height))
     beyond = max(cut[0] - x0, cut[1] - y0, x1 - cut[2], y1 - cut[3])
     if beyond > TOLERANCE or cut[0] >= cut[2] or cut[1] >= cut[3]:
-        raise Fault(f"box of {name!r} is outside the image of {size[1]} x {size[0]} pixels: {shown}", "box")
+        raise Fault(f"box of {name!r} is outside the image of {size[1]} x {size[0]} pixels: {shown(given)}", "box")
     return cut
 
 
@@ -212,6 +216,12 @@ def read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(path, f"cannot be read as text: {error}") from error
+
+
+def shown(value: object) -> str:
+    """A value for a message, cut to 80 characters; a text as it is."""
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def some(names: Sequence[str], most: int = 10) -> str:

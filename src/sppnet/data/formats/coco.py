@@ -19,23 +19,10 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from sppnet.data import formats
 from sppnet.data.annotations import DetectionData
 from sppnet.data.find import is_hidden
-from sppnet.data.formats import (
-    Entry,
-    Fault,
-    Finding,
-    Object,
-    Parsed,
-    Severity,
-    Size,
-    checked_limit,
-    checked_size,
-    choose_split,
-    cut_box,
-    read_text,
-    some,
-)
+from sppnet.data.formats import Entry, Fault, Finding, Object, Parsed
 from sppnet.errors import DataError
 
 NAME, LAYOUT = "COCO", "annotations/instances_<split>.json, <split>/_annotations.coco.json or <split>.json"
@@ -90,7 +77,7 @@ def read(
         Traceback (most recent call last):
         sppnet.errors.DataError: no/such/folder: no such file or folder; expected COCO annotations: annotations/instances_...
     """
-    parsed = _parse(Path(root), split, checked_limit(limit))
+    parsed = _parse(Path(root), split, formats.checked_limit(limit))
     if drop_faulty:
         parsed.findings = [finding for finding in parsed.findings if finding.kind != "box"]
     return parsed.data(split)
@@ -122,7 +109,7 @@ class _File:
         for index, entry in enumerate(self.categories):
             number, name = (entry.get("id"), entry.get("name")) if isinstance(entry, dict) else (None, None)
             if not _is_whole(number) or not isinstance(name, str) or not name.strip():
-                raise self.error("categories", index, f"expected an id and a name, got {_shown(entry)}")
+                raise self.error("categories", index, f"expected an id and a name, got {formats.shown(entry)}")
             if number in names:
                 raise self.error("categories", index, f"the id {number} is given twice; number them apart")
             names[number] = name.strip()
@@ -139,7 +126,7 @@ class _File:
             raise DataError(self.path, "no categories; expected one for each class, with an id and a name")
         return dict(sorted(names.items()))
 
-    def find(self, key: str, index: int, severity: Severity, kind: str, message: str) -> Finding:
+    def find(self, key: str, index: int, severity: Any, kind: str, message: str) -> Finding:
         """A finding of one entry, with its number and id, as many files are a single line."""
         error = self.error(key, index, message)
         return Finding(self.path, error.line, severity, kind, error.reason)
@@ -154,7 +141,7 @@ class _File:
     @cached_property
     def _lines(self) -> dict[str, list[int]]:
         """On which line each entry begins: a second look at the file, so that reading a sound one is fast."""
-        text = read_text(self.path)
+        text = formats.read_text(self.path)
         ends = list(accumulate(map(len, text.split("\n")), lambda end, length: end + 1 + length))
         return {key: [bisect_right(ends, at - 1) + 1 for at in starts] for key, starts in _starts(text).items()}
 
@@ -166,7 +153,7 @@ def _parse(root: Path, split: str | None = None, limit: int | None = None) -> Pa
     if not paths:
         raise DataError(root, f"no COCO annotations; expected {LAYOUT}, or give the JSON file itself")
     order = sorted(paths, key=lambda name: (not name.startswith("train"), name))
-    names = order if split is None else [choose_split(root, split, order)]
+    names = order if split is None else [formats.choose_split(root, split, order)]
     parsed = Parsed(f"COCO, split into {', '.join(names)}" if len(names) > 1 else f"COCO, {names[0]}", root)
     first: _File | None = None
     for name in names:
@@ -174,14 +161,17 @@ def _parse(root: Path, split: str | None = None, limit: int | None = None) -> Pa
             file = _load(paths[name], name)
             classes = list(file.classes.values())
         except DataError as error:
-            parsed.findings.append(Finding(error.path, error.line, "error", "annotations", error.reason))
+            parsed.found(error.path, "error", "annotations", error.reason, error.line)
             continue
         first = first or file
         parsed.class_names = list(dict.fromkeys([*parsed.class_names, *classes]))
         if classes != list(first.classes.values()):
-            only = some([repr(name) for name in sorted(set(classes) ^ set(first.classes.values()))]) or "their order"
+            only = (
+                formats.some([repr(name) for name in sorted(set(classes) ^ set(first.classes.values()))])
+                or "their order"
+            )
             message = f"its classes are not those of {first.path.name} ({only}): labels would not mean the same"
-            parsed.findings.append(Finding(file.path, None, "error", "classes", message))
+            parsed.found(file.path, "error", "classes", message)
         _parse_file(file, parsed, limit)
     return parsed
 
@@ -201,43 +191,44 @@ def _parse_file(file: _File, parsed: Parsed, limit: int | None) -> None:
                 entry.path = find(name)
         except Fault as fault:
             parsed.findings.append(place("error", fault.kind, str(fault)))
-    if not entries:
-        parsed.findings.append(Finding(file.path, None, "error", "list", "no images in it"))
+    if not file.images:
+        parsed.found(file.path, "error", "list", "no images in it")
     for index, content in enumerate(file.annotations):
         place = partial(file.find, "annotations", index)
-        image_id = content.get("image_id") if isinstance(content, dict) else None
-        if not (_is_whole(image_id) or isinstance(image_id, str)) or image_id not in entries:
-            message = f"image_id {image_id!r} is none of the {len(entries)} images' ids"
-            message = message if isinstance(content, dict) else f"expected an object with fields, got {_shown(content)}"
+        of_id = content.get("image_id") if isinstance(content, dict) else None
+        if not (_is_whole(of_id) or isinstance(of_id, str)) or of_id not in entries:
+            message = f"image_id {of_id!r} is none of the {len(entries)} images' ids"
             parsed.findings.append(place("error", "image-id", message))
-        elif (of := entries[image_id]) is not None:
+        elif (of := entries[of_id]) is not None:
             parsed.add(of, place, partial(_object, content, file.classes, of.size))
     parsed.splits[file.split] = [entry for entry in entries.values() if entry is not None]
 
 
-def _image_entry(content: Any) -> tuple[int | str, str, Size | None]:
+def _image_entry(content: Any) -> tuple[int | str, str, tuple[int, int] | None]:
     """Id, file name and, where stated, the size of one entry of ``images``."""
+    number: Any
     number, name = (content.get("id"), content.get("file_name")) if isinstance(content, dict) else (None, None)
     if not (_is_whole(number) or (isinstance(number, str) and number)) or not isinstance(name, str) or not name:
-        raise Fault(f"expected an id and a file_name, got {_shown(content)}", "image-entry")
+        raise Fault(f"expected an id and a file_name, got {formats.shown(content)}", "image-entry")
     height, width = content.get("height"), content.get("width")
-    return number, name, checked_size(height, width) if _is_whole(height) and _is_whole(width) else None
+    return number, name, formats.checked_size(height, width) if _is_whole(height) and _is_whole(width) else None
 
 
-def _object(content: Mapping[str, Any], classes: Mapping[int, str], size: Size) -> Object:
+def _object(content: Mapping[str, Any], classes: Mapping[int, str], size: tuple[int, int]) -> Object:
     category, box = content.get("category_id"), content.get("bbox")
     if not _is_whole(category) or category not in classes:
-        raise Fault(f"category_id {category!r} is none of the categories; known ids: {some([*map(str, classes)])}")
+        raise Fault(
+            f"category_id {category!r} is none of the categories; known ids: {formats.some([*map(str, classes)])}"
+        )
     crowd = content.get("iscrowd", 0) or content.get("ignore", 0) or 0
     if crowd not in (0, 1):
         raise Fault(f"iscrowd (or ignore) is {crowd!r}; expected 0 or 1")
     if not isinstance(box, list) or len(box) != 4 or not all(isinstance(v, int | float) for v in box):
-        raise Fault(f"bbox is not four numbers [x, y, width, height]: {_shown(box)}")
+        raise Fault(f"bbox is not four numbers [x, y, width, height]: {formats.shown(box)}")
     x, y, width, height = (float(max(-_MOST, min(v, _MOST))) if isinstance(v, int) else v for v in box)
-    shown, expected = f"bbox={_shown(box)}", "[x, y, width, height], both above 0"
-    return Object(
-        classes[category], cut_box((x, y, x + width, y + height), size, classes[category], shown, expected), bool(crowd)
-    )
+    expected = "[x, y, width, height], both above 0"
+    cut = formats.cut_box((x, y, x + width, y + height), size, classes[category], box, expected)
+    return Object(classes[category], cut, bool(crowd))
 
 
 class _ImageFinder:
@@ -285,7 +276,7 @@ def _looks_like_coco(path: Path) -> bool:
 
 def _load(path: Path, split: str) -> _File:
     try:
-        content = json.loads(read_text(path))
+        content = json.loads(formats.read_text(path))
     except json.JSONDecodeError as error:
         raise DataError(path, f"not readable as JSON: {error.msg}", error.lineno) from error
     except (ValueError, RecursionError) as error:  # a number of thousands of digits; lists in lists in lists
@@ -323,8 +314,3 @@ def _starts(text: str) -> dict[str, list[int]]:
 def _is_whole(value: Any) -> TypeGuard[int]:
     """Whether a value of a JSON is a whole number: not true or false, which Python counts as such."""
     return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value, default=str)
-    return text if len(text) <= 80 else text[:77] + "..."

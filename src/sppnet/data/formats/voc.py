@@ -14,22 +14,10 @@ from functools import partial
 from pathlib import Path
 from xml.parsers import expat
 
+from sppnet.data import formats
 from sppnet.data.annotations import DetectionData
 from sppnet.data.find import IMAGE_ENDINGS, is_hidden
-from sppnet.data.formats import (
-    Entry,
-    Fault,
-    Finding,
-    Object,
-    Parsed,
-    Place,
-    Size,
-    checked_limit,
-    checked_size,
-    choose_split,
-    cut_box,
-    read_text,
-)
+from sppnet.data.formats import Entry, Fault, Finding, Object, Parsed, Place
 from sppnet.errors import DataError
 
 NAME, LAYOUT = "VOC", "Annotations, ImageSets, JPEGImages"
@@ -83,7 +71,7 @@ def read(root: str | os.PathLike[str], split: str = "train", limit: int | None =
         Traceback (most recent call last):
         sppnet.errors.DataError: no/such/folder: no such folder; expected a folder with Annotations, ImageSets, JPEGImages
     """
-    return _Parser(Path(root)).parse(split, checked_limit(limit)).data(split)
+    return _Parser(Path(root)).parse(split, formats.checked_limit(limit)).data(split)
 
 
 def check(root: Path) -> Parsed:
@@ -96,19 +84,16 @@ def check(root: Path) -> Parsed:
     parsed, names, folder = parser.parse(), parser.names, parser.folder
     parsed.class_names = sorted(names)
     known = {entry.image_id for entry in parsed.entries()}
-    for entry in parsed.splits[""]:
-        if entry.path is None:
-            parsed.findings.append(entry.place("warning", "missing", "no image in JPEGImages belongs to it"))
+    alone = [entry for entry in parsed.splits[""] if entry.path is None]
+    parsed.findings += [entry.place("warning", "missing", "no image in JPEGImages belongs to it") for entry in alone]
     bare = [path for image_id, path in parser.images.items() if image_id not in known]
     if bare:
         message = f"{len(bare)} images have no annotation, and are in no list ({bare[0].name} ...)"
-        parsed.findings.append(Finding(folder / "JPEGImages", None, "note", "unannotated", message))
-        parsed.splits[""] += [Entry(path.stem, path, partial(Finding, path, None), annotated=False) for path in bare]
+        parsed.found(folder / "JPEGImages", "note", "unannotated", message)
+        parsed.splits[""] += [Entry(path.stem, path, partial(Finding, path, None)) for path in bare]
     if parser.zeros:
-        message = (
-            f"{parser.zeros} times xmin or ymin is 0, but VOC counts from 1: do these boxes lie a pixel too far left?"
-        )
-        parsed.findings.append(Finding(folder / "Annotations", None, "note", "from-zero", message))
+        message = f"{parser.zeros} times xmin or ymin is 0, but VOC counts from 1: do boxes lie a pixel too far left?"
+        parsed.found(folder / "Annotations", "note", "from-zero", message)
     parsed.findings += _name_findings(names)
     return parsed
 
@@ -123,8 +108,8 @@ class _Parser:
         self.zeros = 0
         self.images: dict[str, Path] = {}  # one listing of the folder instead of a look-up for each image
         for path in sorted((self.folder / "JPEGImages").iterdir()):
-            image = path.suffix.lower() in IMAGE_ENDINGS and not is_hidden(path.name)
-            if image and (path.stem not in self.images or path.suffix == ".jpg"):
+            preferred = path.stem not in self.images or path.suffix == ".jpg"
+            if path.suffix.lower() in IMAGE_ENDINGS and not is_hidden(path.name) and preferred:
                 self.images[path.stem] = path
 
     def parse(self, split: str | None = None, limit: int | None = None) -> Parsed:
@@ -150,30 +135,27 @@ class _Parser:
         paths = {path.stem: path for path in sorted(folder.glob("*.txt")) if not is_hidden(path.name)}
         names = sorted(paths, key=lambda name: (name != "train", name))
         lists: dict[str, dict[str, Place]] = {}
-        for name in names if split is None else [choose_split(folder, split, names)]:
+        for name in names if split is None else [formats.choose_split(folder, split, names)]:
             path, ids = paths[name], dict[str, Place]()
             try:
-                lines = [line.strip() for line in read_text(path).splitlines()]
+                lines = [line.strip() for line in formats.read_text(path).splitlines()]
             except DataError as error:
-                self.parsed.findings.append(Finding(path, None, "error", "list", error.reason))
+                self.parsed.found(path, "error", "list", error.reason)
                 continue
             if split is None and any(line.split()[1:] in (["1"], ["-1"], ["0"]) for line in lines):
                 continue
             for number, image_id in enumerate(lines, start=1):
-                place = partial(Finding, path, number)
                 if image_id in ids:
-                    message = f"{image_id!r} is listed twice; list every image once"
-                    self.parsed.findings.append(place("error", "list", message))
+                    self.parsed.found(path, "error", "list", f"{image_id!r} is listed twice; list it once", number)
                 elif image_id:
-                    ids[image_id] = place
+                    ids[image_id] = partial(Finding, path, number)
             if not ids:
-                message = "the list is empty; expected one image id a line"
-                self.parsed.findings.append(Finding(path, None, "error", "list", message))
+                self.parsed.found(path, "error", "list", "the list is empty; expected one image id a line")
             lists[name] = ids
         if lists:
             self.parsed.layout = f"VOC, split into {', '.join(lists)}"
         elif not self.parsed.findings:
-            self.parsed.findings.append(Finding(folder, None, "error", "list", "no list of images, such as train.txt"))
+            self.parsed.found(folder, "error", "list", "no list of images, such as train.txt")
         return lists
 
     def _listed(self, image_id: str, place: Place, wanted: bool) -> Entry:
@@ -192,11 +174,8 @@ class _Parser:
         try:
             tree, lines = _parse_xml(path)
         except (expat.ExpatError, OSError, ValueError, LookupError) as error:  # the last two: a false encoding
-            what, line = (
-                (expat.ErrorString(error.code), error.lineno) if isinstance(error, expat.ExpatError) else (error, None)
-            )
-            reason = f"not readable as a VOC annotation: {what}"
-            self.parsed.findings.append(Finding(path, line, "error", "annotation", reason))
+            reason, line = f"not readable as a VOC annotation: {error}", getattr(error, "lineno", None)
+            self.parsed.found(path, "error", "annotation", reason, line)
             return entry
         place = partial(_place, path, lines)
         entry.place, entry.stated = place(tree, "size"), _stated_size(tree)
@@ -251,15 +230,15 @@ def _text(item: ElementTree.Element, path: str) -> str:
     return item.findtext(path, "").strip()
 
 
-def _stated_size(annotation: ElementTree.Element) -> Size | None:
+def _stated_size(annotation: ElementTree.Element) -> tuple[int, int] | None:
     try:
         height, width = (int(_text(annotation, f"size/{side}")) for side in ("height", "width"))
     except ValueError:
         return None
-    return checked_size(height, width)
+    return formats.checked_size(height, width)
 
 
-def _object(item: ElementTree.Element, size: Size) -> Object:
+def _object(item: ElementTree.Element, size: tuple[int, int]) -> Object:
     name, difficult = _text(item, "name"), _text(item, "difficult")
     if not name:
         raise Fault("an object has no name; expected <name> in each <object>", "box")
@@ -271,7 +250,7 @@ def _object(item: ElementTree.Element, size: Size) -> Object:
         raise Fault(f"box of {name!r} is not four numbers: {shown}", "box") from error
     if difficult not in ("", "0", "1"):
         raise Fault(f"difficult of {name!r} is {difficult!r}; expected 0 or 1", "box")
-    box = cut_box((xmin - 1, ymin - 1, xmax, ymax), size, name, shown, "xmin <= xmax, ymin <= ymax")
+    box = formats.cut_box((xmin - 1, ymin - 1, xmax, ymax), size, name, shown, "xmin <= xmax, ymin <= ymax")
     return Object(name, box, difficult == "1")
 
 
@@ -287,7 +266,7 @@ def _name_findings(names: Mapping[str, list[Place]]) -> Iterator[Finding]:
         message = f"{name!r} stands here only {'once' if count == 1 else f'{count} times'}"
         if official:
             message = (
-                f"{name!r} is not one of VOC's 20 classes ({count} such objects): labels become the folder's own names"
+                f"{name!r} is none of VOC's 20 classes ({count} such objects): labels become the folder's own names"
             )
         if official or alike:
             yield places[0]("warning", "class-name", message + (f"; is it {alike[0]!r}?" if alike else ""))

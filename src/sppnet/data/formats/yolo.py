@@ -15,23 +15,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePath
 
+from sppnet.data import formats
 from sppnet.data.annotations import DetectionData
 from sppnet.data.find import is_hidden, list_images
-from sppnet.data.formats import (
-    SPLIT_NAMES,
-    Entry,
-    Fault,
-    Finding,
-    Object,
-    Parsed,
-    Severity,
-    Size,
-    checked_limit,
-    choose_split,
-    cut_box,
-    plain_split,
-    read_text,
-)
+from sppnet.data.formats import Entry, Fault, Finding, Object, Parsed
 from sppnet.errors import DataError
 
 NAME, LAYOUT = "YOLO", "data.yaml, or images/ and labels/ with classes.txt"
@@ -51,7 +38,7 @@ def recognize(root: Path) -> bool:
         return root.suffix.lower() in (".yaml", ".yml")
     return any((root / name).is_file() for name in _YAML) or any(
         (folder / "images").is_dir() and (folder / "labels").is_dir()
-        for folder in (root, *(root / name for name in SPLIT_NAMES))
+        for folder in (root, *(root / name for name in formats.SPLIT_NAMES))
     )
 
 
@@ -84,7 +71,7 @@ def read(root: str | os.PathLike[str], split: str = "train", limit: int | None =
         Traceback (most recent call last):
         sppnet.errors.DataError: no/such/folder: no such file or folder; expected a YOLO folder: data.yaml, or images/ and ...
     """
-    return _parse(_find_folder(Path(root)), split, checked_limit(limit)).data(split)
+    return _parse(_find_folder(Path(root)), split, formats.checked_limit(limit)).data(split)
 
 
 def check(root: Path) -> Parsed:
@@ -100,7 +87,7 @@ def check(root: Path) -> Parsed:
     for beside in sorted({path.parent for path in with_image}):
         for path in sorted(beside.glob("*.txt")):
             if path not in with_image and path.name not in names:
-                parsed.findings.append(Finding(path, None, "warning", "missing", "no image belongs to it"))
+                parsed.found(path, "warning", "missing", "no image belongs to it")
     return parsed
 
 
@@ -132,7 +119,7 @@ class _Folder:
 
 
 def _parse(folder: _Folder, split: str | None = None, limit: int | None = None) -> Parsed:
-    names = list(folder.splits) if split is None else [choose_split(folder.root, split, folder.splits)]
+    names = list(folder.splits) if split is None else [formats.choose_split(folder.root, split, folder.splits)]
     layout = f"YOLO, split into {', '.join(names)}" if len(names) > 1 else "YOLO, not split"
     parsed = Parsed(layout, folder.root, folder.class_names)
     known: dict[Path, Entry] = {}
@@ -140,8 +127,8 @@ def _parse(folder: _Folder, split: str | None = None, limit: int | None = None) 
         try:
             images = list(_split_images(folder, name).items())[:limit]
         except DataError as error:  # a YAML names a test part even where an export has none
-            severity: Severity = "warning" if split is None and plain_split(name) == "test" else "error"
-            parsed.findings.append(Finding(error.path, error.line, severity, "missing", error.reason))
+            spared = split is None and formats.plain_split(name) == "test"
+            parsed.found(error.path, "warning" if spared else "error", "missing", error.reason, error.line)
             continue
         for image_id, path in images:
             if path not in known:
@@ -153,7 +140,7 @@ def _parse(folder: _Folder, split: str | None = None, limit: int | None = None) 
 
 def _parse_labels(entry: Entry, path: Path, folder: _Folder, parsed: Parsed) -> None:
     try:
-        lines = read_text(path).splitlines() if path.exists() else []
+        lines = formats.read_text(path).splitlines() if path.exists() else []
     except DataError as error:
         parsed.findings.append(entry.place("error", "annotation", error.reason))
         return
@@ -163,19 +150,19 @@ def _parse_labels(entry: Entry, path: Path, folder: _Folder, parsed: Parsed) -> 
             parsed.add(entry, partial(Finding, path, number), read_one)
 
 
-def _object(line: str, class_names: Sequence[str], keypoints: int, size: Size) -> Object:
+def _object(line: str, class_names: Sequence[str], keypoints: int, size: tuple[int, int]) -> Object:
     words = line.split()
     try:
         kind, *shares = (float(word) for word in words)
     except ValueError:
         kind, shares = math.nan, []
     if not all(map(math.isfinite, (kind, *shares))):
-        raise Fault(f"not numbers: {_shown(line)}; expected class cx cy w h", "box")
+        raise Fault(f"not numbers: {formats.shown(line)}; expected class cx cy w h", "box")
     if keypoints and len(shares) == 4 + keypoints:
         shares = shares[:4]
     if len(shares) != 4 and (len(shares) < 6 or len(shares) % 2):
         expected = "expected class cx cy w h, or a class and corners x y x y x y"
-        raise Fault(f"{len(words)} numbers: {_shown(line)}; {expected}", "box")
+        raise Fault(f"{len(words)} numbers: {formats.shown(line)}; {expected}", "box")
     if not kind.is_integer() or not 0 <= kind < len(class_names):
         raise Fault(f"class {words[0]} is none of the {len(class_names)} classes; they count from 0", "box")
     if len(shares) == 4:
@@ -184,10 +171,9 @@ def _object(line: str, class_names: Sequence[str], keypoints: int, size: Size) -
     else:
         x0, y0, x1, y1 = min(shares[::2]), min(shares[1::2]), max(shares[::2]), max(shares[1::2])
     height, width = size
-    hint = "; these look like pixels, expected shares of width and height" if max(map(abs, shares)) > 2 else ""
-    name = class_names[int(kind)]
-    box = (x0 * width, y0 * height, x1 * width, y1 * height)
-    return Object(name, cut_box(box, size, name, _shown(line) + hint, "a width and a height above 0"))
+    name, box = class_names[int(kind)], (x0 * width, y0 * height, x1 * width, y1 * height)
+    hint = " (pixels? expected shares of width and height)" if max(map(abs, shares)) > 2 else ""
+    return Object(name, formats.cut_box(box, size, name, line.strip() + hint, "a width and a height above 0"))
 
 
 def _find_folder(root: Path) -> _Folder:
@@ -204,14 +190,14 @@ def _find_folder(root: Path) -> _Folder:
     files = [root / name for name in _NAMES_FILES if (root / name).is_file()]
     if not files:
         raise DataError(root, "no class names; expected data.yaml or classes.txt, one name a line")
-    names = [line.strip() for line in read_text(files[0]).strip().splitlines()]
+    names = [line.strip() for line in formats.read_text(files[0]).strip().splitlines()]
     return _Folder(root, _checked_names(names, files[0]), splits, files[0])
 
 
 def _split_folders(root: Path) -> dict[str, tuple[Path, ...]]:
     """``images/train`` or ``train/images``, by the split's folder name; else all of ``images`` as "train"."""
     splits: dict[str, tuple[Path, ...]] = {}
-    for name in SPLIT_NAMES:
+    for name in formats.SPLIT_NAMES:
         for folder in (root / "images" / name, root / name / "images"):
             if folder.is_dir():
                 splits[name] = (folder,)
@@ -227,7 +213,9 @@ def _from_yaml(path: Path) -> _Folder:
     import yaml  # type: ignore[import-untyped]
 
     try:
-        content = yaml.load(read_text(path), yaml.BaseLoader)  # which leaves names as written: no, 010, 1.10, null
+        content = yaml.load(
+            formats.read_text(path), yaml.BaseLoader
+        )  # which leaves names as written: no, 010, 1.10, null
     except (yaml.YAMLError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         reason = f"not readable as YAML: {getattr(error, 'problem', None) or error}"
@@ -236,16 +224,18 @@ def _from_yaml(path: Path) -> _Folder:
         raise DataError(path, "not the YAML of a YOLO folder; expected names, train and val in it")
     names = content["names"]
     if isinstance(names, dict):
-        indices = [str(index) for index in range(len(names))]
-        if set(names) != set(indices):
-            raise DataError(path, f"names are numbered {_shown(sorted(names))}; expected 0, 1, 2 ... without gaps")
-        names = [names[index] for index in indices]
+        numbers = [str(number) for number in range(len(names))]
+        if set(names) != set(numbers):
+            raise DataError(
+                path, f"names are numbered {formats.shown(sorted(names))}; expected 0, 1, 2 ... without gaps"
+            )
+        names = [names[number] for number in numbers]
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise DataError(path, "names are not a list of names, nor a mapping from 0, 1, 2 ... to names")
     checked = _checked_names([name.strip() for name in names], path)
     nc, base, shape = content.get("nc"), content.get("path"), content.get("kpt_shape")
     if isinstance(nc, str) and nc != str(len(checked)):
-        raise DataError(path, f"nc is {_shown(nc)}, but there are {len(checked)} names; correct one")
+        raise DataError(path, f"nc is {formats.shown(nc)}, but there are {len(checked)} names; correct one")
     root = path.parent / base if isinstance(base, str) else path.parent
     root = root if root.is_dir() else path.parent  # a path of the machine where the file was written
     splits = {}
@@ -256,9 +246,10 @@ def _from_yaml(path: Path) -> _Folder:
             splits[name] = places
     if not splits:
         raise DataError(path, "no splits; expected train and val, each a folder of images or a list of images")
-    numbers = [number for number in shape if isinstance(number, str)] if isinstance(shape, list) else []
-    whole = len(numbers) == 2 and all(number.isdecimal() and len(number) < 5 for number in numbers)
-    return _Folder(path.parent, checked, splits, path, math.prod(int(number) for number in numbers) if whole else 0)
+    sides = (
+        [int(side) for side in shape if isinstance(side, str) and side.isdecimal()] if isinstance(shape, list) else [0]
+    )
+    return _Folder(path.parent, checked, splits, path, math.prod(sides))
 
 
 def _resolved(base: Path, value: str) -> Path:
@@ -298,7 +289,7 @@ def _split_images(folder: _Folder, split: str) -> dict[str, Path]:
 
 def _listed_images(path: Path, root: Path) -> list[Path]:
     found = []
-    for number, line in enumerate(read_text(path).splitlines(), start=1):
+    for number, line in enumerate(formats.read_text(path).splitlines(), start=1):
         there = [base / line.strip() for base in (path.parent, root) if (base / line.strip()).is_file()]
         if there:
             found.append(Path(os.path.normpath(there[0])))
@@ -312,8 +303,3 @@ def _image_id(path: Path, root: Path) -> str:
     inside = PurePath(os.path.relpath(path, root)).with_suffix("").parts
     *folders, name = (part for part in inside if part not in ("..", ".", "/"))
     return "/".join([*(folder for folder in folders if folder != "images"), name])
-
-
-def _shown(value: object) -> str:
-    text = repr(str(value).strip())
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,6 +1,6 @@
 """R-CNN, for comparison: every proposal cut out, warped to a square and sent through the whole network by itself.
 
-image, boxes [R, 4] -> crops [R, 227, 227, 3] -> maps [R, C, h, w] -> pooled whole [R, M, C] -> described [R, D]: the backbone and
+image, boxes [R, 4] -> crops [R, 227, 227, 3] -> maps [R, C, h, w] -> pooled whole [R, M, C] -> head features [R, D]: the backbone and
 the fully connected layers of the very `SPPNet` that it is compared with, whose convolutions run once for each image instead.
 Made as fast as it can be: cut and warped in one pass over uint8 pixels, in batches whose size is measured. Source: Girshick et
 al., arXiv:1311.2524, section 2.2 and appendix A (warped with 16 pixels of context).
@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sppnet.models.precision import autocast
 from sppnet.models.sppnet import WINDOW_CHUNK, SPPNet
 from sppnet.ops.pyramid_pool import pyramid_pool
 
@@ -37,7 +36,7 @@ class RcnnSettings:
     """
 
     at_once: int = 4  # crops in one batch of the convolutions: see `fastest_batch`
-    side: int = SIDE  # as of `warp_boxes`; at least the model's ``smallest_side``
+    side: int = SIDE  # as of `warp_boxes`; at least the model's smallest side
     context: int = CONTEXT  # as of `warp_boxes`
     bfloat16: bool = True  # compute in it where the device is fast at that; else in float32
 
@@ -86,16 +85,16 @@ def warp_boxes(
     steps = (boxes[:, 2:] - boxes[:, :2]) / (
         side - 2 * context
     )  # pixels of the image from one of the square's to the next
-    # Of pixel 0, as OpenCV counts: from centres of pixels.
+    # Of pixel 0, as OpenCV counts: from centers of pixels.
     starts = (boxes[:, :2] + boxes[:, 2:]) / 2 + steps * (0.5 - side / 2) - 0.5
     crops = np.empty((len(boxes), side, side, 3), np.uint8)
     image = np.ascontiguousarray(image)
-    colour = tuple(map(int, fill))
+    color = tuple(map(int, fill))
     for crop, (across, down), (x, y) in zip(crops, steps.tolist(), starts.tolist(), strict=True):
         matrix = np.array([[across, 0, x], [0, down, y]])
         cv2.warpAffine(
             image, matrix, (side, side), dst=crop, flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
-            borderMode=cv2.BORDER_CONSTANT, borderValue=colour,
+            borderMode=cv2.BORDER_CONSTANT, borderValue=color,
         )  # fmt: skip
     return crops
 
@@ -103,7 +102,7 @@ def warp_boxes(
 def rcnn_features(
     image: np.ndarray, boxes: np.ndarray, model: SPPNet, settings: RcnnSettings = RcnnSettings()
 ) -> Tensor:
-    """Describe boxes as R-CNN does: each through the whole network by itself.
+    """Embed boxes as R-CNN does: each through the whole network by itself.
 
     The convolutions take few crops at once, and the fully connected layers all of them: each what is fastest.
 
@@ -114,7 +113,7 @@ def rcnn_features(
         settings: how.
 
     Returns:
-        [R, D] on the model's device, in the precision that it computes in: what ``model.describe`` gives.
+        [R, D] on the model's device, in the precision that it computes in: what ``model.fully_connected`` gives.
 
     Source: arXiv:1311.2524, section 2.2.
 
@@ -125,7 +124,7 @@ def rcnn_features(
         2
     """
     pooled = rcnn_pooled(image, boxes, model, settings)
-    with torch.inference_mode(), autocast(model.device, enabled=settings.bfloat16):
+    with model.inference(bfloat16=settings.bfloat16):
         return torch.cat([model.fully_connected(part) for part in pooled.split(WINDOW_CHUNK)])
 
 
@@ -139,20 +138,14 @@ def rcnn_pooled(image: np.ndarray, boxes: np.ndarray, model: SPPNet, settings: R
 
 def rcnn_maps(image: np.ndarray, boxes: np.ndarray, model: SPPNet, settings: RcnnSettings = RcnnSettings()) -> Tensor:
     """The maps of boxes, all in one batch, however many ``settings`` asks for: [R, C, h, w]; see `rcnn_features`."""
-    fill = tuple(round(255 * value) for value in model.architecture.mean)
-    crops = torch.from_numpy(warp_boxes(image, boxes, settings.side, settings.context, fill))
-    crops = crops.to(model.device).permute(0, 3, 1, 2)
-    with torch.inference_mode(), autocast(model.device, enabled=settings.bfloat16):
-        return model.features(normalised(model, crops))
-
-
-def normalised(model: SPPNet, crops: Tensor) -> Tensor:
-    """uint8 crops [R, 3, s, s] as the backbone takes them: see `SPPNet.prepare`."""
+    crops = torch.from_numpy(warp_boxes(image, boxes, settings.side, settings.context, model.preprocess.fill))
+    crops = crops.to(model.device).permute(0, 3, 1, 2)  # [R, 3, s, s]
     mean, std = (
         torch.tensor(values, device=crops.device)[:, None, None]
-        for values in (model.architecture.mean, model.architecture.std)
+        for values in (model.preprocess.mean, model.preprocess.std)
     )
-    return crops.float().mul_(1 / (255 * std)).sub_(mean / std)
+    with model.inference(bfloat16=settings.bfloat16):
+        return model.features(crops.float().mul_(1 / (255 * std)).sub_(mean / std))
 
 
 def fastest_batch(

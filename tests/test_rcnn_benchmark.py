@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from sppnet.detection.rcnn import RcnnSettings, fastest_batch, normalised, rcnn_features, rcnn_maps, warp_boxes
+from benchmarks.rcnn import RcnnSettings, fastest_batch, rcnn_features, rcnn_maps, warp_boxes
 from sppnet.models.sppnet import SPPNet
 
 
@@ -20,7 +20,7 @@ def gradient(height: int, width: int) -> np.ndarray:
 def test_the_box_fills_the_middle_and_context_surrounds_it() -> None:
     # 64 pixels of the box become 8 of the square: 8 px each, and 2 more on each side.
     crop = warp_boxes(gradient(200, 200), np.array([[80.0, 64, 144, 128]]), side=12, context=2)[0]
-    expected = 80 + 8 * (np.arange(12) - 2) + 4 - 0.5  # centres of 8 px wide steps
+    expected = 80 + 8 * (np.arange(12) - 2) + 4 - 0.5  # centers of 8 px wide steps
     assert np.abs(crop[:, :, 0] - expected).max() <= 1
     assert np.abs(crop[:, :, 1] - (expected - 16)[:, None]).max() <= 1
 
@@ -64,20 +64,13 @@ def test_each_box_is_an_image_to_the_network(tiny_detector: SPPNet) -> None:
     settings = RcnnSettings(at_once=2, side=64, context=8, bfloat16=False)
     found = rcnn_features(image, boxes, tiny_detector, settings)
     maps = rcnn_maps(image, boxes, tiny_detector, settings)
-    fill = tuple(round(255 * value) for value in tiny_detector.architecture.mean)
-    for row, crop in enumerate(warp_boxes(image, boxes, 64, 8, fill)):
+    for row, crop in enumerate(warp_boxes(image, boxes, 64, 8, tiny_detector.preprocess.fill)):
         with torch.inference_mode():
-            features = tiny_detector.features(tiny_detector.normalise(crop))
+            features = tiny_detector.features(tiny_detector.preprocess.normalize(crop))
             whole = torch.tensor([[0, 0, 0, features.shape[3], features.shape[2]]])
-            expected = tiny_detector.describe(tiny_detector.pool(features, whole))
+            expected = tiny_detector.fully_connected(tiny_detector.pool(features, whole))
         assert torch.allclose(found[row], expected[0], rtol=1e-4, atol=1e-5)
         assert torch.allclose(maps[row], features[0], rtol=1e-4, atol=1e-5)
-
-
-def test_pixels_are_normalised_as_the_model_does(tiny_detector: SPPNet) -> None:
-    image = np.random.default_rng(0).integers(0, 255, (8, 8, 3), dtype=np.uint8)
-    crops = torch.from_numpy(image).permute(2, 0, 1)[None]
-    assert torch.allclose(normalised(tiny_detector, crops), tiny_detector.normalise(image), atol=1e-5)
 
 
 def test_no_boxes(tiny_detector: SPPNet) -> None:
