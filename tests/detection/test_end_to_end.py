@@ -192,8 +192,8 @@ def test_what_is_trained_and_what_stays(
     heads = {"fully_connected", "window_classifier", "box_regressor", "image_classifier"}
     assert {name.split(".")[0] for name in changed} - {"backbone"} == heads
     checkpoint = load_file(max(tmp_path.glob("end-to-end-*/step-*.safetensors")))
-    held = {name for name in checkpoint if name.startswith("model.backbone.")}
-    assert held == {f"model.{name}" for name in changed if name.startswith("backbone.")}
+    held = {name for name in checkpoint if name.startswith("trained/backbone.")}
+    assert held == {f"trained/{name}" for name in changed if name.startswith("backbone.")}
 
 
 def test_it_learns(tiny_detector: SPPNet, photos: list[TrainingImage], tmp_path: Path) -> None:
@@ -244,7 +244,7 @@ def test_long_gradients_are_shortened(tiny_detector: SPPNet, photos: list[Traini
     def moved(limit: float) -> float:
         trained(tiny_detector, photos, tmp_path / f"{limit}", epochs=1, gradient_norm=limit, checkpoint_interval=1)
         state = load_file(max((tmp_path / f"{limit}").glob("end-to-end-*/step-*.safetensors")))
-        return float(torch.stack([value.norm() for name, value in state.items() if name.endswith(".exp_avg")]).norm())
+        return float(torch.stack([value.norm() for name, value in state.items() if name.endswith("/exp_avg")]).norm())
 
     assert moved(1e-3) < 1.1e-3 < moved(40.0)  # Adam's own steps do not grow with the gradient: look at its mean
 
