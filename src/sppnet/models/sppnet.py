@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sppnet.errors import ModelError, SettingsError
-from sppnet.layers import RegionPyramidPool
+from sppnet.layers import RegionPyramidPool, bound_cpu_caches
 from sppnet.models.backbones import COMPACT, build_backbone
 from sppnet.models.geometry import Geometry, backbone_geometry
 from sppnet.models.heads import (
@@ -144,6 +144,7 @@ class SPPNet(nn.Module):
         geometry: Geometry,
     ) -> None:
         super().__init__()
+        bound_cpu_caches()  # images of many sizes
         self.backbone, self.pool, self.fully_connected = backbone, pool, fully_connected
         self.image_classifier, self.window_classifier, self.box_regressor = (
             image_classifier,
