@@ -14,18 +14,33 @@ import pytest
 import sppnet
 
 PUBLIC = {
+    "Architecture",
     "Classification",
+    "ClassifierSettings",
+    "DetectSettings",
+    "DetectionData",
+    "DetectionSettings",
     "Detections",
+    "DetectorSettings",
+    "LabelledImages",
+    "Preprocess",
     "PyramidPool",
     "RegionPyramidPool",
     "SPPNet",
     "UserError",
     "__version__",
+    "build_model",
     "classify",
     "detect",
+    "embed",
+    "evaluate",
     "load",
+    "propose",
     "pyramid_pool",
+    "read_dataset",
     "region_pyramid_pool",
+    "train_classifier",
+    "train_detector",
 }
 
 # Each takes from a quarter of a second to many seconds to import.

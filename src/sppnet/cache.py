@@ -103,10 +103,10 @@ def read_tensors(path: Path, *, verify: bool = True) -> tuple[dict[str, Tensor],
 
 
 @contextmanager
-def cache_or_temporary(cache: Path | None) -> Iterator[Path]:
+def cache_directory(cache: str | Path | None) -> Iterator[Path]:
     """The folder that was asked for; without one, a folder that is gone afterwards."""
     if cache is not None:
-        yield cache
+        yield Path(cache)
         return
     with TemporaryDirectory(prefix="sppnet-") as folder:
         yield Path(folder)

@@ -77,8 +77,12 @@ def colours(tmp_path: Path) -> Path:
 def classifier_file(tmp_path: Path) -> Path:
     """A classifier of blue and red with random weights, as a model file."""
     from sppnet.models.files import save_model
+    from sppnet.models.preprocess import Preprocess
     from sppnet.models.sppnet import Architecture, build_model
 
-    path = tmp_path / "classifier.safetensors"
-    save_model(build_model(Architecture(("blue", "red"), levels=(1,), hidden=(4,), detects=False)), path)
+    path, architecture = (
+        tmp_path / "classifier.safetensors",
+        Architecture(("blue", "red"), levels=(1,), hidden=(4,), detects=False),
+    )
+    save_model(build_model(architecture, Preprocess(64, 128)), path)
     return path

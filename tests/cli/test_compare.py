@@ -27,20 +27,20 @@ def test_compare(sppnet: Callable[..., Any], tiny_model_file: Path, class_folder
     words = ["compare", class_folder, "--weights", tiny_model_file, "--side", 32, "--folds", 2, "--repeats", 2]
     ran = sppnet(*words, "--output", tmp_path / "chart.png")
     assert ran.status == 0
-    assert [line.split()[0] for line in ran.out.splitlines()[1:5]] == ["native", "squash", "crop", "pad"]
+    assert [line.split()[0] for line in ran.out.splitlines()[1:5]] == ["keep-aspect", "warp", "crop", "letterbox"]
     assert "16 images, of 2 classes" in ran.out
     assert ran.out.splitlines()[-1].startswith(("Use ", "No difference "))
     with Image.open(tmp_path / "chart.png") as chart:
         assert chart.width > 500
-    assert ran.err == f"chart in {tmp_path}/chart.png; features, for the next time, in {tmp_path}/chart.work\n"
-    kept = list((tmp_path / "chart.work").rglob("*.npy"))
-    assert len(kept) == 4 * 16
+    assert ran.err == f"chart in {tmp_path}/chart.png; features, for the next time, in {tmp_path}/chart.cache\n"
+    cached = list((tmp_path / "chart.cache").rglob("*.safetensors"))
+    assert len(cached) == 4 * 16
 
     (class_folder / "dark" / "bad.jpg").write_text("this is text")
     sppnet(*words, "--output", tmp_path / "chart.png").refused("bad.jpg", "1 of 17 images")
-    ran = sppnet(*words, "--output", tmp_path / "chart.png", "--skip-bad", "--json", "--at-most", 16)
+    ran = sppnet(*words, "--output", tmp_path / "chart.png", "--skip-bad", "--json", "--limit", 16)
     assert ran.status == 0
-    assert set(ran.document["fits"]) == {"native", "squash", "crop", "pad"}
+    assert set(ran.document["modes"]) == {"keep-aspect", "warp", "crop", "letterbox"}
     assert ran.document["images"] + len(ran.document["broken"]) == 16
     assert ran.document["advice"]
 
@@ -48,9 +48,9 @@ def test_compare(sppnet: Callable[..., Any], tiny_model_file: Path, class_folder
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        (["--folds", 1], ["--folds must be at least 2: got 1"]),
-        (["--at-most", 5], ["--at-most must be at least 10 with 5 folds"]),
-        (["--side", 0], ["--side"]),
+        (["--folds", 1], ["folds must be at least 2: got 1"]),
+        (["--limit", 5], ["limit must be at least 10 with 5 folds"]),
+        (["--side", 0], ["side must be at least 1: got 0"]),
         (["--folds", 9], ["16 images of 2 classes", "9 folds"]),
         (["--output", "chart.bmp"], ["chart.bmp", ".png"]),
         (["--backbone", "resnet1000", "--weights", "x.pth"], ["resnet1000"]),

@@ -91,7 +91,8 @@ def test_memory_for_many_windows_is_that_of_input_and_output(facts: dict[str, An
     assert 0.9 * facts["output"] < facts["grown"] < 1.1 * facts["output"]
 
 
-@pytest.mark.parametrize("layer", ["workqueue", pytest.param("omp", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("layer", ["workqueue", "omp"])
 def test_many_python_threads_may_pool_at_once(layer: str) -> None:
     """Whatever pool of threads numba has: its own ends the process where two use it at once."""
     code = """

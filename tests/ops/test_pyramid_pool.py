@@ -303,11 +303,12 @@ def test_the_compiled_gradient_of_maxima_goes_where_the_definition_says(
 
 
 @pytest.mark.parametrize("reduce", ["max", "mean"])
-def test_the_same_bits_on_any_number_of_threads(reduce: str) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.float16, marks=pytest.mark.slow)], ids=str)
+def test_the_same_bits_on_any_number_of_threads(dtype: torch.dtype, reduce: str) -> None:
     random = torch.Generator().manual_seed(2)
-    features = torch.rand(2, 100, 19, 21, generator=random).requires_grad_()
+    features = torch.rand(2, 100, 19, 21, generator=random).to(dtype).requires_grad_()
     windows = random_windows(100, features, random)
-    given = torch.rand(100, 14, 100, generator=random)
+    given = torch.rand(100, 14, 100, generator=random).to(dtype)
     threads, found = torch.get_num_threads(), []
     try:
         for count in (1, 2):

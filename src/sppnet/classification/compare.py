@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from sppnet.cache import cache_or_temporary
+from sppnet.cache import cache_directory
 from sppnet.classification.features import pooled_features, readable_images
 from sppnet.data.labelled import LabelledImages
 from sppnet.errors import SettingsError
@@ -283,7 +283,7 @@ def compare_resize_modes(
         for turn in range(settings.repeats)
     ]
     results = []
-    with cache_or_temporary(cache) as folder:
+    with cache_directory(cache) as folder:
         for mode in RESIZE_MODES:
             side = equal_short_side(sizes, settings.side, model.preprocess) if mode == OWN_SHAPE else settings.side
             resized = copy.copy(model)

@@ -12,12 +12,12 @@ import dataclasses
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from sppnet.cache import cache_or_temporary
+from sppnet.cache import cache_directory
 from sppnet.classification.batches import TrainingSizes
 from sppnet.classification.epochs import EpochSettings, TrainedEpochs, has_batch_norm, train_epochs
 from sppnet.classification.evaluate import ClassifierEvaluation, evaluate_classifier, evaluate_features
@@ -48,17 +48,17 @@ class ClassifierSettings:
 
     Args:
         train_layers: "head": the layers behind the frozen backbone, in minutes; "all": the whole network, which wants a GPU or patience.
-        classifier: "svm": linear SVMs on the pooled pyramid, as in the paper, their decision scores made probabilities; or
-            "softmax": layers trained in epochs. Left out: svm, but softmax with hidden layers or with all layers trained.
+        classifier: "svm": linear SVMs on the pooled pyramid, as in the paper, their decision scores made probabilities; "softmax":
+            layers trained in epochs. Left out: svm, but softmax with hidden layers or with all layers trained.
         backbone: the network before the pyramid: a name of this project, of torchvision or, if installed, of timm.
-        weights: the backbone's: a file, a name that torchvision or timm knows, or, where all layers are trained, "random". Left
-            out: the pretrained ones.
+        weights: the backbone's: a file, a name that torchvision or timm knows, or, where all layers are trained, "random".
+            Left out: the pretrained ones.
         levels: bins per side of the pyramid.
         hidden: with softmax, widths of fully connected layers before the last (paper: 4096 4096).
         resize_mode: images at their own shape ("keep-aspect"), or how they become square.
         short_side: pixels; the long side is at most four times as long.
-        sides: where all layers are trained, sides of squares, in pixels, that are shown in turn, an epoch each (paper: 224 180). Left
-            out: images as they are in use.
+        sides: where all layers are trained, sides of squares, in pixels, that are shown in turn, an epoch each (paper: 224 180).
+            Left out: images as they are in use.
         epochs: with softmax, how often every image is seen; left out: 30.
         batch_size: with softmax, images in one step, on each device; left out: 32.
         learning_rate: with softmax, the peak; a pretrained backbone has a tenth of it. Left out: 0.001.
@@ -206,10 +206,9 @@ def train_classifier(
     seen = readable_images(train, skip_bad=skip_bad, progress=progress)
     held = readable_images(validation, skip_bad=skip_bad, progress=progress, stage="checking validation images")
     _check_classes(seen.images)
-    with cache_or_temporary(cache) as folder:
-        trained = _train(model, seen, held, settings, epochs, folder, progress)
+    with cache_directory(cache) as folder:
+        trained, evaluation = _train(model, seen, held, settings, epochs, folder, progress)
     skipped = [{"path": str(path), "error": error} for path, error in (*seen.broken, *held.broken)]
-    evaluation = trained.evaluation
     record = {
         **trained_by(),
         "data": {
@@ -231,7 +230,7 @@ def train_classifier(
     model.record = record
     if output is not None and not trained.rank:
         save_model(model, output)  # without the paths of what was skipped, which are nobody else's business
-        _write_report(report_folder(output), trained, {"training": record, "skipped": skipped})
+        _write_report(report_folder(output), trained.log, evaluation, {"training": record, "skipped": skipped})
     model.record = {**record, "skipped": skipped}
     return model
 
@@ -249,13 +248,6 @@ def report_folder(output: Path) -> Path:
     return output.with_name(f"{output.stem}.report")
 
 
-class _Trained(NamedTuple):
-    figures: dict[str, Any]  # JSON-ready
-    log: dict[str, list[float]]  # SVMs have none
-    evaluation: ClassifierEvaluation | None  # of the validation images, if there are any
-    rank: int  # of this process
-
-
 def _train(
     model: SPPNet,
     train: ReadableImages,
@@ -264,27 +256,25 @@ def _train(
     epochs: EpochSettings | None,
     cache: Path,
     progress: Progress,
-) -> _Trained:
-    """Train a model in place, round it to what its file will hold, and evaluate that."""
+) -> tuple[TrainedEpochs, ClassifierEvaluation | None]:
+    """Train a model in place, round it to what its file will hold, and evaluate that on the validation images, if there are any."""
     if not has_batch_norm(model):  # which scales features itself
         scale_features(model, train.images.paths)
-    images, features = [*train.images.paths, *validation.images.paths], cache / "features"
+    features = cache / "features"
     if epochs is None:
-        pooled = pooled_features(model, images, features, progress=progress)
-        rows = pooled[: len(train.images)].unit_rows()
-        choice = train_svm_head(model, rows, train.images.labels, seed=settings.seed, progress=progress)
-        figures, log, rank = TrainedEpochs({"svm": choice.to_dict()}, {}, 0)
+        images = [*train.images.paths, *validation.images.paths]
+        pooled = pooled_features(model, images, features, progress=progress)[: len(train.images)]
+        choice = train_svm_head(model, pooled.unit_rows(), train.images.labels, seed=settings.seed, progress=progress)
+        trained = TrainedEpochs({"svm": choice.to_dict()}, {}, 0)
     else:
-        figures, log, rank = train_epochs(model, train, validation, epochs, cache, progress=progress)
+        trained = train_epochs(model, train, validation, epochs, cache, progress=progress)
     round_to_stored(model)
-    evaluation = None
-    if len(validation.images) and not rank:
-        if settings.train_layers == "head":
-            pooled = pooled_features(model, images, features)[len(train.images) :]
-            evaluation = evaluate_features(model, validation.images, pooled)
-        else:
-            evaluation = evaluate_classifier(model, validation.images, progress=progress)
-    return _Trained(figures, log, evaluation, rank)
+    if not len(validation.images) or trained.rank:
+        return trained, None
+    if settings.train_layers == "all":
+        return trained, evaluate_classifier(model, validation.images, progress=progress)
+    pooled = pooled_features(model, validation.images.paths, features)  # they are cached
+    return trained, evaluate_features(model, validation.images, pooled)
 
 
 def _start(settings: ClassifierSettings, class_names: tuple[str, ...]) -> SPPNet:
@@ -342,15 +332,16 @@ def _recorded(settings: ClassifierSettings) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value not in (None, ())}
 
 
-def _write_report(folder: Path, trained: _Trained, document: dict[str, Any]) -> None:
+def _write_report(
+    folder: Path, log: dict[str, list[float]], evaluation: ClassifierEvaluation | None, document: dict[str, Any]
+) -> None:
     for name in PICTURES:  # of an earlier model of this name
         if is_ours(folder / name):
             (folder / name).unlink()
     (folder / "log.csv").unlink(missing_ok=True)
-    if trained.log:
-        write_log(trained.log, folder / "log.csv")
-        plot_training(trained.log, folder / "curves.png")
-    evaluation = trained.evaluation
+    if log:
+        write_log(log, folder / "log.csv")
+        plot_training(log, folder / "curves.png")
     if evaluation is None:
         return
     write_json(folder / "evaluation.json", {**evaluation.to_dict(), **document})

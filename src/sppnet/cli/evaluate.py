@@ -9,7 +9,7 @@ from typing import Annotated
 import numpy as np
 from cyclopts import Parameter
 
-from sppnet.cache import cache_or_temporary
+from sppnet.cache import cache_directory
 from sppnet.classification.evaluate import evaluate_classifier
 from sppnet.cli.options import (
     AsJson,
@@ -76,7 +76,7 @@ def evaluate(
         return _evaluate_classifier(nets[0], model, data, split, limit, views, output, as_json)
     nets = [net.at_scales(scales) for net in nets] if scales else nets
     annotated = read_annotated(data, split, checked_limit(limit))
-    with progress_bars() as progress, cache_or_temporary(cache) as folder:
+    with progress_bars() as progress, cache_directory(cache) as folder:
         evaluation = evaluate_detector(
             nets, annotated, cache=folder, vote_iou=vote_iou, proposals=proposals, progress=progress
         )

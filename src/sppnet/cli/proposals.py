@@ -9,10 +9,10 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from sppnet.cache import cache_directory
 from sppnet.cli import complain
 from sppnet.cli.options import AsJson, Data, Limit, Split, checked_limit
 from sppnet.data.dataset import read_annotated
-from sppnet.detection.feature_map_cache import cache_directory
 from sppnet.errors import SettingsError
 from sppnet.progress import progress_bars
 from sppnet.proposals.compute import check_method, proposals_of

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from sppnet.cache import cache_directory
 from sppnet.data.annotations import DetectionData
 from sppnet.data.images import read_image
-from sppnet.detection.feature_map_cache import FeatureMapCache, cache_directory
+from sppnet.detection.feature_map_cache import FeatureMapCache
 from sppnet.detection.feature_maps import compute_feature_maps
 from sppnet.detection.predict import check_combination, score_kind, score_windows, union
 from sppnet.detection.suppression import DetectSettings, select

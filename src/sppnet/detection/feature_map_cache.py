@@ -9,11 +9,9 @@ stale one is never used.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -25,16 +23,6 @@ from sppnet.models.sppnet import SPPNet
 from sppnet.progress import Progress, no_progress
 
 Stamp = tuple[int, int]  # of a file: when it was written, in ns, and its size in bytes
-
-
-@contextmanager
-def cache_directory(cache: Path | None) -> Iterator[Path]:
-    """The cache directory that was asked for; without one, a directory that is gone afterwards."""
-    if cache is not None:
-        yield cache
-        return
-    with TemporaryDirectory(prefix="sppnet-") as folder:
-        yield Path(folder)
 
 
 class FeatureMapCache:

@@ -23,12 +23,12 @@ import numpy as np
 import torch
 from cyclopts import Parameter
 
-from sppnet.cache import Part, fingerprint, read_tensors, write_tensors
+from sppnet.cache import Part, cache_directory, fingerprint, read_tensors, write_tensors
 from sppnet.data.annotations import AnnotatedImage, DetectionData
 from sppnet.data.images import content_key, read_image
 from sppnet.detection.box_regression import BoxRegressionSettings
 from sppnet.detection.end_to_end import EndToEndSettings, train_end_to_end, trainable_layers
-from sppnet.detection.feature_map_cache import FeatureMapCache, cache_directory
+from sppnet.detection.feature_map_cache import FeatureMapCache
 from sppnet.detection.feature_maps import compute_feature_maps
 from sppnet.detection.finetune import FinetuneSettings, WindowSettings, finetune
 from sppnet.detection.linear_heads import train_image_svms, train_linear_heads
@@ -145,8 +145,8 @@ class DetectorSettings:
 def train_detector(
     data: DetectionData,
     *,
-    output: Path | None = None,
-    cache: Path | None = None,
+    output: str | Path | None = None,
+    cache: str | Path | None = None,
     settings: DetectorSettings | None = None,
     model: SPPNet | str | Path | None = None,
     device: str | torch.device = "auto",
@@ -177,6 +177,7 @@ def train_detector(
     Source: arXiv:1406.4729, section 4; arXiv:1504.08083.
     """
     settings = replace(settings or DetectorSettings(), **options)
+    output = None if output is None else Path(output)
     check_training(data, output)
     net = _new_model(settings, data.class_names) if model is None else _start(model, settings)
     data = data.relabelled(net.class_names)
