@@ -249,19 +249,6 @@ def test_long_gradients_are_shortened(tiny_detector: SPPNet, photos: list[Traini
     assert moved(1e-3) < 1.1e-3 < moved(40.0)  # Adam's own steps do not grow with the gradient: look at its mean
 
 
-@pytest.mark.parametrize(
-    ("setting", "message"),
-    [
-        ({"epochs": 0}, "epochs must be at least 1: got 0"),
-        ({"foreground_share": 0.0}, "foreground_share must be above 0 and at most 1: got 0.0"),
-        ({"background_iou": 0.5}, "expected 0 <= background_iou < foreground_iou <= 1: got 0.5 and 0.5"),
-    ],
-)
-def test_settings_out_of_range(setting: dict[str, Any], message: str) -> None:
-    with pytest.raises(SettingsError, match=message):
-        EndToEndSettings(**setting)
-
-
 SCRIPT = """
 import sys
 from pathlib import Path

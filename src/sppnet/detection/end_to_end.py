@@ -36,16 +36,7 @@ from sppnet.training.schedule import adamw, parameter_groups
 
 @dataclass(frozen=True)
 class EndToEndSettings(WindowSettings):
-    """How a detector is trained end to end.
-
-    Raises:
-        SettingsError: a setting out of its range.
-
-    Example:
-        >>> EndToEndSettings(epochs=0)
-        Traceback (most recent call last):
-        sppnet.errors.SettingsError: epochs must be at least 1: got 0
-    """
+    """How a detector is trained end to end."""
 
     train_layers: str = "all"  # see `trainable_layers`
     epochs: int = 6  # of all images
@@ -54,12 +45,6 @@ class EndToEndSettings(WindowSettings):
     backbone_rate: float = 0.03  # the convolutions' learning rate, as a share
     gradient_norm: float = 40.0  # longer gradients, which are rare, are shortened to this
     checkpoint_interval: int = 250  # steps
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.epochs < 1 or self.images_per_step < 1:
-            name = "epochs" if self.epochs < 1 else "images_per_step"
-            raise SettingsError(f"{name} must be at least 1: got {getattr(self, name)}")
 
 
 class Photo(NamedTuple):
@@ -74,12 +59,8 @@ class PhotoBatches:
     """Batch number ``n``, always the same for the same seed."""
 
     def __init__(
-        self,
-        images: Sequence[TrainingImage],
-        preprocess: Preprocess,
-        short_sides: Sequence[int],
-        settings: EndToEndSettings,
-    ) -> None:
+        self, images: Sequence[TrainingImage], preprocess: Preprocess, short_sides: Sequence[int], settings: EndToEndSettings
+    ) -> None:  # fmt: skip
         self.images, self.preprocess, self.short_sides, self.settings = images, preprocess, short_sides, settings
 
     def __getitem__(self, n: int) -> list[Photo]:
@@ -144,29 +125,26 @@ def train_end_to_end(
         batch = pool_windows(model, maps).to(model.device)
         return detection_losses(model, batch, settings.image_weight)
 
+    groups = parameter_groups(
+        heads, convolutions,
+        learning_rate=settings.learning_rate, backbone_rate=settings.backbone_rate, weight_decay=settings.weight_decay,
+    )  # fmt: skip
+    loop = LoopSettings(
+        steps, settings.checkpoint_interval, seed=settings.seed, gradient_norm=settings.gradient_norm, devices=devices, workers=workers
+    )  # fmt: skip
     model.train()
     model.backbone.eval()  # its BatchNorm and dropout stay as they are in use
-    groups = parameter_groups(
-        heads,
-        convolutions,
-        learning_rate=settings.learning_rate,
-        backbone_rate=settings.backbone_rate,
-        weight_decay=settings.weight_decay,
-    )
     history = fit(
         model,
         PhotoBatches(images, model.preprocess, settings.short_sides or model.short_sides, settings),
         loss,
         *adamw(groups, steps),
         training_folder(folder, "end-to-end", key),
-        LoopSettings(
-            steps, settings.checkpoint_interval, seed=settings.seed, gradient_norm=settings.gradient_norm,
-            devices=devices, workers=workers,
-        ),
+        loop,
         key=key,
         device=model.device,
         progress=lambda _, done, total: progress("end to end", done, total),
-    )  # fmt: skip
+    )
     model.eval().requires_grad_(True)
     return history.rank
 

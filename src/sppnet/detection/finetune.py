@@ -22,7 +22,6 @@ from sppnet.cache import Part, fingerprint
 from sppnet.detection.feature_map_cache import FeatureMapCache
 from sppnet.detection.feature_maps import FeatureMaps
 from sppnet.detection.targets import Candidates, TrainingImage, draw, flip, image_at
-from sppnet.errors import SettingsError
 from sppnet.models.sppnet import SPPNet
 from sppnet.progress import Progress, no_progress
 from sppnet.training.loop import LoopSettings, fit
@@ -31,11 +30,7 @@ from sppnet.training.schedule import adamw, parameter_groups
 
 @dataclass(frozen=True)
 class WindowSettings:
-    """Which windows a batch holds, and what they weigh: of both trainings by gradients.
-
-    Raises:
-        SettingsError: a setting out of its range.
-    """
+    """Which windows a batch holds, and what they weigh: of both trainings by gradients."""
 
     windows_per_image: int = 64
     foreground_share: float = 0.25  # of the windows, at most (paper, section 4.1)
@@ -46,15 +41,6 @@ class WindowSettings:
     weight_decay: float = 1e-2  # not of biases
     image_weight: float = 0.5  # of the whole-image loss against the windows'
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0 < self.foreground_share <= 1:
-            raise SettingsError(f"foreground_share must be above 0 and at most 1: got {self.foreground_share}")
-        if not 0 <= self.background_iou < self.foreground_iou <= 1:
-            raise SettingsError(
-                "expected 0 <= background_iou < foreground_iou <= 1: "
-                f"got {self.background_iou} and {self.foreground_iou}"
-            )
 
 
 @dataclass(frozen=True)
@@ -171,13 +157,13 @@ def finetune(
 
     Source: arXiv:1406.4729, section 4.1.
     """
-    heads = nn.ModuleList(
-        module
-        for module in (model.fully_connected, model.window_classifier, model.box_regressor, model.image_classifier)
-        if module is not None
+    layers = (model.fully_connected, model.window_classifier, model.box_regressor, model.image_classifier)
+    heads = nn.ModuleList(layer for layer in layers if layer is not None)
+    names = [maps.folder.name, *(maps.path(image.path).name for image in images)]
+    key = training_key(settings, names, images, heads)
+    groups = parameter_groups(
+        heads.parameters(), learning_rate=settings.learning_rate, weight_decay=settings.weight_decay
     )
-    names = [maps.path(image.path).stem for image in images]
-    key = training_key(settings, [maps.folder.name, *names], images, heads)
 
     def loss(batch: WindowBatch, step: int) -> dict[str, Tensor]:
         return detection_losses(model, batch.to(model.device), settings.image_weight)
@@ -187,12 +173,7 @@ def finetune(
         heads,
         CachedBatches(images, maps, settings),
         loss,
-        *adamw(
-            parameter_groups(
-                heads.parameters(), learning_rate=settings.learning_rate, weight_decay=settings.weight_decay
-            ),
-            settings.steps,
-        ),
+        *adamw(groups, settings.steps),
         training_folder(folder, "fine-tuning", key),
         LoopSettings(settings.steps, settings.checkpoint_interval, seed=settings.seed),
         key=key,

@@ -47,9 +47,19 @@ from sppnet.proposals.compute import proposals_of
 
 Preset = Literal["quick", "standard", "paper"]
 Stage = Literal["fine-tuning", "end to end", "linear heads"]
+HIDDEN = (1024, 1024)
 LEVELS = (3, 2, 1)  # bins per side: at a stride of 32 a window seldom has six cells a side
 LONG_SIDE = 5 / 3  # the long side's limit, in short sides: 1000 for 600 (arXiv:1504.08083)
 SCALE_IMAGES = 32  # maps whose mean square sets the scale of the features
+UNUSED = {
+    "quick": (("hidden", "train_layers", "epochs", "learning_rate", "flip"), "preset quick, which fine-tunes nothing"),
+    "standard": (("ridge",), "preset standard, whose network moves boxes itself"),
+    "paper": (("train_layers",), "preset paper, which freezes the backbone"),
+}
+OF_MODEL = (
+    ("backbone", "weights", "levels", "hidden", "short_side"),
+    "a training that starts from a model, which brings its own",
+)
 IN_PYTHON = Parameter(parse=False)  # a setting that is no option of the command line
 
 
@@ -109,20 +119,10 @@ class DetectorSettings:
             raise SettingsError(f"learning_rate must be above 0 and at most 1: got {self.learning_rate}")
         if not 0 <= self.seed < 2**32:
             raise SettingsError(f"seed must be a whole number from 0 to {2**32 - 1}: got {self.seed}")
-        if self.preset == "quick":
-            unused = ("hidden", "train_layers", "epochs", "learning_rate", "flip")
-            self._refuse(unused, "preset quick, which fine-tunes nothing")
-        if self.preset == "paper":
-            self._refuse(("train_layers",), "preset paper, which freezes the backbone")
-        if self.preset == "standard":
-            self._refuse(("ridge",), "preset standard, whose network moves boxes itself")
+        self.refuse(*UNUSED[self.preset])
 
-    def check_start(self) -> None:
-        """Refuse what a model that training starts from brings along."""
-        brought = ("backbone", "weights", "levels", "hidden", "short_side")
-        self._refuse(brought, "a training that starts from a model, which brings its own")
-
-    def _refuse(self, names: Sequence[str], user: str) -> None:
+    def refuse(self, names: Sequence[str], user: str) -> None:
+        """Raise a SettingsError where one of these settings was given, which ``user`` does not use."""
         for name in names:
             if getattr(self, name) is not None:
                 raise SettingsError(f"{name} is not used by {user}: leave it out")
@@ -276,19 +276,14 @@ def _new_model(settings: DetectorSettings, class_names: tuple[str, ...]) -> SPPN
         check_not_random(name, weights)
     if settings.preset == "quick" and settings.ridge is False:
         raise SettingsError("ridge cannot be off for a new detector of preset quick: nothing else would move its boxes")
-    hidden = () if settings.preset == "quick" else (1024, 1024)
+    hidden = () if settings.preset == "quick" else HIDDEN if settings.hidden is None else settings.hidden
     short_side = settings.short_side or Preprocess.short_side
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         backbone = build_backbone(name, weights)
         trainable_layers(backbone, settings.train_layers or "all")  # a mistake in it is said before the work
         net = build_model(
-            Architecture(
-                class_names,
-                name,
-                levels=settings.levels or LEVELS,
-                hidden=hidden if settings.hidden is None else settings.hidden,
-            ),
+            Architecture(class_names, name, settings.levels or LEVELS, hidden),
             Preprocess(short_side, round(LONG_SIDE * short_side)),
             DetectionSettings(settings.proposals or DetectionSettings.proposals, settings.scales),
             backbone=backbone,
@@ -299,7 +294,7 @@ def _new_model(settings: DetectorSettings, class_names: tuple[str, ...]) -> SPPN
 
 def _start(model: SPPNet | str | Path, settings: DetectorSettings) -> SPPNet:
     """The detector to train further, which is not the one that was given."""
-    settings.check_start()
+    settings.refuse(*OF_MODEL)
     net = copy.deepcopy(model) if isinstance(model, SPPNet) else load(model)
     name = "the model" if isinstance(model, SPPNet) else str(model)
     if net.window_classifier is None:
