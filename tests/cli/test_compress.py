@@ -19,5 +19,5 @@ def test_compress(sppnet: Callable[..., Any], tiny_model_file: Path, photo: Path
     assert "layer 1: rank 4" in told
     sppnet("compress", small, "--output", small, "--ranks", 2).refused("was truncated before")
     sppnet("compress", tiny_model_file, "--output", small, "--ranks", 99).refused("from 1 to 16")
-    sppnet("compress", tiny_model_file, "--output", "small", "--ranks", 2).refused("must end in")
+    sppnet("compress", tiny_model_file, "--output", "small", "--ranks", 2).refused("name ends in .safetensors")
     sppnet("compress", tiny_model_file, "--output", small).refused("expected either ranks")

@@ -216,7 +216,7 @@ def test_an_image_that_does_not_fit_into_memory_is_named(
     def full(*_: object, **__: object) -> None:
         raise MemoryError("Unable to allocate 9.3 TiB")
 
-    monkeypatch.setattr("sppnet.detection.predict.detect", full)
+    monkeypatch.setattr("sppnet.cli.detect.detect_one", full)
     ran = sppnet("detect", photo, "--model", tiny_model_file)
     ran.refused(str(photo), "memory")
 
