@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from sppnet.linear.svm import solve_gram
 from torch import Tensor, nn
 
 from sppnet.cache import fingerprint, read_tensors, write_tensors
 from sppnet.data.images import content_key, read_image
+from sppnet.linear.svm import solve_gram
 from sppnet.models.geometry import backbone_geometry
 from sppnet.models.precision import autocast, precision_of, to_half
 from sppnet.models.preprocess import Preprocess
