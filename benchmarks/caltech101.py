@@ -22,7 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from image_features import (
+from sklearn.metrics import confusion_matrix
+from torch import nn
+
+from benchmarks.environment import environment
+from benchmarks.image_features import (
     Look,
     Pooling,
     choose_cost,
@@ -33,16 +37,12 @@ from image_features import (
     to_vectors,
     unit_length,
 )
-from sklearn.metrics import confusion_matrix
-from torch import nn
-
-from benchmarks.environment import environment
 from benchmarks.results_file import read_results, write_results, write_text
 from sppnet.data.formats.folder import split_folder
 from sppnet.data.labelled import LabelledImages, merge, per_class
 from sppnet.linear.svm import label_targets, solve_gram
 from sppnet.metrics.classification import class_accuracies
-from sppnet.models.backbones import build_backbone
+from sppnet.models.backbones import RANDOM, build_backbone
 
 TRAIN, TEST_AT_MOST = 30, 50  # images a class
 ALL_LEVELS = ((1,), (2, 1), (3, 2, 1), (6, 3, 2, 1))
@@ -110,10 +110,10 @@ def main() -> None:
     images = train if test is None else merge(train, test)
     if arguments.limit:
         images = images.subset(np.flatnonzero(images.labels < arguments.limit))
-        images = replace(images, names=images.class_names[: arguments.limit])
+        images = replace(images, class_names=images.class_names[: arguments.limit])
     splits = [_indices(images, seed) for seed in range(arguments.splits)]
     known = read_results(arguments.json)
-    backbone = build_backbone(arguments.backbone, arguments.weights)
+    backbone = build_backbone(arguments.backbone, arguments.weights or RANDOM)
 
     def measure(gram: np.ndarray) -> dict[str, Any]:
         return accuracy_of_splits(gram, images, splits, arguments.costs)

@@ -22,8 +22,6 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-import time
-from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,18 +29,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from sppnet.detection.rcnn import AT_ONCE, CONTEXT, SIDE, RcnnSettings, fastest_batch, rcnn_maps
-from sppnet.detection.scales import SHORT_SIDES
 
 import sppnet
 from benchmarks.environment import environment
 from benchmarks.photos import timed_photos
+from benchmarks.rcnn import AT_ONCE, CONTEXT, SIDE, RcnnSettings, fastest_batch, rcnn_maps
 from benchmarks.results_file import read_results, write_results, write_text
-from sppnet.detection.feature_maps import compute_feature_maps
-from sppnet.models.backbones import build_backbone
-from sppnet.models.precision import autocast
-from sppnet.models.sppnet import WINDOW_CHUNK, Architecture, SPPNet
+from sppnet.detection.feature_maps import SHORT_SIDES, compute_feature_maps
+from sppnet.models.backbones import RANDOM, build_backbone
+from sppnet.models.sppnet import WINDOW_CHUNK, Architecture, SPPNet, build_model
 from sppnet.ops.pyramid_pool import pyramid_pool
+from sppnet.progress import timed
 from sppnet.proposals.compute import propose
 
 STAGES = ("conv", "pooling", "fully connected")
@@ -97,25 +94,6 @@ def main() -> None:
         write_text(arguments.markdown, text)
 
 
-class Watch:
-    """Seconds of each stage; a GPU's too."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device, self.seconds = device, defaultdict[str, float](float)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        self._wait()
-        started = time.perf_counter()
-        yield
-        self._wait()
-        self.seconds[name] += time.perf_counter() - started
-
-    def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-
-
 def time_ways(
     model: SPPNet, photos: list[tuple[np.ndarray, np.ndarray]], arguments: argparse.Namespace, *, bfloat16: bool
 ) -> dict[str, Any]:
@@ -160,25 +138,35 @@ def time_ways(
     }
 
 
+@contextmanager
+def stage(seconds: dict[str, float], name: str, device: torch.device) -> Iterator[None]:
+    """`timed`, to the end of what a GPU was given to do."""
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    wait()
+    with timed(seconds, name):
+        yield
+        wait()
+
+
 def spp_features(
     model: SPPNet, photo: np.ndarray, boxes: np.ndarray, sides: list[int], *, bfloat16: bool
 ) -> dict[str, float]:
     """Seconds of one image, the way of `sppnet.detection.predict.score_windows`; ``distinct`` windows, too."""
-    watch = Watch(model.device)
-    with watch.stage("conv"):
+    seconds: dict[str, float] = {}
+    with stage(seconds, "conv", model.device):
         maps = compute_feature_maps(model, photo, sides, bfloat16=bfloat16)
-    with watch.stage("pooling"):
+    with stage(seconds, "pooling", model.device):
         windows, _ = maps.windows(model, torch.from_numpy(boxes))
         unique, which = windows.unique(dim=0, return_inverse=True)
         with torch.inference_mode():
             pooled = maps.pool(model, unique)
-    with watch.stage("fully connected"), torch.inference_mode(), autocast(model.device, enabled=bfloat16):
-        described = torch.cat([model.fully_connected(part) for part in pooled.split(WINDOW_CHUNK)])
-        described[which.to(model.device)]
-    every = maps.pool(model, windows)
-    with watch.stage("every box"), torch.inference_mode(), autocast(model.device, enabled=bfloat16):
+    with stage(seconds, "fully connected", model.device), model.inference(bfloat16=bfloat16):
+        torch.cat([model.fully_connected(part) for part in pooled.split(WINDOW_CHUNK)])[which.to(model.device)]
+    with torch.inference_mode():
+        every = maps.pool(model, windows)
+    with stage(seconds, "every box", model.device), model.inference(bfloat16=bfloat16):
         torch.cat([model.fully_connected(part) for part in every.split(WINDOW_CHUNK)])
-    return {**watch.seconds, "distinct": float(len(unique))}
+    return {**seconds, "distinct": float(len(unique))}
 
 
 def rcnn(model: SPPNet, photo: np.ndarray, boxes: np.ndarray, count: int, settings: RcnnSettings) -> dict[str, float]:
@@ -186,20 +174,18 @@ def rcnn(model: SPPNet, photo: np.ndarray, boxes: np.ndarray, count: int, settin
 
     The fully connected layers are timed on as many rows as there will be, as more rows are faster for each.
     """
-    watch = Watch(model.device)
-    share = len(boxes) / count
+    seconds: dict[str, float] = {}
     parts = []
     for start in range(0, len(boxes), settings.at_once):
-        with watch.stage("conv"):
+        with stage(seconds, "conv", model.device):
             maps = rcnn_maps(photo, boxes[start : start + settings.at_once], model, settings)
-        with watch.stage("pooling"):
+        with stage(seconds, "pooling", model.device):
             parts.append(pyramid_pool(maps, model.architecture.levels))
     pooled = torch.cat(parts)
     rows = pooled.repeat(-(-count // len(pooled)), 1, 1)[:count]
-    with watch.stage("fully connected"), torch.inference_mode(), autocast(model.device, enabled=settings.bfloat16):
+    with stage(seconds, "fully connected", model.device), model.inference(bfloat16=settings.bfloat16):
         torch.cat([model.fully_connected(part) for part in rows.split(WINDOW_CHUNK)])
-    conv, pooling = (watch.seconds[stage] / share for stage in ("conv", "pooling"))
-    return {"conv": conv, "pooling": pooling, "fully connected": watch.seconds["fully connected"]}
+    return {name: value * (1 if name == "fully connected" else count / len(boxes)) for name, value in seconds.items()}
 
 
 def page(known: dict[str, Any]) -> str:
@@ -251,7 +237,8 @@ def _network(arguments: argparse.Namespace) -> tuple[str, SPPNet]:
         return Path(arguments.model).stem, sppnet.load(arguments.model, arguments.device)
     torch.manual_seed(0)
     architecture = Architecture(("class",), arguments.backbone, tuple(arguments.levels), tuple(arguments.hidden))
-    model = SPPNet(architecture, build_backbone(arguments.backbone, arguments.weights)).eval().to(arguments.device)
+    backbone = build_backbone(arguments.backbone, arguments.weights or RANDOM)
+    model = build_model(architecture, backbone=backbone).eval().to(arguments.device)
     model.backbone.to(memory_format=torch.channels_last)
     return f"{arguments.backbone} {tuple(arguments.levels)}", model
 

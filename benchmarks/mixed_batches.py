@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import random
 import statistics
 import time
@@ -34,14 +33,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.environment import environment
-from benchmarks.results_file import read_results, write_text
+from benchmarks.results_file import read_results, write_results, write_text
 from sppnet.data.find import find_images
 from sppnet.data.images import image_size, read_image, resize_image, scaled_size
 from sppnet.data.samplers import SizeBuckets
-from sppnet.models.backbones import build_backbone
+from sppnet.models.backbones import RANDOM, build_backbone
 from sppnet.models.cut import fold_batch_norm
 from sppnet.models.mixed_batch import mixed_features
-from sppnet.models.sppnet import IMAGENET_MEAN, IMAGENET_STD
+from sppnet.models.preprocess import Preprocess
 
 NETS = ("squeezenet1_0", "mobilenet_v2", "resnet18", "zf5", "mobilenet_v3_small", "efficientnet_b0")
 SIDES = (96, 320)  # pixels, of the random combinations
@@ -108,7 +107,7 @@ def main() -> None:
             "rounds": arguments.rounds,
         }
     if arguments.json:
-        write_text(arguments.json, json.dumps(figures) + "\n")
+        write_results(arguments.json, figures)
     if arguments.picture:
         arguments.picture.parent.mkdir(parents=True, exist_ok=True)
         draw(figures, network("squeezenet1_0", weights.get("squeezenet1_0")), arguments.picture)
@@ -121,7 +120,7 @@ def main() -> None:
 def network(name: str, weights: str | None) -> nn.Module:
     """A backbone as it is used, its BatchNorms folded; random biases and statistics where it has no weights of its own."""
     torch.manual_seed(0)
-    net = build_backbone(name, weights, fold=False)
+    net = build_backbone(name, weights or RANDOM, fold=False)
     if weights is None:
         for parameter_name, parameter in net.named_parameters():
             if parameter_name.endswith("bias"):
@@ -136,9 +135,8 @@ def network(name: str, weights: str | None) -> nn.Module:
 
 
 def pixels(photo: np.ndarray, size: Size) -> Tensor:
-    """[3, h, w] float32, normalised, channels last in memory."""
-    resized = torch.from_numpy(resize_image(photo, size).copy()).permute(2, 0, 1).float() / 255
-    return (resized - torch.tensor(IMAGENET_MEAN)[:, None, None]) / torch.tensor(IMAGENET_STD)[:, None, None]
+    """[3, h, w] float32, normalized, channels last in memory."""
+    return Preprocess().normalize(resize_image(photo, size))[0]
 
 
 def timed_images(folder: str | None, count: int, device: torch.device) -> list[Tensor]:
@@ -377,10 +375,10 @@ def draw(figures: dict[str, Any], net: nn.Module, path: Path) -> None:
     )
     strip = lower.subplots()
     for place, row in enumerate(figures["rows"].values()):
-        for way, colour in (("padded", "tab:red"), ("mixed", "tab:blue")):
+        for way, color in (("padded", "tab:red"), ("mixed", "tab:blue")):
             values = np.maximum(row["exactness"][way], 1e-9)
             spread = np.random.default_rng(0).uniform(-0.25, 0.25, len(values))
-            strip.scatter(values, place + spread, s=4, color=colour, alpha=0.3, linewidths=0)
+            strip.scatter(values, place + spread, s=4, color=color, alpha=0.3, linewidths=0)
     strip.axvline(1e-5, color="0.4", linewidth=1, linestyle="--")
     strip.annotate("1e-5", (1e-5, -0.7), color="0.3", fontsize=9, ha="left", va="bottom")
     strip.set_xscale("log")

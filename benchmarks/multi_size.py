@@ -3,7 +3,7 @@
     uv run python -m benchmarks.multi_size --data ../shared/data/caltech101 --cache FOLDER \
         --json benchmarks/results/multi_size.json --markdown docs/multi-size.md --picture docs/multi-size.png
 
-One small network (a residual net of plain convolutions, a cell every 8 pixels, two fully connected layers) learns the
+One small network (a residual net of plain convolutions, a cell every 8 pixels, two fully connected layers) is trained on the
 classes of DATA/train from random weights, on as many images in every row, with the same regions of the same images in the
 same order for the same seed; only the pooling and the sizes differ:
 
@@ -23,26 +23,29 @@ import argparse
 import json
 import statistics
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
-from sppnet.classification.schedule import SHORT_SIDE_PER_CROP, TrainingSizes
-from sppnet.classification.settings import ClassifierSettings
-from sppnet.whole_file import whole_file
 
 from benchmarks.environment import environment
 from benchmarks.results_file import read_results, write_results, write_text
+from sppnet.classification.batches import SHORT_SIDE_PER_CROP, TrainingSizes
+from sppnet.classification.epochs import EpochSettings, train_epochs
 from sppnet.classification.evaluate import evaluate_classifier
-from sppnet.classification.train import train_classifier
+from sppnet.classification.features import readable_images
 from sppnet.classification.views import view_set
 from sppnet.data.formats.folder import read_folder
 from sppnet.data.images import read_image, resize_image, scaled_size
 from sppnet.data.labelled import LabelledImages, split_off
+from sppnet.files import atomic_write
 from sppnet.models.networks import compact_resnet
-from sppnet.models.sppnet import Architecture, SPPNet
+from sppnet.models.preprocess import Preprocess
+from sppnet.models.sppnet import Architecture, build_model
+from sppnet.progress import progress_bars
 
 WIDTHS, BLOCKS = (32, 64, 128), (1, 2)  # of the backbone: 128 channels, a cell every 8 pixels
 HIDDEN = (512, 512)
@@ -86,10 +89,8 @@ def main() -> None:
             runs = [run for run in figures["runs"] if run["row"] == key and run["seed"] == seed]
             if not runs or views_of(ROWS[key]) - set(runs[0]["accuracy"]):
                 done = run_one(key, seed, train, test, runs[0]["accuracy"] if runs else {}, arguments)
-                if runs:
-                    runs[0]["accuracy"] = done[
-                        "accuracy"
-                    ]  # the training was not done again: its time is the first one's
+                if runs:  # the training was not done again: its time is the first one's
+                    runs[0]["accuracy"] = done["accuracy"]
                 else:
                     figures["runs"].append(done)
                 figures["environment"] = environment()
@@ -117,7 +118,7 @@ def shrunken(images: LabelledImages, short: int, cache: Path) -> LabelledImages:
         if not copy.exists():
             pixels = read_image(path)
             size = scaled_size((pixels.shape[0], pixels.shape[1]), short, 4 * short, minimum=short)
-            with whole_file(copy) as unfinished:
+            with atomic_write(copy, replace="any") as unfinished:
                 Image.fromarray(resize_image(pixels, size)).save(unfinished, "PNG", compress_level=1)
         if place % 500 == 0:
             print(f"copies {place} of {len(images)}", flush=True)
@@ -141,36 +142,33 @@ def run_one(
     row, side = ROWS[key], max(arguments.sides)
     fixed = row.levels == GRID
     short = side if fixed else round(side * SHORT_SIDE_PER_CROP)
-    architecture = Architecture(
-        train.class_names, "compact", row.levels, HIDDEN, detects=False, multi_label=False, short_side=short,
-        long_side=4 * short, fit="crop" if fixed else "native", fixed_size=fixed,
-    )  # fmt: skip
     torch.manual_seed(seed)
-    model = SPPNet(architecture, compact_resnet(WIDTHS, BLOCKS, folded=False))
-    sizes = TrainingSizes(row.rule, tuple(arguments.sides))  # type: ignore[arg-type]
-    settings = ClassifierSettings(
-        learn="all", epochs=arguments.epochs, batch_size=32, learning_rate=1e-3, backbone_rate=1.0, weight_decay=0.05,
-        sizes=sizes, checkpoint_every=500, seed=seed,
+    model = build_model(
+        Architecture(train.class_names, "compact", row.levels, HIDDEN, detects=False, multi_label=False),
+        Preprocess(short, 4 * short, "crop" if fixed else "keep-aspect", fixed),
+        backbone=compact_resnet(WIDTHS, BLOCKS, folded=False),
+    )
+    settings = EpochSettings(
+        train_backbone=True, epochs=arguments.epochs, batch_size=32, learning_rate=1e-3, backbone_rate=1.0,
+        weight_decay=0.05, sizes=TrainingSizes(row.rule, tuple(arguments.sides)),  # type: ignore[arg-type]
+        checkpoint_interval=500, seed=seed,
     )  # fmt: skip
-    learnt, held_out = split_off(train, HELD_OUT, seed=seed)
-    started, last = time.perf_counter(), [0.0]
-
-    def tell(stage: str, done: int, total: int) -> None:
-        if stage == "training" and time.perf_counter() - last[0] > 20:
-            last[0] = time.perf_counter()
-            print(f"{key}, seed {seed}: step {done} of {total}, {last[0] - started:.0f} s", flush=True)
-
-    checkpoints = arguments.cache / f"{key}-{seed}"
-    trained = train_classifier(model, learnt, held_out, settings, checkpoints=checkpoints, report=tell)
-    accuracy = dict(known)
+    learnt, held_out = (readable_images(part) for part in split_off(train, HELD_OUT, seed=seed))
+    started = time.perf_counter()
+    with progress_bars() as progress:
+        trained = train_epochs(model, learnt, held_out, settings, arguments.cache / f"{key}-{seed}", progress=progress)
+    seconds, accuracy = time.perf_counter() - started, dict(known)
     for name in sorted(views_of(row) - set(known)):
-        views = view_set("10-view" if name == "10-crop" else name, side, crops=name in ("centre-crop", "10-crop"))
+        crops = name in ("centre-crop", "10-crop")
+        views = replace(
+            view_set({"10-crop": "10-view", "centre-crop": "center-crop"}.get(name, name), side), crops=crops
+        )
         evaluation = evaluate_classifier(model, test, views=views)
         accuracy[name] = {"top1": evaluation.top1, "top5": evaluation.top5}
     run = {
-        "row": key, "seed": seed, "accuracy": accuracy, "held_out": trained.figures["held_out"],
-        "seconds": trained.figures["seconds"], "parameters": sum(p.numel() for p in model.parameters()),
-        "test_images": len(test), "train_images": len(learnt), "classes": len(train.class_names),
+        "row": key, "seed": seed, "accuracy": accuracy, "best_epoch": trained.figures["best_epoch"],
+        "seconds": seconds, "parameters": sum(p.numel() for p in model.parameters()),
+        "test_images": len(test), "train_images": len(learnt.images), "classes": len(train.class_names),
     }  # fmt: skip
     print(json.dumps(run), flush=True)
     return run
@@ -243,12 +241,12 @@ def deviation(values: list[float]) -> float:
 
 
 def draw(figures: dict[str, Any], path: Path) -> None:
-    """A dot for every run: rows from top to bottom, views in colours."""
+    """A dot for every run: rows from top to bottom, views in colors."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 3.6), layout="constrained")
     axes = figure.subplots()
-    colours = dict(zip(VIEWS, ("#999999", "#0072B2", "#D55E00", "#009E73"), strict=True))
+    colors = dict(zip(VIEWS, ("#999999", "#0072B2", "#D55E00", "#009E73"), strict=True))
     rows = [key for key in ROWS if any(run["row"] == key for run in figures["runs"])]
     for place, key in enumerate(rows):
         for shift, view in zip((-0.27, -0.09, 0.09, 0.27), VIEWS, strict=True):
@@ -259,15 +257,11 @@ def draw(figures: dict[str, Any], path: Path) -> None:
             ]
             if errors:
                 heights = np.full(len(errors), place + shift)
-                axes.scatter(errors, heights, s=22, color=colours[view], alpha=0.7, linewidths=0)
+                axes.scatter(errors, heights, s=22, color=colors[view], alpha=0.7, linewidths=0)
                 mean = statistics.mean(errors)
-                axes.plot(
-                    (mean, mean), (place + shift - 0.07, place + shift + 0.07), color=colours[view], linewidth=2.5
-                )
+                axes.plot((mean, mean), (place + shift - 0.07, place + shift + 0.07), color=colors[view], linewidth=2.5)
     for place, (view, label) in enumerate(VIEWS.items()):
-        axes.text(
-            0.99, 0.97 - 0.075 * place, label, color=colours[view], transform=axes.transAxes, ha="right", va="top"
-        )
+        axes.text(0.99, 0.97 - 0.075 * place, label, color=colors[view], transform=axes.transAxes, ha="right", va="top")
     axes.set_yticks(range(len(rows)), [ROWS[key].name for key in rows])
     axes.invert_yaxis()
     axes.set_xlabel("top-1 error on the test images, %; a dot for each seed, a line for their mean")

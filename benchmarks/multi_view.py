@@ -38,9 +38,9 @@ from sppnet.data.formats.voc import read as read_voc
 from sppnet.data.images import read_image, scaled_size
 from sppnet.data.labelled import LabelledImages
 from sppnet.metrics.voc import evaluate_voc_images
-from sppnet.models.sppnet import Architecture, SPPNet
+from sppnet.models.sppnet import Architecture, SPPNet, build_model
 
-VIEW_SETS = ("single", "centre-crop", "full", "10-view", "multi-view", "multi-view+full")
+VIEW_SETS = ("single", "center-crop", "full", "10-view", "multi-view", "multi-view+full")
 ALSO_AS_CROPS = ("10-view", "multi-view")
 
 
@@ -89,7 +89,7 @@ def main() -> None:
     }
     if arguments.grid:
         shares = np.linspace(0, 1, arguments.grid).tolist() if arguments.grid > 1 else [0.5]
-        dense = replace(paper, places=tuple(product(shares, shares)))
+        dense = replace(paper, positions=tuple(product(shares, shares)))
         result["dense_timing"] = time_views(model, photos, dense, [timing["crops_at_once"]], arguments.repeats)
     if arguments.data and not arguments.backbone:
         result["accuracy"] = accuracy_of_views(model, arguments)
@@ -110,7 +110,7 @@ def _network(arguments: argparse.Namespace) -> tuple[str, SPPNet]:
     levels, hidden = tuple(arguments.levels), tuple(arguments.hidden)
     names = tuple(f"class {k}" for k in range(1000))
     torch.manual_seed(0)
-    model = SPPNet(Architecture(names, arguments.backbone, levels, hidden, detects=False)).eval()
+    model = build_model(Architecture(names, arguments.backbone, levels, hidden, detects=False)).eval()
     label = f"{arguments.backbone}, levels {levels}, hidden {hidden}, random weights"
     return label, model.to(arguments.device, memory_format=torch.channels_last)
 
@@ -125,7 +125,7 @@ def time_views(
         return [view_scores(photo, model, views) for photo in photos]
 
     def crops(at_once: int) -> list[torch.Tensor]:
-        return [view_scores(photo, model, as_crops, crops_at_once=at_once) for photo in photos]
+        return [view_scores(photo, model, as_crops, chunk_size=at_once) for photo in photos]
 
     scores = windows()  # also the warm-up
     crop_scores = crops(batches[-1])
@@ -167,9 +167,9 @@ def time_views(
 def accuracy_of_views(model: SPPNet, arguments: argparse.Namespace) -> dict[str, Any]:
     """Of each view set its accuracy (class folders) or mean average precision (VOC)."""
     folder = Path(arguments.data)
-    devkit = next((place for place in (folder, folder / "VOC2007") if (place / "JPEGImages").is_dir()), None)
+    devkit = next((path for path in (folder, folder / "VOC2007") if (path / "JPEGImages").is_dir()), None)
     measure = _voc_measure(devkit, arguments) if devkit else _folder_measure(model, folder, arguments)
-    size = arguments.size or model.architecture.short_side
+    size = arguments.size or model.preprocess.short_side
     wanted = [(name, view_set(name, size)) for name in VIEW_SETS]
     if arguments.crops:
         wanted += [(f"{name}, crops", view_set(name, size, crops=True)) for name in ALSO_AS_CROPS]
@@ -198,7 +198,7 @@ def _folder_measure(
 def _voc_measure(folder: Path, arguments: argparse.Namespace) -> Callable[[SPPNet, Views], dict[str, Any]]:
     data = read_voc(folder, arguments.split)
     chosen = np.random.default_rng(0).permutation(len(data.images))[: arguments.limit]
-    images = [data.images[place] for place in chosen]
+    images = [data.images[index] for index in chosen]
     truth = [(image.gt_labels, image.difficult) for image in images]
 
     def measure(model: SPPNet, views: Views) -> dict[str, Any]:
@@ -271,7 +271,7 @@ def _accuracy_table(rows: dict[str, Any]) -> list[str]:
 def _megapixels(photo: np.ndarray, views: Views) -> float:
     """What goes through the convolutions for windows of the maps."""
     sizes = [scaled_size(photo.shape[:2], side, 4 * side, minimum=views.window) for side in views.short_sides]
-    return (1 + views.mirrored) * sum(height * width for height, width in sizes) / 1e6
+    return (1 + views.flip) * sum(height * width for height, width in sizes) / 1e6
 
 
 def _timed(work: Callable[[], Any]) -> tuple[float, float]:

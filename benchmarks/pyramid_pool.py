@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -138,9 +140,6 @@ def first_call() -> dict[str, float]:
         "pool = lambda: sppnet.pyramid_pool(torch.rand(1, 64, 9, 9), (3, 2, 1));"
         "pool(); c = time.perf_counter(); pool(); print(b - a, c - b, time.perf_counter() - c)"
     )
-    import os
-    import tempfile
-
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         for name in ("compiling", "compiled before"):
@@ -159,15 +158,13 @@ def first_call() -> dict[str, float]:
 def peak_memory(windows: int, channels: int) -> dict[str, float]:
     """MB by which a process grows while it pools, and MB of its output. On Linux: from its own record of its peak."""
     code = (
-        "import sys, torch; sys.path.insert(0, sys.argv[1]); from pyramid_pool import *;"
+        "import sys, torch; from benchmarks.pyramid_pool import *;"
         "status = lambda name: int(Path('/proc/self/status').read_text().split(name + ':')[1].split()[0]) / 1024;"
         f"features = torch.rand(1, {channels}, *MAP); rows = random_windows({windows}, MAP);"
         "region_pyramid_pool(features, rows[:1], LEVELS); before = status('VmRSS');"
         "pooled = region_pyramid_pool(features, rows, LEVELS); print(status('VmHWM') - before, pooled.nbytes / 2**20)"
     )
-    ran = subprocess.run(
-        [sys.executable, "-c", code, str(Path(__file__).parent)], capture_output=True, text=True, check=True
-    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     grown, output = map(float, ran.stdout.split())
     return {"windows": windows, "channels": channels, "grown_mb": grown, "output_mb": output}
 

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from image_features import choose_cost, object_targets
 
 from benchmarks.caltech101 import (
     FIT_NAMES,
@@ -33,12 +32,13 @@ from benchmarks.caltech101 import (
     run_rows,
     write_page,
 )
+from benchmarks.image_features import choose_cost, object_targets
 from benchmarks.results_file import read_results
 from sppnet.data.annotations import AnnotatedImage
 from sppnet.data.formats.voc import read as read_voc
 from sppnet.linear.svm import solve_gram
 from sppnet.metrics.voc import evaluate_voc_images
-from sppnet.models.backbones import build_backbone
+from sppnet.models.backbones import RANDOM, build_backbone
 
 DECIMALS = 5  # of the margins that are kept to compare rows with
 
@@ -58,7 +58,7 @@ def main() -> None:
     if not arguments.held_out_only:
         images += read_voc(arguments.data, arguments.test, arguments.limit).images
     known = read_results(arguments.json)
-    backbone = build_backbone(arguments.backbone, arguments.weights)
+    backbone = build_backbone(arguments.backbone, arguments.weights or RANDOM)
     learnt = len(train.images)
     protocol = f"{arguments.train} ({learnt} images) -> "
     protocol += f"{arguments.test} ({len(images) - learnt} images)" if len(images) > learnt else "a quarter of it"
