@@ -242,6 +242,21 @@ def test_a_stopped_training_ends_with_the_same_weights(tmp_path: Path, method: A
     assert resumed[0][1].log == expected.log  # what was logged beyond the checkpoint is there once
 
 
+def test_weights_in_another_order_in_memory_go_on_too(tmp_path: Path) -> None:
+    """Fused steps go through a parameter and the optimizer's averages of it side by side."""
+
+    def convolutions() -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            layers = nn.Unflatten(1, (2, 1, 2)), nn.Conv2d(2, 3, (1, 2)), nn.Flatten(), nn.Linear(3, 1)
+        return nn.Sequential(*layers).to(memory_format=torch.channels_last)
+
+    unbroken, _ = train(tmp_path / "unbroken", net=convolutions())
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "broken", at(6, interrupt), net=convolutions())
+    assert same(unbroken, train(tmp_path / "broken", net=convolutions())[0])
+
+
 def test_a_finished_training_is_not_done_again(tmp_path: Path, unbroken: tuple[nn.Module, History]) -> None:
     train(tmp_path)
     again: list[nn.Module] = []
