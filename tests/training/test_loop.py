@@ -287,6 +287,17 @@ def test_a_signal_leaves_a_checkpoint_of_the_running_step(
     assert history.log == unbroken[1].log
 
 
+def test_a_signal_in_the_last_step_is_not_lost(tmp_path: Path, unbroken: tuple[nn.Module, History]) -> None:
+    def loss(net: nn.Module, batch: Any, step: int) -> dict[str, Tensor]:
+        if step == STEPS - 1:
+            kill(signal.SIGINT)()
+        return squares(net, batch, step)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, loss=loss)
+    assert same(unbroken[0], train(tmp_path, at(STEPS, interrupt))[0])  # nothing is left to do
+
+
 def test_a_second_ctrl_c_ends_it_at_once(tmp_path: Path) -> None:
     def loss(net: nn.Module, batch: Any, step: int) -> dict[str, Tensor]:
         kill(signal.SIGINT)()

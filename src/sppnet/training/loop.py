@@ -130,14 +130,15 @@ def fit(
                     _check_finite(state.step, figures, validation.minimize)
                     state.keep_best(figures, validation.minimize)
                     row |= figures
-                ends = _any_process(fabric, bool(stop)) or state.step == settings.steps
+                stopped = _any_process(fabric, bool(stop))
+                ends = stopped or state.step == settings.steps
                 if log is not None:
                     if ends or validated or state.step % settings.log_interval == 0:
                         log.add({"step": float(state.step), **row})
                     if ends or state.step % settings.checkpoint_interval == 0:
                         checkpoints.write(state)
                     progress("training", state.step, settings.steps)
-                if ends and state.step < settings.steps:
+                if stopped:
                     raise SystemExit(143) if signal.SIGTERM in stop else KeyboardInterrupt
         state.take_best()
         return History(fabric.global_rank, {} if log is None else log.columns(), state.best)
