@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 
 class UserError(ValueError):
@@ -10,6 +11,19 @@ class UserError(ValueError):
 
     The message is one line: what was expected, what came, what to do. The command line prints it and exits with 2.
     """
+
+    def __reduce__(self) -> Any:
+        return _again, (
+            type(self),
+            self.args,
+            vars(self),
+        )  # comes whole out of a worker, whatever its class is made from
+
+
+def _again(kind: type[UserError], args: tuple[Any, ...], attributes: dict[str, Any]) -> UserError:
+    error = kind.__new__(kind, *args)
+    vars(error).update(attributes)
+    return error
 
 
 class ImageError(UserError):
@@ -40,6 +54,3 @@ class DataError(UserError):
     def __init__(self, path: Path, reason: str, line: int | None = None) -> None:
         super().__init__(f"{path}: {reason}" if line is None else f"{path}:{line}: {reason}")
         self.path, self.reason, self.line = path, reason, line  # line counted from 1
-
-    def __reduce__(self) -> tuple[type[DataError], tuple[Path, str, int | None]]:
-        return DataError, (self.path, self.reason, self.line)  # so that it comes whole out of a worker process

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,19 +78,10 @@ class History(NamedTuple):
 
 
 def fit(
-    trainable: nn.Module,
-    batches: Batches,
-    loss: Loss,
-    optimizer: torch.optim.Optimizer,
-    schedule: Schedule,
-    folder: Path,
-    settings: LoopSettings,
-    *,
-    key: Mapping[str, str],
-    device: torch.device,
-    validation: Validation | None = None,
-    progress: Progress = no_progress,
-) -> History:
+    trainable: nn.Module, batches: Batches, loss: Loss, optimizer: torch.optim.Optimizer, schedule: Schedule,
+    folder: Path, settings: LoopSettings, *, key: Mapping[str, str], device: torch.device,
+    validation: Validation | None = None, progress: Progress = no_progress,
+) -> History:  # fmt: skip
     """Train in place, going on from the last checkpoint of the same training.
 
     Args:
@@ -136,30 +127,27 @@ def fit(
                 validated = validation is not None and state.step % validation.interval == 0
                 if validation is not None and validated:
                     figures = validation.measure(fabric)
+                    _check_finite(state.step, figures, validation.minimize)
                     state.keep_best(figures, validation.minimize)
                     row |= figures
-                ends = _any_process(fabric, bool(stop)) or state.step == settings.steps
+                stopped = _any_process(fabric, bool(stop))
+                ends = stopped or state.step == settings.steps
                 if log is not None:
                     if ends or validated or state.step % settings.log_interval == 0:
                         log.add({"step": float(state.step), **row})
                     if ends or state.step % settings.checkpoint_interval == 0:
                         checkpoints.write(state)
                     progress("training", state.step, settings.steps)
-                if ends and state.step < settings.steps:
+                if stopped:
                     raise SystemExit(143) if signal.SIGTERM in stop else KeyboardInterrupt
         state.take_best()
         return History(fabric.global_rank, {} if log is None else log.columns(), state.best)
 
 
 def train_step(
-    fabric: Fabric,
-    model: nn.Module,
-    batch: Any,
-    step: int,
-    optimizer: torch.optim.Optimizer,
-    schedule: Schedule,
+    fabric: Fabric, model: nn.Module, batch: Any, step: int, optimizer: torch.optim.Optimizer, schedule: Schedule,
     settings: LoopSettings,
-) -> dict[str, float]:
+) -> dict[str, float]:  # fmt: skip
     """Take one step; its losses, averaged over all processes, learning rate and gradient norm, by name.
 
     Raises:
@@ -178,15 +166,18 @@ def train_step(
     norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
     means: Any = fabric.all_reduce(torch.stack([value.detach().float() for value in losses.values()]))
     row = {f"train_{name}": value for name, value in zip(losses, means.tolist(), strict=True)}
-    if not math.isfinite(row["train_loss"]) or not norm.isfinite():
-        raise SettingsError(
-            f"training diverged at step {step + 1}: the loss is {row['train_loss']:.3g}, the gradient's norm {norm:.3g}; "
-            "take a smaller learning rate"
-        )
+    row |= {"learning_rate": optimizer.param_groups[0]["lr"], "gradient_norm": float(norm)}
+    _check_finite(step + 1, row, ("train_loss", "gradient_norm"))
     if norm > settings.gradient_norm:
         nn.utils.clip_grads_with_norm_(parameters, settings.gradient_norm, norm)
     optimizer.step()
-    return row | {"learning_rate": optimizer.param_groups[0]["lr"], "gradient_norm": float(norm)}
+    return row
+
+
+def _check_finite(step: int, figures: Mapping[str, float], names: Sequence[str]) -> None:
+    if not all(math.isfinite(figures[name]) for name in names):
+        found = ", ".join(f"{name} is {figures[name]:.3g}" for name in names)
+        raise SettingsError(f"training diverged at step {step}: {found}; take a smaller learning rate")
 
 
 class _Losses(nn.Module):
@@ -275,10 +266,11 @@ def _stop_signals() -> Iterator[set[int]]:
             raise KeyboardInterrupt
         received.add(number)
 
-    numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]
-    if threading.current_thread() is not threading.main_thread():  # which alone gets signals
-        numbers = []
-    before = {number: signal.signal(number, note) for number in numbers}
+    before = {}
+    if threading.current_thread() is threading.main_thread():  # which alone gets signals
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                before[number] = signal.signal(number, note)
     try:
         yield received
     finally:

@@ -19,14 +19,9 @@ Schedule = Callable[[int], float]
 
 
 def parameter_groups(
-    heads: Iterable[nn.Parameter],
-    backbone: Iterable[nn.Parameter] = (),
-    *,
-    learning_rate: float,
-    backbone_rate: float = 1.0,
-    weight_decay: float = 0.0,
-    by_width: bool = True,
-) -> list[dict[str, Any]]:
+    heads: Iterable[nn.Parameter], backbone: Iterable[nn.Parameter] = (), *,
+    learning_rate: float, backbone_rate: float = 1.0, weight_decay: float = 0.0, by_width: bool = True,
+) -> list[dict[str, Any]]:  # fmt: skip
     """A group for each parameter that requires a gradient, of the heads, then of the backbone.
 
     Args:
@@ -47,11 +42,7 @@ def parameter_groups(
     shares = [(parameter, width_share(parameter)) for parameter in heads]
     shares += [(parameter, backbone_rate) for parameter in backbone]
     return [
-        {
-            "params": [parameter],
-            "lr": learning_rate * share,
-            "weight_decay": weight_decay if parameter.ndim > 1 else 0.0,
-        }
+        {"params": [parameter], "lr": learning_rate * share, "weight_decay": weight_decay * (parameter.ndim > 1)}
         for parameter, share in shares
         if parameter.requires_grad
     ]
