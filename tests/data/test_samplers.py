@@ -163,7 +163,7 @@ def test_in_a_data_loader() -> None:
 
 @pytest.mark.slow
 def test_lightning_sets_the_epoch() -> None:
-    from lightning.fabric.utilities.data import _set_sampler_epoch
+    from lightning_fabric.utilities.data import _set_sampler_epoch
 
     buckets = SizeBuckets(SIZES, 8)
     _set_sampler_epoch(DataLoader(SIZES, batch_sampler=buckets), 6)  # type: ignore[arg-type]
