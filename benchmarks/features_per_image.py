@@ -160,13 +160,20 @@ def spp_features(
         unique, which = windows.unique(dim=0, return_inverse=True)
         with torch.inference_mode():
             pooled = maps.pool(model, unique)
-    with stage(seconds, "fully connected", model.device), model.inference(bfloat16=bfloat16):
-        torch.cat([model.fully_connected(part) for part in pooled.split(WINDOW_CHUNK)])[which.to(model.device)]
+    with stage(seconds, "fully connected", model.device):
+        embed(model, pooled, bfloat16=bfloat16)[which.to(model.device)]
     with torch.inference_mode():
         every = maps.pool(model, windows)
-    with stage(seconds, "every box", model.device), model.inference(bfloat16=bfloat16):
-        torch.cat([model.fully_connected(part) for part in every.split(WINDOW_CHUNK)])
+    with stage(seconds, "every box", model.device):
+        embed(model, every, bfloat16=bfloat16)
     return {**seconds, "distinct": float(len(unique))}
+
+
+def embed(model: SPPNet, pooled: torch.Tensor, *, bfloat16: bool) -> torch.Tensor:
+    """Pooled windows [R, M, C] -> head features [R, D]."""
+    with model.inference(bfloat16=bfloat16):
+        parts = [model.fully_connected(part) for part in pooled.split(WINDOW_CHUNK)]
+    return torch.cat(parts)  # not in autocast, which on a CPU knows no half precision
 
 
 def rcnn(model: SPPNet, photo: np.ndarray, boxes: np.ndarray, count: int, settings: RcnnSettings) -> dict[str, float]:
@@ -183,8 +190,8 @@ def rcnn(model: SPPNet, photo: np.ndarray, boxes: np.ndarray, count: int, settin
             parts.append(pyramid_pool(maps, model.architecture.levels))
     pooled = torch.cat(parts)
     rows = pooled.repeat(-(-count // len(pooled)), 1, 1)[:count]
-    with stage(seconds, "fully connected", model.device), model.inference(bfloat16=settings.bfloat16):
-        torch.cat([model.fully_connected(part) for part in rows.split(WINDOW_CHUNK)])
+    with stage(seconds, "fully connected", model.device):
+        embed(model, rows, bfloat16=settings.bfloat16)
     return {name: value * (1 if name == "fully connected" else count / len(boxes)) for name, value in seconds.items()}
 
 

@@ -1,8 +1,8 @@
 """What a ladder is climbed on: images, network and schedules, the same for every rung and seed.
 
 `Settings` -> `Ladder`: the settings, the chosen images of both splits, and the folders. Two runs whose settings differ share proposals
-and maps below one ``--work`` folder, and nothing else: what they train is named by the settings, and results of different settings
-never meet in one ``--output`` folder.
+and feature maps below one cache directory, and nothing else: what they train is named by the settings, and results of different
+settings never meet in one ``--output`` folder.
 """
 
 from __future__ import annotations
@@ -10,19 +10,24 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from sppnet.detection.scales import SHORT_SIDES
-from sppnet.terminal import write_json
+import numpy as np
 
-from benchmarks.ladder.choose import choose_images
+from benchmarks.options import check_positive, option
+from benchmarks.results_file import read_results, write_results
 from sppnet.data.annotations import DetectionData
 from sppnet.data.dataset import read_annotated
+from sppnet.detection.feature_maps import SHORT_SIDES
 from sppnet.errors import UserError
-from sppnet.models.sppnet import Architecture
+from sppnet.models.backbones import RANDOM, pretrained_weights
+from sppnet.models.preprocess import Preprocess
+from sppnet.models.sppnet import Architecture, DetectionSettings, SPPNet, build_model
+from sppnet.progress import Progress, no_progress
+from sppnet.proposals.compute import proposals_of
 
 PLAN = "plan.json"  # in the output folder: the settings of its results
 # What only some steps depend on, or none: those steps have it in their names.
@@ -39,67 +44,52 @@ class Settings:
     Example:
         >>> Settings(Path("VOC2007"), hidden=())
         Traceback (most recent call last):
-        sppnet.errors.UserError: hidden: expected the widths of one fully connected layer or more, each at least 1: got ()
+        sppnet.errors.UserError: hidden must be whole numbers of at least 1: got ()
     """
 
     data: Path
-    train_split: str = "train"
-    test_split: str = "val"
-    train_images: int | None = None  # None: all
-    test_images: int | None = None
-    choice_seed: int = 0  # of the choice of images; not of what is learned from them
-    backbone: str = "compact"
-    weights: str | None = (
-        None  # a file, or a name that torchvision knows; None: of "compact" the shipped ones, else random
+    train_split: str = option("train", "train on the images of this split")
+    test_split: str = option("val", "test on the images of this split")
+    train_images: int | None = option(None, "so many of them, drawn with all classes; all if left out", int)
+    test_images: int | None = option(None, "so many of them", int)
+    choice_seed: int = option(0, "of the choice of images; not of what is trained on them", int)
+    backbone: str = option("compact", "compact, or a net of torchvision or timm")
+    weights: str | None = option(None, "of the backbone: a file, or a name; pretrained if left out")
+    levels: tuple[int, ...] = option((3, 2, 1), "bins per side", int)
+    hidden: tuple[int, ...] = option((1024, 1024), "widths of the fully connected layers", int)
+    short_side: int = option(688, "pixels, of the single scale (paper: 688)", int)
+    long_side: int = option(1200, "pixels, unless the long side would become longer than this", int)
+    scales: tuple[int, ...] = option(SHORT_SIDES, "short sides of the several scales", int)
+    proposals: str = option("selective-search", "selective-search, grid, edge-boxes, or several joined by +")
+    steps: int = option(2500, "of fine-tuning", int)
+    images_per_step: int = option(8, "of fine-tuning", int)
+    windows_per_image: int = option(64, "of fine-tuning", int)
+    learning_rate: float = option(1e-3, "of fine-tuning, at its peak", float)
+    flip: bool = option(True, "fine-tune on flipped images too", bool)
+    epochs: int = option(6, "end to end, after fine-tuning", int)
+    from_layer: str = option(
+        "", "the first layer that is trained in e2e-from: a name or an index; the middle one if left out"
     )
-    levels: tuple[int, ...] = (3, 2, 1)
-    hidden: tuple[int, ...] = (1024, 1024)
-    short_side: int = 688  # pixels, of the single scale (paper: 688)
-    long_side: int = 1200  # pixels, unless the long side would become longer than this
-    scales: tuple[int, ...] = SHORT_SIDES  # pixels, short sides of the several
-    proposer: str = "selective-search"
-    steps: int = 2500  # of fine-tuning
-    images_per_step: int = 8
-    windows_per_image: int = 64
-    learning_rate: float = 1e-3
-    mirrored: bool = True  # fine-tune on mirror images too
-    epochs: int = 6  # end to end
-    from_layer: str = ""  # end to end, the first layer that learns in the rung between; "": the middle one
-    svd_energy: float = 0.9  # share of what the fully connected layers say of windows that the truncated ones keep
-    rcnn_proposals: int = 500  # windows an image of R-CNN's SVMs and test, drawn at random; 0: all
-    rcnn_windows: int = 128  # windows an image that R-CNN's fully connected layers learn from
-    device: str = "cpu"
+    svd_energy: float = option(0.9, "share of what the layers say of windows that truncated ones keep", float)
+    rcnn_proposals: int = option(500, "windows an image of R-CNN's SVMs and test, drawn at random; 0: all", int)
+    rcnn_windows: int = option(128, "windows an image that R-CNN's fully connected layers are trained on", int)
+    device: str = option("cpu", "where to compute")
 
     def __post_init__(self) -> None:
-        for name in ("levels", "hidden", "scales"):  # lists of a command line
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+        for name in ("levels", "hidden", "scales"):
             if not getattr(self, name) or min(getattr(self, name)) < 1:
-                what = {
-                    "levels": "levels",
-                    "hidden": "the widths of one fully connected layer or more",
-                    "scales": "sides",
-                }
-                raise UserError(f"{name}: expected {what[name]}, each at least 1: got {getattr(self, name)}")
-        for name in (
-            "short_side",
-            "long_side",
-            "steps",
-            "images_per_step",
-            "windows_per_image",
-            "epochs",
-            "rcnn_windows",
-        ):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1: got {getattr(self, name)}")
-        for name in ("train_images", "test_images"):
-            number = getattr(self, name)
-            if number is not None and number < 1:
-                raise UserError(f"{name} must be at least 1, or left out for all: got {number}")
+                raise UserError(f"{name} must be whole numbers of at least 1: got {getattr(self, name)}")
+        check_positive(
+            self,
+            ("train_images", "test_images", "short_side", "long_side", "steps", "images_per_step", "windows_per_image", "epochs", "rcnn_windows"),
+        )  # fmt: skip
         if self.rcnn_proposals < 0 or not 0 < self.svd_energy <= 1 or not 0 < self.learning_rate < 1:
             raise UserError(
                 "expected rcnn_proposals of at least 0, svd_energy above 0 and at most 1, learning_rate between 0 and 1: got "
                 f"{self.rcnn_proposals}, {self.svd_energy} and {self.learning_rate}"
             )
+        if self.train_split == self.test_split:
+            raise UserError(f"expected two splits, to train on and to test on: got {self.train_split!r} twice")
 
     def to_dict(self) -> dict[str, Any]:
         """In JSON's types; of paths the last part.
@@ -121,25 +111,22 @@ class Ladder:
     settings: Settings
     train: DetectionData
     test: DetectionData
-    work: Path  # proposals, maps and checkpoints, shared with other trainings
+    cache: Path  # proposals, feature maps and models; other trainings may share it
 
     @classmethod
-    def of(cls, settings: Settings, work: Path) -> Ladder:
+    def of(cls, settings: Settings, cache: Path) -> Ladder:
         """Read both splits, and choose the images.
 
         Raises:
-            UserError: what `read_annotated` raises; one split named for both; or classes that differ between them.
+            UserError: what `read_annotated` raises; or classes that differ between the splits.
         """
-        if settings.train_split == settings.test_split:
-            raise UserError(f"expected two splits, to learn from and to test on: got {settings.train_split!r} twice")
         train = read_annotated(settings.data, settings.train_split)
-        test = read_annotated(settings.data, settings.test_split)
-        test = test.relabelled(train.class_names)
+        test = read_annotated(settings.data, settings.test_split).relabelled(train.class_names)
         return cls(
             settings,
             choose_images(train, settings.train_images, settings.choice_seed),
             choose_images(test, settings.test_images, settings.choice_seed),
-            work,
+            cache,
         )
 
     @cached_property
@@ -151,33 +138,45 @@ class Ladder:
     @property
     def folder(self) -> Path:
         """Models and records of steps."""
-        return self.work / f"ladder-{self.key}"
+        return self.cache / f"ladder-{self.key}"
+
+    @property
+    def maps(self) -> Path:
+        return self.cache / "feature-maps"
+
+    @property
+    def weights(self) -> str | Path:
+        return self.settings.weights or pretrained_weights(self.settings.backbone)
+
+    @property
+    def of_one_seed(self) -> bool:
+        """Whether the backbone is another for every seed."""
+        return self.weights == RANDOM
 
     @property
     def plan(self) -> dict[str, Any]:
         """What all results of one folder share."""
-        return {
-            **self.settings.to_dict(),
-            "tested on": _digest([image.image_id for image in self.test.images]),
-            "key": self.key,
-        }
+        tested = _digest([image.image_id for image in self.test.images])
+        return {**self.settings.to_dict(), "tested on": tested, "key": self.key}
 
-    @property
-    def weights(self) -> str | Path | None:
-        from sppnet.models.backbones import OWN
-        from sppnet.models.files import SHIPPED
+    def proposals(self, data: DetectionData, progress: Progress = no_progress) -> list[np.ndarray]:
+        """Of the images of a split; missing ones are computed."""
+        return proposals_of(data, self.settings.proposals, self.cache, progress)
 
-        own = self.settings.backbone == OWN and self.settings.weights is None
-        return SHIPPED["voc"] if own else self.settings.weights
-
-    def architecture(self, family: str, hidden: tuple[int, ...] | None = None) -> Architecture:
+    def network(self, family: str, backbone: Any, hidden: tuple[int, ...] | None = None) -> SPPNet:
         """The network of a family: "spp1", maps of one scale; "spp5", of several. ``hidden``, where given, in place of its widths."""
         settings = self.settings
-        return Architecture(
-            self.train.class_names, settings.backbone, settings.levels, settings.hidden if hidden is None else hidden,
-            short_side=settings.short_side, long_side=settings.long_side, proposer=settings.proposer,
-            scales=settings.scales if family == "spp5" else (),
-        )  # fmt: skip
+        return build_model(
+            Architecture(
+                self.train.class_names,
+                settings.backbone,
+                settings.levels,
+                settings.hidden if hidden is None else hidden,
+            ),
+            Preprocess(settings.short_side, settings.long_side),
+            DetectionSettings(settings.proposals, settings.scales if family == "spp5" else ()),
+            backbone=backbone,
+        )
 
 
 def keep_plan(ladder: Ladder, output: Path) -> None:
@@ -186,17 +185,53 @@ def keep_plan(ladder: Ladder, output: Path) -> None:
     Raises:
         UserError: results of other settings or images; the first difference is named.
     """
-    path, wanted = output / PLAN, ladder.plan
-    if path.is_file():
-        known = json.loads(path.read_text(encoding="utf-8"))
-        for name in dict.fromkeys([*wanted, *known]):
-            if wanted.get(name) != known.get(name):
-                raise UserError(
-                    f"{output} holds results of other settings ({name}: {known.get(name)!r} there, {wanted.get(name)!r} asked "
-                    "for): give another --output, or the same settings"
-                )
-        return
-    write_json(path, wanted)
+    known, wanted = read_results(output / PLAN), ladder.plan
+    for name in dict.fromkeys([*wanted, *known]) if known else ():
+        if wanted.get(name) != known.get(name):
+            raise UserError(
+                f"{output} holds results of other settings ({name}: {known.get(name)!r} there, {wanted.get(name)!r} asked "
+                "for): give another --output, or the same settings"
+            )
+    write_results(output / PLAN, wanted)
+
+
+def choose_images(data: DetectionData, count: int | None, seed: int) -> DetectionData:
+    """Some images, with the classes in about the shares that they have in all; the same for the same seed.
+
+    One after another: the class that lacks most of its share gives the next of its images, in an order drawn by ``seed``. An image
+    counts for every class in it; images without objects are a class of their own. So rare classes are there in small choices too.
+
+    Args:
+        data: to choose from.
+        count: at least 1; None, or as many as there are or more: all.
+        seed: of the order.
+
+    Returns:
+        The images in the order that they have in ``data``.
+
+    Example:
+        >>> len(choose_images(DetectionData(class_names=("cat",), images=(), split="train"), 5, seed=0))
+        0
+    """
+    total = len(data.images)
+    if count is None or count >= total:
+        return data
+    shows = np.zeros((total, 1 + len(data.class_names)), bool)  # [N, 1 + K]; column 0: no objects
+    for row, image in enumerate(data.images):
+        easy = image.gt_labels[~image.difficult]
+        shows[row, easy if len(easy) else 0] = True
+    wanted = shows.sum(0) * (count / total)
+    order = np.random.default_rng(seed).permutation(total)
+    left = shows[order]  # rows that are taken become empty
+    taken: list[int] = []
+    have = np.zeros(shows.shape[1])
+    for _ in range(count):
+        lack = np.where(left.any(0), (wanted - have) / np.maximum(wanted, 1e-9), -np.inf)
+        index = int(left[:, int(lack.argmax())].argmax())
+        have += left[index]
+        left[index] = False
+        taken.append(int(order[index]))
+    return replace(data, images=tuple(data.images[row] for row in sorted(taken)))
 
 
 def _digest(told: list[Any]) -> str:

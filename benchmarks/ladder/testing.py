@@ -6,47 +6,42 @@ A result is one JSON file, written whole or not at all; one that is there is not
 from __future__ import annotations
 
 import copy
-import json
 import os
-import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from sppnet.detection.linear_stages import stored_regression, stored_svms
-from sppnet.detection.map_cache import MapCache
-from sppnet.detection.rcnn import rcnn_maps
-from sppnet.terminal import write_json
 from torch import Tensor
 
 from benchmarks.environment import environment
-from benchmarks.ladder.rcnn import crops_at_once, window_files, work_of_windows
+from benchmarks.features_per_image import rcnn, spp_features
+from benchmarks.ladder.rcnn import crops_at_once, some_proposals
 from benchmarks.ladder.rungs import Rung, partners
 from benchmarks.ladder.settings import Ladder
-from benchmarks.ladder.spp import start_file
-from benchmarks.ladder.steps import SAMPLE, cost_of, ensure
+from benchmarks.ladder.steps import SAMPLE, cost_of, ensure, measured
+from benchmarks.rcnn import RcnnSettings, rcnn_features
+from benchmarks.results_file import write_results
 from sppnet.boxes import clip_boxes, decode_boxes
 from sppnet.data.images import read_image
-from sppnet.detection import NMS_IOU, VOTE_IOU
-from sppnet.detection.evaluate import MOST_PER_CLASS, SCORE_THRESHOLDS, evaluate_detector
-from sppnet.detection.feature_maps import compute_feature_maps
-from sppnet.detection.predict import Stopwatch, select
-from sppnet.errors import UserError
-from sppnet.metrics.coco import evaluate_coco
+from sppnet.detection.evaluate import MAX_PER_CLASS, RANKED, SCORE_THRESHOLDS
+from sppnet.detection.feature_map_cache import FeatureMapCache
+from sppnet.detection.predict import score_kind, score_windows, union
+from sppnet.detection.suppression import DetectSettings, select
 from sppnet.metrics.errors import detection_errors
 from sppnet.metrics.voc import evaluate_voc
 from sppnet.models.files import load
-from sppnet.models.precision import autocast
+from sppnet.models.heads import BoxRegressor
 from sppnet.models.sppnet import SPPNet
-from sppnet.ops.pyramid_pool import pyramid_pool
+from sppnet.progress import Progress, timed
 from sppnet.proposals.compute import propose
-from sppnet.proposals.files import load_proposals
 
 Tell = Callable[[str, str, int, int], None]  # rung or step, stage, done, total
 STAGES = ("proposals", "maps", "pooling", "fully connected", "nms")  # of a test, as the table has them
+REPEATED = 3  # turns of which the fastest counts
 
 
 def result_file(output: Path, rung: Rung, seed: int) -> Path:
@@ -72,30 +67,18 @@ def measure_rung(ladder: Ladder, rung: Rung, seed: int, seeds: Sequence[int], ou
         UserError: what the steps raise.
     """
     path, together = result_file(output, rung, seed), partners(rung, seed, seeds)
-    if not together:
-        return None
-    if path.is_file():
-        return path
+    if not together or path.is_file():
+        return path if together else None
     steps = [rung.make(ladder, each) for each in together]
     for step in steps:
-        ensure(ladder.folder, step, tell)
-    models = [load(start_file(step), ladder.settings.device) for step in steps]
-    if not rung.moves:
-        models = [standing(model) for model in models]
+        ensure(step, tell)
+    models = [load(step.model, ladder.settings.device) for step in steps]
+    models = models if rung.moves else [standing(model) for model in models]
     busy = round(os.getloadavg()[0], 1)
-    report = partial(tell, f"{rung.name}-seed{seed}")
-    if rung.way == "crops":
-        found = evaluate_rcnn(ladder, models[0], rung, report)
-    else:
-        if rung.way == "few":
-            window_files(ladder, ladder.test, report)
-        work = work_of_windows(ladder) if rung.way == "few" else ladder.work
-        votes = VOTE_IOU if rung.votes else 0
-        answer = evaluate_detector(models, ladder.test, work, report, vote_iou=votes, maps_folder=ladder.work / "maps")
-        found = answer.to_dict()
-        found["seconds_per_image"]["maps"] = sum(map_seconds(ladder, model) for model in models)
-    seconds = {**found.pop("seconds_per_image"), "proposals": proposal_seconds(ladder)}
-    train_seconds, left = cost_of(ladder.folder, steps)
+    progress = partial(tell, f"{rung.name}-seed{seed}")
+    proposals = (ladder.proposals if rung.way == "maps" else partial(some_proposals, ladder))(ladder.test, progress)
+    found = evaluate(ladder, rung, models, proposals, progress)
+    train_seconds, left = cost_of(steps)
     result = {
         "rung": rung.name,
         "title": rung.told(ladder),
@@ -103,85 +86,91 @@ def measure_rung(ladder: Ladder, rung: Rung, seed: int, seeds: Sequence[int], ou
         "seeds": list(together),
         **found,
         "train_seconds": train_seconds,
-        "test_seconds": seconds,
+        "test_seconds": {**test_seconds(ladder, rung, models, proposals), "nms": found.pop("seconds")},
         "bytes": left,
         "ranks": list(models[0].architecture.ranks),
         "train_images": len(ladder.train),
         "settings": ladder.settings.to_dict(),
         "environment": {**environment(), "load before": busy},
     }
-    write_json(path, result)
+    write_results(path, result)
     return path
 
 
 def standing(model: SPPNet) -> SPPNet:
     """A copy of a model that leaves boxes where they were proposed."""
     still = copy.deepcopy(model)
-    outputs = [still.shared_deltas, still.class_deltas, still.residual_deltas]
+    assert isinstance(still.box_regressor, BoxRegressor)
     with torch.no_grad():
-        for output in outputs:
-            for parameter in output.parameters():
-                parameter.zero_()
+        for parameter in still.box_regressor.parameters():
+            parameter.zero_()
     return still
 
 
-def proposal_seconds(ladder: Ladder) -> float:
-    """Seconds that the proposals of a test image take."""
-    return sampled_seconds(ladder, "proposal-seconds", lambda photo: propose(photo, ladder.settings.proposer))
-
-
-def map_seconds(ladder: Ladder, model: SPPNet) -> float:
-    """Seconds that the maps of a test image take: tests of one backbone share maps, and only the first computes them."""
-    name = MapCache.of(model, ladder.work).folder.name
-    return sampled_seconds(ladder, f"map-seconds-{name}", lambda photo: compute_feature_maps(model, photo))
-
-
-def sampled_seconds(ladder: Ladder, name: str, work: Callable[[np.ndarray], object]) -> float:
-    """Mean seconds of ``work`` on a sample of the test images, one after another; measured once under each name."""
-    file = ladder.folder / f"{name}-{ladder.settings.test_split}.json"
-    if file.is_file():
-        known: float = json.loads(file.read_text(encoding="utf-8"))["seconds"]
-        return known
-    images = ladder.test.images
-    photos = [read_image(image.path) for image in images[:: max(1, len(images) // SAMPLE)][:SAMPLE]]
-    work(photos[0])  # what a first call costs does not count
-    started = time.perf_counter()
-    for photo in photos:
-        work(photo)
-    seconds = round((time.perf_counter() - started) / len(photos), 5)
-    write_json(file, {"seconds": seconds, "images": len(photos)})
-    return seconds
-
-
-def evaluate_rcnn(ladder: Ladder, model: SPPNet, rung: Rung, report: Callable[[str, int, int], None]) -> dict[str, Any]:
-    """What `evaluate_detector` tells of a detector, of R-CNN."""
-    data, at_once = ladder.test, crops_at_once(ladder)
-    files = window_files(ladder, data, report)
-    watch, found = Stopwatch(), []
-    for done, (image, file) in enumerate(zip(data.images, files, strict=True)):
-        with watch.stage("decode"):
-            pixels = read_image(image.path)
-        scores, boxes = score_crops(model, pixels, load_proposals(file)[0], at_once, watch, moves=rung.moves)
-        with watch.stage("nms"):
-            threshold, names = SCORE_THRESHOLDS["margin"], model.class_names
-            answer = select(scores, boxes, names, threshold, NMS_IOU, None, "margin", MOST_PER_CLASS, vote_iou=0)
-        found.append((answer.boxes, answer.scores, answer.labels.copy()))  # a result's own cannot be written to
-        report("detection", done + 1, len(data.images))
+def evaluate(
+    ladder: Ladder, rung: Rung, models: Sequence[SPPNet], proposals: Sequence[np.ndarray], progress: Progress
+) -> dict[str, Any]:
+    """Average precision and errors of one model or several on the test images, as `sppnet.detection.evaluate` counts; and ``seconds`` of
+    suppression for an image."""
+    data, kind, names = ladder.test, score_kind(models[0]), models[0].class_names
+    settings = replace(
+        RANKED, score_threshold=SCORE_THRESHOLDS[kind], vote_iou=DetectSettings.vote_iou if rung.votes else 0
+    )
+    if kind == "decision":
+        settings = replace(settings, max_detections=MAX_PER_CLASS * len(names))
+    caches = [FeatureMapCache(model, ladder.maps) for model in models]
+    seconds, found = dict[str, float](), []
+    for index, (image, boxes) in enumerate(zip(data.images, proposals, strict=True)):
+        if rung.way == "crops":
+            answers = [score_crops(models[0], read_image(image.path), boxes, crops_at_once(ladder))]
+        else:
+            maps = [cache.read(image.path) for cache in caches]
+            answers = [score_windows(model, each, boxes) for model, each in zip(models, maps, strict=True)]
+        with timed(seconds, "nms"):
+            answer = select(
+                *union(models, answers), names, settings, kind, MAX_PER_CLASS if kind == "decision" else None
+            )
+        found.append((answer.boxes, answer.scores, answer.labels))
+        progress("detection", index + 1, len(data))
     truth = [(image.gt_boxes, image.gt_labels, image.difficult) for image in data.images]
     return {
         **evaluate_voc(found, truth, data.class_names).to_dict(),
-        "coco": _coco(found, truth, data.class_names),
         "errors": detection_errors(found, truth, data.class_names).to_dict(),
         "images": len(data),
-        "score_kind": "margin",
-        "crops_at_once": at_once,
-        "seconds_per_image": {stage: round(value / len(data), 5) for stage, value in watch.seconds.items()},
+        "score_kind": kind,
+        "seconds": round(seconds["nms"] / len(data), 5),
     }
 
 
-def score_crops(
-    model: SPPNet, pixels: np.ndarray, proposals: np.ndarray, at_once: int, watch: Stopwatch, *, moves: bool
-) -> tuple[Tensor, Tensor]:
+def test_seconds(
+    ladder: Ladder, rung: Rung, models: Sequence[SPPNet], proposals: Sequence[np.ndarray]
+) -> dict[str, float]:
+    """Seconds of a test image by stage, on a sample of them, one after another; of several models, the sum."""
+    images = list(zip(ladder.test.images, proposals, strict=True))
+    sample = images[:: max(1, len(images) // SAMPLE)][:SAMPLE]
+    photos = [(read_image(image.path), boxes) for image, boxes in sample]
+    seconds = dict.fromkeys(STAGES, 0.0)
+    method = ladder.settings.proposals
+
+    def all_proposals(some: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
+        for photo, _ in some:
+            propose(photo, method)
+
+    seconds["proposals"] = measured(all_proposals, photos) / len(photos)
+    for model in models:
+        for photo, boxes in photos:
+            turns = []
+            for _ in range(REPEATED):
+                if rung.way == "crops":
+                    turns.append(rcnn(model, photo, boxes, len(boxes), RcnnSettings(crops_at_once(ladder))))
+                else:
+                    turns.append(spp_features(model, photo, boxes, list(model.short_sides), bfloat16=True))
+            for stage, name in (("conv", "maps"), ("pooling", "pooling"), ("fully connected", "fully connected")):
+                seconds[name] += min(turn[stage] for turn in turns) / len(photos)
+    return {stage: round(value, 5) for stage, value in seconds.items()}
+
+
+def score_crops(model: SPPNet, pixels: np.ndarray, proposals: np.ndarray, at_once: int) -> tuple[Tensor, Tensor]:
     """What R-CNN says of each proposal, as `sppnet.detection.predict.score_windows` does for SPP-net.
 
     Args:
@@ -189,31 +178,13 @@ def score_crops(
         pixels: [H, W, 3] uint8.
         proposals: [R, 4] float32.
         at_once: crops in a batch.
-        watch: its stage "maps" is cutting, warping and convolving.
-        moves: whether the model's ridge regressors move boxes.
 
     Returns:
         Scores [R, 1 + K], background first, and boxes [R, K, 4], clipped to the image.
     """
-    pooled = []
-    for start in range(0, len(proposals), at_once):
-        with watch.stage("maps"):
-            maps = rcnn_maps(pixels, proposals[start : start + at_once], model)
-        with watch.stage("pooling"), torch.inference_mode():
-            pooled.append(pyramid_pool(maps, model.architecture.levels))
-    with watch.stage("fully connected"), torch.inference_mode(), autocast(model.device):
-        described = model.fully_connected(torch.cat(pooled))
-        margins = stored_svms(model).margins(described).cpu()
-        shape = (len(proposals), margins.shape[1], 4)
-        deltas = stored_regression(model).deltas(described).cpu() if moves else torch.zeros(shape)
-    with watch.stage("nms"):
-        boxes = clip_boxes(decode_boxes(torch.from_numpy(proposals), deltas), (pixels.shape[0], pixels.shape[1]))
-    return torch.cat([-margins.amax(1, keepdim=True), margins], dim=1), boxes
-
-
-def _coco(found: list[Any], truth: list[Any], names: tuple[str, ...]) -> dict[str, Any] | None:
-    try:
-        counted: dict[str, Any] = evaluate_coco(found, truth, names).to_dict()["coco"]
-    except UserError:  # a package is missing, and nothing else
-        return None
-    return counted
+    head_features = rcnn_features(pixels, proposals, model, RcnnSettings(at_once))
+    with model.inference():
+        scores, deltas = model.heads(head_features, torch.zeros(len(proposals), 4, device=model.device))
+    deltas = deltas.float().cpu() * torch.tensor(model.box_regressor.delta_scale)  # type: ignore[union-attr]
+    boxes = decode_boxes(torch.from_numpy(proposals), deltas)
+    return scores.cpu(), clip_boxes(boxes, (pixels.shape[0], pixels.shape[1]))
