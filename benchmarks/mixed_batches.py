@@ -205,7 +205,7 @@ def speed(net: nn.Module, images: list[Tensor], batch: int, rounds: int) -> dict
     shuffled = random.Random(1).sample(range(len(images)), len(images))
     groups = {
         "random": [shuffled[start : start + batch] for start in range(0, len(images), batch)],
-        "buckets": list(SizeBuckets(sizes, batch, shuffle=False)),
+        "buckets": SizeBuckets(sizes, batch, shuffle=False).batches(0),
     }
     at_once = [list(range(start, min(start + batch, len(images)))) for start in range(0, len(images), batch)]
     stacked = [torch.stack([squashed[index] for index in group]) for group in at_once]

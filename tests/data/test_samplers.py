@@ -6,10 +6,8 @@ from collections import Counter
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.utils.data import DataLoader
 
 from sppnet.data.samplers import SizeBuckets
 
@@ -96,25 +94,8 @@ def test_other_epochs_and_seeds_give_others() -> None:
 
 
 def test_batches_come_in_random_order() -> None:
-    areas = [np.mean([SIZES[i][0] * SIZES[i][1] for i in batch]) for batch in SizeBuckets(SIZES, 16)]
+    areas = [np.mean([SIZES[i][0] * SIZES[i][1] for i in batch]) for batch in SizeBuckets(SIZES, 16).batches(0)]
     assert abs(np.corrcoef(areas, np.arange(len(areas)))[0, 1]) < 0.5
-
-
-def test_resuming_in_the_middle_of_an_epoch() -> None:
-    whole = SizeBuckets(SIZES, 16, seed=5)
-    for done in (0, 1, 20, len(whole)):
-        resumed = SizeBuckets(SIZES, 16, seed=5)
-        resumed.resume(epoch=2, batches_done=done)
-        resumed.set_epoch(2)  # as a training loop does at the start of every epoch
-        assert len(resumed) == len(whole)
-        assert list(resumed) == whole.batches(2)[done:]
-        resumed.set_epoch(3)
-        assert list(resumed) == whole.batches(3)
-    resumed.resume(epoch=2, batches_done=3)
-    resumed.set_epoch(7)
-    assert list(resumed) == whole.batches(7)
-    with pytest.raises(ValueError, match="has 32 batches on each rank, got 33 done"):
-        resumed.resume(epoch=0, batches_done=33)
 
 
 def test_two_shapes_do_not_mix() -> None:
@@ -150,24 +131,6 @@ def test_ranks_of_one_step_get_like_sizes() -> None:
     areas = np.array([[np.mean([SIZES[i][0] * SIZES[i][1] for i in batch]) for batch in rank] for rank in by_rank])
     within, overall = areas.std(axis=0).mean(), areas.std()
     assert within < 0.6 * overall
-
-
-def test_in_a_data_loader() -> None:
-    images = [torch.full((3, h, w), float(i)) for i, (h, w) in enumerate(SIZES[:50])]
-    buckets = SizeBuckets(SIZES[:50], 8)
-    loader = DataLoader(images, batch_sampler=buckets, collate_fn=list)  # type: ignore[arg-type]
-    assert len(loader) == len(buckets) == 7
-    seen = sorted(int(image[0, 0, 0]) for batch in loader for image in batch)
-    assert seen == list(range(50))
-
-
-@pytest.mark.slow
-def test_lightning_sets_the_epoch() -> None:
-    from lightning_fabric.utilities.data import _set_sampler_epoch
-
-    buckets = SizeBuckets(SIZES, 8)
-    _set_sampler_epoch(DataLoader(SIZES, batch_sampler=buckets), 6)  # type: ignore[arg-type]
-    assert buckets.epoch == 6
 
 
 @pytest.mark.parametrize(

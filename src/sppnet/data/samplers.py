@@ -2,20 +2,14 @@
 
 Between reading a folder and the network: images of different sizes share a batch by padding each to the tallest and the
 widest; what is padded is computed for nothing. Sizes are (height, width) in pixels, as the network will see them.
-
-For ``torch.utils.data.DataLoader(..., batch_sampler=SizeBuckets(...))``. Under Lightning with several processes, give
-``ranks`` and ``rank`` here and say ``Trainer(use_distributed_sampler=False)``: by default Lightning replaces samplers
-by its own, and refuses batch samplers that it does not know. Lightning calls ``set_epoch`` by itself, through
-``sampler``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from torch.utils.data import Sampler
 
 
 class PaddingShare(NamedTuple):
@@ -25,7 +19,7 @@ class PaddingShare(NamedTuple):
     random: float  # as many batches of the same lengths, drawn at random
 
 
-class SizeBuckets(Sampler[list[int]]):
+class SizeBuckets:
     """Batches of like sizes, every sample once an epoch, as many batches on every rank.
 
     Of N samples, T batches are made: the fewest that hold at most ``batch_size`` samples each and can be dealt out
@@ -59,7 +53,7 @@ class SizeBuckets(Sampler[list[int]]):
 
     Example:
         >>> buckets = SizeBuckets([(60, 80), (80, 60)] * 50, batch_size=16)
-        >>> len(buckets), sorted({len(batch) for batch in buckets}), buckets.repeated
+        >>> len(buckets), sorted({len(batch) for batch in buckets.batches(epoch=0)}), buckets.repeated
         (7, [14, 15], 0)
         >>> share = buckets.padding_share()
         >>> share.buckets < 0.05 < 0.2 < share.random
@@ -78,7 +72,6 @@ class SizeBuckets(Sampler[list[int]]):
         smallest_batch: int = 2,
         variation: float = 0.02,
     ) -> None:
-        super().__init__()
         self.sizes = _checked_sizes(sizes)  # [N, 2] int64
         if smallest_batch < 1 or batch_size < smallest_batch:
             raise ValueError(
@@ -92,8 +85,6 @@ class SizeBuckets(Sampler[list[int]]):
         self.batch_size, self.smallest_batch = batch_size, smallest_batch
         self.seed, self.shuffle, self.variation = seed, shuffle, variation
         self.ranks, self.rank = ranks, rank
-        self.epoch = 0
-        self._resumed = (0, 0)  # (epoch, batches of it that were done)
 
     @property
     def repeated(self) -> int:
@@ -101,51 +92,13 @@ class SizeBuckets(Sampler[list[int]]):
         return max(0, self._total_batches * self.smallest_batch - len(self.sizes))
 
     @property
-    def sampler(self) -> SizeBuckets:
-        """This object: where Lightning looks for something with ``set_epoch``."""
-        return self
-
-    @property
     def _total_batches(self) -> int:
         steps = -(-len(self.sizes) // (self.batch_size * self.ranks))
         return steps * self.ranks
 
     def __len__(self) -> int:
-        """Count the batches of an epoch on this rank (all ranks have as many), also after ``resume``."""
+        """Count the batches of an epoch on this rank (all ranks have as many)."""
         return self._total_batches // self.ranks
-
-    def __iter__(self) -> Iterator[list[int]]:
-        """Go through this rank's batches of the current epoch; after ``resume``, through those that remain."""
-        epoch, done = self._resumed
-        self._resumed = (0, 0)
-        yield from self.batches(self.epoch)[done if epoch == self.epoch else 0 :]
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that is gone through next, counted from 0; without it, every epoch is the same."""
-        self.epoch = epoch
-
-    def resume(self, epoch: int, batches_done: int) -> None:
-        """Go on in the middle of an epoch: the next pass leaves out the batches that were done.
-
-        Count the batches that were trained on, not those that were loaded: workers load ahead.
-
-        Args:
-            epoch: counted from 0. A later ``set_epoch`` of the same epoch changes nothing; of another, forgets this.
-            batches_done: 0 to ``len(self)``.
-
-        Raises:
-            ValueError: more batches than an epoch has.
-
-        Example:
-            >>> buckets, again = (SizeBuckets([(60, 80), (80, 60)] * 50, batch_size=16) for _ in range(2))
-            >>> buckets.set_epoch(3)
-            >>> again.resume(epoch=3, batches_done=5)
-            >>> list(again) == list(buckets)[5:]
-            True
-        """
-        if not 0 <= batches_done <= len(self):
-            raise ValueError(f"resume: an epoch has {len(self)} batches on each rank, got {batches_done} done")
-        self.epoch, self._resumed = epoch, (epoch, batches_done)
 
     def batches(self, epoch: int) -> list[list[int]]:
         """Give this rank's batches of an epoch, in order.
@@ -158,18 +111,18 @@ class SizeBuckets(Sampler[list[int]]):
         """
         return [step[self.rank].tolist() for step in self._plan(epoch)]
 
-    def padding_share(self, epoch: int | None = None) -> PaddingShare:
+    def padding_share(self, epoch: int = 0) -> PaddingShare:
         """Say which share of the pixels in an epoch's batches is padding, over all ranks.
 
         Each batch of n images takes n x tallest x widest pixels; what the images themselves do not fill is padding.
 
         Args:
-            epoch: counted from 0; None: the current one.
+            epoch: counted from 0.
 
         Returns:
             The share here, and what random batches of the same lengths would have.
         """
-        steps = self._plan(self.epoch if epoch is None else epoch)
+        steps = self._plan(epoch)
         batches = [batch for step in steps for batch in step]
         mixed = np.random.default_rng([self.seed, 0]).permutation(np.concatenate(batches))
         random = np.split(mixed, np.cumsum([len(batch) for batch in batches])[:-1])
