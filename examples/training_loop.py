@@ -26,7 +26,7 @@ def main(folder: str, steps: int) -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        print(step, float(loss))
+        print(step, loss.item())
 
 
 if __name__ == "__main__":

@@ -152,8 +152,9 @@ def test_example(example: Fence, surroundings: Path) -> None:
     if not example.run:
         compile(example.text, "README.md", "exec")
         return
-    done = subprocess.run([sys.executable, "-c", example.text], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
+    exec(
+        compile(example.text, "README.md", "exec"), {"__name__": "__main__"}
+    )  # as typed, in this process: it is quicker
 
 
 def check_command(line: str) -> None:
