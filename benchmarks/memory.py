@@ -16,7 +16,7 @@ import sys
 import time
 from pathlib import Path
 
-from results_file import write_results
+from benchmarks.results_file import write_results
 
 from sppnet.data.find import find_images
 

@@ -1,9 +1,9 @@
 """torchvision's Faster R-CNN on a backbone that is given, as its documentation builds one for a data set of one's own.
 
 images, a list of [3, h, w] in 0..1 -> backbone [N, C, h / 32, w / 32] -> proposals from 5 x 3 anchors a cell -> RoIAlign 7 x 7 -> two
-fully connected layers of 1024 -> scores and boxes. All layers learn. It is made as fast as it will go on a CPU without changing what
+fully connected layers of 1024 -> scores and boxes. All layers are trained. It is made as fast as it will go on a CPU without changing what
 it computes: BatchNorm is folded (it would be frozen in so small batches), memory is channels last, and convolutions and linear layers run in
-bfloat16 where that is faster (`choose_precision`), with `sppnet.models.quick_backward`. Two numbers are smaller than torchvision's:
+bfloat16 where that is faster (`choose_precision`), with `sppnet.models.precision.fast_backward`. Two numbers are smaller than torchvision's:
 windows an image that the last stage learns from, as many as are asked for, where 512 stand for batches of GPUs; and 300 proposals a
 test image instead of 1000, as in arXiv:1506.01497.
 """
@@ -24,13 +24,15 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHe
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import MultiScaleRoIAlign
 
+from sppnet.boxes import flip_boxes
 from sppnet.data.annotations import AnnotatedImage, DetectionData
 from sppnet.data.images import read_image
 from sppnet.detection.evaluate import SCORE_THRESHOLDS
 from sppnet.metrics.voc import ClassResult, evaluate_voc
-from sppnet.models.backbones import map_shape
+from sppnet.models.geometry import backbone_geometry
 from sppnet.models.precision import autocast, fast_backward, precision_of
-from sppnet.models.sppnet import IMAGENET_MEAN, IMAGENET_STD
+from sppnet.models.preprocess import IMAGENET_MEAN, IMAGENET_STD
+from sppnet.progress import Progress, no_progress
 
 WIDTH = 1024  # of its fully connected layers
 SIDE = 7  # of a window's map
@@ -58,10 +60,10 @@ def build_faster_rcnn(backbone: nn.Module, short_side: int, long_side: int, wind
 
     Args:
         backbone: images to one map; all its layers will learn.
-        short_side, long_side: pixels that images are resized to, as of `sppnet.models.sppnet.Architecture`.
+        short_side, long_side: pixels that images are resized to, as of `sppnet.models.preprocess.Preprocess`.
         windows: of an image, that the last stage learns from.
     """
-    channels = map_shape(backbone, (512, 512))[0]
+    channels = backbone_geometry(backbone).channels
     part = Part(backbone.to(memory_format=torch.channels_last).requires_grad_(True))
     part.out_channels = channels  # type: ignore[assignment]
     return FasterRCNN(
@@ -105,27 +107,21 @@ def choose_precision(model: FasterRCNN, images: list[Tensor], targets: list[dict
     return seconds[True] < seconds[False]
 
 
-def example(image: AnnotatedImage, *, mirrored: bool) -> tuple[Tensor, dict[str, Tensor]]:
+def example(image: AnnotatedImage, *, flip: bool) -> tuple[Tensor, dict[str, Tensor]]:
     """An image as torchvision's detectors learn from it: [3, h, w] in 0..1, boxes and labels; difficult objects are left out."""
-    pixels, boxes = read_image(image.path), image.gt_boxes[~image.difficult]
-    if mirrored:
-        width = pixels.shape[1]
-        pixels = pixels[:, ::-1]
-        boxes = np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], axis=1)
-    target = {
-        "boxes": torch.from_numpy(np.ascontiguousarray(boxes, np.float32)),
-        "labels": torch.ones(len(boxes), dtype=torch.int64),
-    }
-    return _tensor(pixels), target
+    pixels, boxes = read_image(image.path), torch.from_numpy(image.gt_boxes[~image.difficult])
+    if flip:
+        pixels, boxes = pixels[:, ::-1], flip_boxes(boxes, pixels.shape[1])
+    return _tensor(pixels), {"boxes": boxes, "labels": torch.ones(len(boxes), dtype=torch.int64)}
 
 
-def average_precision_of(model: FasterRCNN, data: DetectionData, tell: Any = None) -> ClassResult:
+def average_precision_of(model: FasterRCNN, data: DetectionData, progress: Progress = no_progress) -> ClassResult:
     """What VOC's rules say of the boxes that the model finds.
 
     Args:
         model: of one class. In training mode afterwards.
         data: of that class alone.
-        tell: called with images done, and all.
+        progress: the stage is "testing".
     """
     model.eval()
     found = []
@@ -133,8 +129,7 @@ def average_precision_of(model: FasterRCNN, data: DetectionData, tell: Any = Non
         for done, image in enumerate(data.images):
             (answer,) = model([_tensor(read_image(image.path))])
             found.append((answer["boxes"].numpy(), answer["scores"].numpy(), answer["labels"].numpy()))
-            if tell:
-                tell(done + 1, len(data))
+            progress("testing", done + 1, len(data))
     model.train()
     truth = [(image.gt_boxes, image.gt_labels, image.difficult) for image in data.images]
     return evaluate_voc(found, truth, data.class_names).classes[0]

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.add_class.race import reached
-from benchmarks.add_class.results import target_of
 from sppnet.visualize.plots import new_figure, save_figure
 
 WAYS = {
@@ -72,8 +71,20 @@ def title(settings: dict[str, Any]) -> str:
     tested = f"the first {settings['test_images']}" if settings["test_images"] else "all"
     return (
         f"{settings['data']}, {images} of {settings['train_split']}, tested on {tested} of {settings['test_split']}; "
-        f"{settings['backbone']}, short side {settings['short_side']}, {settings['steps']} steps"
+        f"{settings['backbone']}, short side {settings['short_side']}, {_length(settings)}"
     )
+
+
+def _length(settings: dict[str, Any]) -> str:
+    if "steps" in settings:  # of what was measured before fine-tuning was told in epochs
+        return f"{settings['steps']} steps"
+    return f"{settings['epochs']} epochs" if settings["epochs"] else "2500 steps"
+
+
+def target_of(entry: dict[str, Any], name: str) -> float | None:
+    """The area AP of the class as it was added from its own images: what Faster R-CNN has to reach; None before that was measured."""
+    row = entry["parts"].get("add")
+    return None if row is None else row["test"]["classes"][name]["area"]
 
 
 def _sentences(entry: dict[str, Any], target: float | None) -> list[str]:

@@ -12,16 +12,17 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from sppnet.whole_file import whole_file
 from torch import nn
 
 from benchmarks.add_class.faster_rcnn import choose_precision, compute_in, example
+from benchmarks.options import option
 from sppnet.data.annotations import AnnotatedImage
 from sppnet.errors import UserError
+from sppnet.files import atomic_write
 
 WARM_UP = 60  # steps in which the rate grows; about one epoch of a hundred images, as in torchvision's tutorial
 MOMENTUM, DECAY = 0.9, 5e-4  # torchvision's tutorial
@@ -38,38 +39,47 @@ class Race:
         UserError: a number that cannot be.
     """
 
-    short_side: int = 480  # pixels; each step's time grows with its square
-    images_per_step: int = 2
-    windows_per_image: int = 64  # that the last stage learns from: as arXiv:1504.08083, section 2.3
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    learning_rate: float = 0.005  # of torchvision's tutorial; for adamw, about a fiftieth
-    schedule: Literal["constant", "cosine"] = "constant"  # cosine: down to 0 when the time is over
-    others: bool = False  # half of each step's images do not show the class
-    limit: float = 3600.0  # seconds of training
-    every: float = 300.0  # seconds of training between tests
+    race_side: int = option(480, "pixels, Faster R-CNN's short side; each step's time grows with its square", int)
+    race_images: int = option(2, "images a step of Faster R-CNN", int)
+    race_windows: int = option(
+        64, "windows an image that its last stage is trained on (arXiv:1504.08083, section 2.3)", int
+    )
+    optimizer: str = option("sgd", "Faster R-CNN's", choices=("sgd", "adamw"))
+    rate: float = option(0.005, "its learning rate; of torchvision's tutorial, for adamw about a fiftieth", float)
+    schedule: str = option(
+        "constant", "of its rate; cosine: down to 0 when the time is over", choices=("constant", "cosine")
+    )
+    others: bool = option(False, "let half the images of its steps be some without the class", bool)
+    limit_minutes: float = option(60.0, "of its training", float)
+    every: float = option(300.0, "seconds of its training between tests", float)
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("short_side", "images_per_step", "windows_per_image", "learning_rate", "limit", "every"):
+        for name in ("race_side", "race_images", "race_windows", "rate", "limit_minutes", "every"):
             if not getattr(self, name) > 0:
                 raise UserError(f"{name} must be above 0: got {getattr(self, name)}")
-        if self.others and self.images_per_step < 2:
+        if self.others and self.race_images < 2:
             raise UserError("images of both kinds need at least 2 images a step: got 1")
+
+    @property
+    def limit(self) -> float:
+        """Seconds of training."""
+        return 60 * self.limit_minutes
 
     @property
     def label(self) -> str:
         """Names its row; races that differ in nothing but the limit, at a constant rate, are one."""
-        ends = f"cosine over {self.limit / 60:g} minutes" if self.schedule == "cosine" else "constant"
+        ends = f"cosine over {self.limit_minutes:g} minutes" if self.schedule == "cosine" else "constant"
         return (
-            f"{self.short_side} px, {self.images_per_step} images a step{', half without the class' if self.others else ''}, "
-            f"{self.windows_per_image} windows, {self.optimizer} {self.learning_rate:g} {ends}, seed {self.seed}"
+            f"{self.race_side} px, {self.race_images} images a step{', half without the class' if self.others else ''}, "
+            f"{self.race_windows} windows, {self.optimizer} {self.rate:g} {ends}, seed {self.seed}"
         )
 
-    def rate(self, step: int, seconds: float) -> float:
+    def rate_at(self, step: int, seconds: float) -> float:
         """The learning rate of a step that begins after so many seconds of training."""
         warm = min(1.0, (step + 1) / WARM_UP)
         along = (1 + math.cos(math.pi * min(1.0, seconds / self.limit))) / 2 if self.schedule == "cosine" else 1.0
-        return self.learning_rate * warm * along
+        return self.rate * warm * along
 
     def next_test(self, seconds: float) -> float:
         """When training stops for the next test."""
@@ -94,9 +104,9 @@ class Racer:
         self.model, self.race, self.new, self.old = model.train(), race, new, old
         weights = [each for each in model.parameters() if each.requires_grad]
         self.optimizer: torch.optim.Optimizer = (
-            torch.optim.SGD(weights, race.learning_rate, MOMENTUM, weight_decay=DECAY, fused=True)
+            torch.optim.SGD(weights, race.rate, MOMENTUM, weight_decay=DECAY, fused=True)
             if race.optimizer == "sgd"
-            else torch.optim.AdamW(weights, race.learning_rate, weight_decay=ADAM_DECAY, fused=True)
+            else torch.optim.AdamW(weights, race.rate, weight_decay=ADAM_DECAY, fused=True)
         )
         self.step, self.seconds = 0, 0.0
         self.bfloat16: bool | None = None  # not chosen yet
@@ -110,12 +120,12 @@ class Racer:
             started = time.perf_counter()
             torch.manual_seed(self.race.seed * 1_000_003 + self.step)  # what torchvision samples
             for group in self.optimizer.param_groups:
-                group["lr"] = self.race.rate(self.step, self.seconds)
+                group["lr"] = self.race.rate_at(self.step, self.seconds)
             loss = sum(self.model(*self._batch(self.step)).values())
             value = float(loss.detach())
             if not math.isfinite(value):
                 raise UserError(
-                    f"Faster R-CNN went astray at step {self.step}: the loss is {value}; take a smaller --rate"
+                    f"Faster R-CNN diverged at step {self.step}: the loss is {value}; take a smaller --rate"
                 )
             self.optimizer.zero_grad()
             loss.backward()
@@ -126,10 +136,10 @@ class Racer:
                 tell(min(round(self.seconds), round(seconds)), round(seconds))
 
     def chosen(self, step: int) -> list[tuple[AnnotatedImage, bool]]:
-        """The images of a step, and whether each is mirrored: all of the class before any comes again, in a new order each time."""
+        """The images of a step, and whether each is flipped: all of the class before any comes again, in a new order each time."""
         rng = np.random.default_rng([self.race.seed, step])
-        others = self.race.images_per_step // 2 if self.race.others else 0
-        wanted = self.race.images_per_step - others
+        others = self.race.race_images // 2 if self.race.others else 0
+        wanted = self.race.race_images - others
         images = []
         for position in range(step * wanted, (step + 1) * wanted):
             turn, place = divmod(position, len(self.new))
@@ -144,7 +154,7 @@ class Racer:
             "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "step": self.step,
             "seconds": self.seconds, "bfloat16": self.bfloat16,
         }  # fmt: skip
-        with whole_file(file) as unfinished:
+        with atomic_write(file, replace="any") as unfinished:
             torch.save(state, unfinished)
 
     def resume(self, file: Path) -> None:
@@ -158,7 +168,7 @@ class Racer:
         compute_in(self.model, bfloat16=bool(self.bfloat16))
 
     def _batch(self, step: int) -> tuple[list[Any], list[Any]]:
-        examples = [example(image, mirrored=mirrored) for image, mirrored in self.chosen(step)]
+        examples = [example(image, flip=flip) for image, flip in self.chosen(step)]
         return [pixels for pixels, _ in examples], [target for _, target in examples]
 
 

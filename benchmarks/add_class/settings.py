@@ -11,17 +11,16 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.options import check_positive, option
 from sppnet.data.annotations import AnnotatedImage, DetectionData
 from sppnet.data.dataset import read_annotated
+from sppnet.detection.train import LEVELS, DetectorSettings
 from sppnet.errors import UserError
-from sppnet.models.backbones import OWN
-from sppnet.models.files import SHIPPED
-from sppnet.models.sppnet import Architecture
 
 
 @dataclass(frozen=True)
 class Settings:
-    """One comparison; all but ``data`` and ``weights`` by their names.
+    """One comparison.
 
     Raises:
         UserError: a number below 1, or one split for both.
@@ -29,35 +28,28 @@ class Settings:
 
     data: Path
     name: str = "motorbike"  # of the class that comes last
-    train_split: str = "train"
-    test_split: str = "val"
-    images: int | None = None  # to learn from, the first so many; None: all
-    test_images: int | None = None  # to test on, likewise
-    backbone: str = "mobilenet_v2"
-    weights: str | None = (
-        None  # a file, or a name that torchvision knows; None: of "compact" the shipped ones, else random
-    )
-    levels: tuple[int, ...] = (3, 2, 1)
-    hidden: tuple[int, ...] = (1024, 1024)
-    short_side: int = 600  # pixels
-    long_side: int = 1000
-    proposer: str = "edge-boxes"
-    steps: int = 2500  # of fine-tuning the fully connected layers, of both detectors
-    mirrored: bool = True
-    seed: int = 0
+    train_split: str = option("train", "train on images of this split")
+    test_split: str = option("val", "test on images of this split")
+    images: int | None = option(None, "only the first so many to train on", int)
+    test_images: int | None = option(None, "only the first so many to test on", int)
+    backbone: str = option("mobilenet_v2", "compact, or a net of torchvision or timm")
+    weights: str | None = option(None, "of the backbone, for both: a file, or a name; pretrained if left out")
+    levels: tuple[int, ...] = option(LEVELS, "bins per side", int)
+    hidden: tuple[int, ...] = option((1024, 1024), "widths of the fully connected layers", int)
+    short_side: int = option(600, "pixels, of this project's detectors", int)
+    proposals: str = option("edge-boxes", "selective-search, grid, edge-boxes, or several joined by +")
+    epochs: int | None = option(None, "of fine-tuning; 2500 steps if left out", int)
+    flip: bool = option(True, "fine-tune on flipped images too", bool)
+    seed: int = option(0, "of both trainings", int)
 
     def __post_init__(self) -> None:
-        for name in ("images", "test_images", "short_side", "long_side", "steps"):
-            number = getattr(self, name)
-            if number is not None and number < 1:
-                raise UserError(f"{name} must be at least 1: got {number}")
+        check_positive(self, ("images", "test_images", "short_side", "epochs"))
         if self.train_split == self.test_split:
-            raise UserError(f"expected two splits, to learn from and to test on: got {self.train_split!r} twice")
+            raise UserError(f"expected two splits, to train on and to test on: got {self.train_split!r} twice")
 
     def to_dict(self) -> dict[str, Any]:
         """In JSON's types; of paths the last part alone."""
-        told = dataclasses.asdict(self)
-        told["data"] = self.data.name
+        told = dataclasses.asdict(self) | {"data": self.data.name}
         told["weights"] = None if self.weights is None else Path(self.weights).name
         settings: dict[str, Any] = json.loads(json.dumps(told))
         return settings
@@ -67,16 +59,11 @@ class Settings:
         """Names what is trained by these settings."""
         return hashlib.blake2b(json.dumps(self.to_dict(), sort_keys=True).encode(), digest_size=4).hexdigest()
 
-    @property
-    def learned(self) -> str | Path | None:
-        """The backbone's weights, as `sppnet.models.backbones.build_backbone` takes them."""
-        return SHIPPED["voc"] if self.backbone == OWN and self.weights is None else self.weights
-
-    def architecture(self, names: tuple[str, ...]) -> Architecture:
-        """The detector of these classes."""
-        return Architecture(
-            names, self.backbone, self.levels, self.hidden, short_side=self.short_side, long_side=self.long_side,
-            proposer=self.proposer,
+    def detector(self) -> DetectorSettings:
+        """How both detectors are trained: fine-tuned on a frozen backbone, then SVMs and ridge regression."""
+        return DetectorSettings(
+            "paper", self.backbone, self.weights, self.levels, self.hidden, self.short_side,
+            proposals=self.proposals, epochs=self.epochs, flip=self.flip, seed=self.seed,
         )  # fmt: skip
 
 
@@ -86,7 +73,7 @@ class Splits:
 
     Images that show the class, and be it as a difficult object, are not in ``old``: a detector that saw unnamed objects of the class
     would have learned that they are background. They come last in ``everything``, so that the features of both detectors are scaled
-    by the same first images (`sppnet.detection.train.calibrate`), and one cache of maps serves all parts.
+    by the same first images (`sppnet.detection.train`), and one cache of maps serves all parts.
     """
 
     old: DetectionData  # K - 1 classes; the images that do not show the class
