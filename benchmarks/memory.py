@@ -17,7 +17,6 @@ import time
 from pathlib import Path
 
 from benchmarks.results_file import write_results
-
 from sppnet.data.find import find_images
 
 # What `sppnet.layers.bound_cpu_caches` sets; importing it here would import torch, whose memory each process starts out with.
