@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from sppnet.errors import ModelError, SettingsError
 from sppnet.layers import RegionPyramidPool, bound_cpu_caches
 from sppnet.models.backbones import COMPACT, build_backbone
-from sppnet.models.geometry import Geometry, backbone_geometry
+from sppnet.models.geometry import Geometry, backbone_geometry, boxes_to_windows, window_residuals
 from sppnet.models.heads import (
     BoxRegressor,
     FullyConnected,
@@ -35,7 +35,6 @@ from sppnet.models.heads import (
 from sppnet.models.mixed_batch import mixed_features, own_windows
 from sppnet.models.precision import autocast
 from sppnet.models.preprocess import Preprocess
-from sppnet.models.windows import boxes_to_windows, window_residuals
 from sppnet.ops.pyramid_pool import pyramid_pool
 
 WINDOW_CHUNK = 4096  # bounds the memory of pooled windows: 4096 x 50 bins x 512 channels is 210 MB in half precision
@@ -185,7 +184,7 @@ class SPPNet(nn.Module):
             scale: (vertical, horizontal) factor from the image to what the backbone saw.
 
         Returns:
-            [R, 4] int64 in cells, and residuals [R, 4] float32: see `sppnet.models.windows`.
+            [R, 4] int64 in cells, and residuals [R, 4] float32: see `sppnet.models.geometry`.
         """
         windows = boxes_to_windows(boxes, self.geometry, feature_size, scale)
         return windows, window_residuals(boxes, windows, self.geometry, scale)
