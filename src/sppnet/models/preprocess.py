@@ -61,7 +61,8 @@ class Preprocess:
         if self.resize_mode not in RESIZE_MODES:
             raise SettingsError(f"resize mode must be one of {', '.join(RESIZE_MODES)}: got {self.resize_mode!r}")
         if self.fixed_size and self.resize_mode == "keep-aspect":
-            raise SettingsError("a network of one fixed input size needs squares: resize by crop, warp or letterbox")
+            remedy = "resize by crop, warp or letterbox"
+            raise SettingsError(f"a network of one fixed input size needs square images: {remedy}")
 
     def __call__(self, image: np.ndarray, short_side: int | None = None) -> tuple[Tensor, tuple[float, float]]:
         """An image [H, W, 3] uint8 -> [1, 3, h, w] float32, channels last in memory, and the (vertical, horizontal) factor."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partialmethod
 from inspect import signature
 from typing import Any, cast
 
@@ -25,10 +26,11 @@ ELEMENT_BY_ELEMENT = {
 }
 # Likewise, but not finite, or without a slope, at some values: what lies beyond the edges is set to 1 first.
 FINITE_AT_ONE = {"sqrt", "rsqrt", "log", "log2", "log10", "reciprocal", "div", "rdiv", "divide", "true_divide", "pow", "rpow"}
-# Run on each image's own part by itself.
-BY_ITSELF = {"group_norm", "interpolate", "pixel_shuffle", "pixel_unshuffle", "lp_pool2d"}
 # Known as long as they leave images, rows and columns as they are.
 REGROUPINGS = {"view", "reshape", "flatten", "unflatten", "unsqueeze"}
+# Run on each image's own part by itself.
+BY_ITSELF = {"group_norm", "interpolate", "pixel_shuffle", "pixel_unshuffle", "lp_pool2d"}
+KINDS = dict.fromkeys(BY_ITSELF, "by_itself") | dict.fromkeys(REGROUPINGS, "regroup")
 # Questions to a map whose answer is the same for any size.
 FREE_OF_SIZE = {"dim", "ndim", "dtype", "device", "requires_grad", "is_cuda", "is_floating_point", "is_contiguous"}
 # fmt: on
@@ -62,8 +64,7 @@ class Rules(PaddedBatch):
             return self.by_element(maps, name in FINITE_AT_ONE)
         if name not in ("cat", "concat", "expand_as") and args[0] is not maps[0]:
             raise LostMap("its first argument is not a map")
-        kinds = dict.fromkeys(BY_ITSELF, "by_itself") | dict.fromkeys(REGROUPINGS, "regroup")
-        rule = getattr(self, kinds.get(name, f"_{name}"), None)
+        rule = getattr(self, KINDS.get(name, f"_{name}"), None)
         if rule is None:
             raise LostMap("what it needs is not known")
         try:
@@ -87,7 +88,7 @@ class Rules(PaddedBatch):
     def axes(self, features: Tensor, dims: Any) -> list[int]:
         """Axes as counted from the end."""
         several = dims if isinstance(dims, (tuple, list)) else (dims,)
-        if not all(isinstance(dim, int) for dim in several):
+        if not several or not all(isinstance(dim, int) for dim in several):
             raise LostMap("it does not say along which axes it goes")
         return [dim - features.ndim if dim >= 0 else dim for dim in several]
 
@@ -130,7 +131,7 @@ class Rules(PaddedBatch):
             raise LostMap("it mixes cells or images")
         return result
 
-    def slide(self, features: Tensor, value: float) -> Tensor:
+    def slide(self, features: Tensor, *_: Any, value: float, **__: Any) -> Tensor:
         """Windows slide over the map: what they reach beyond each image's own edge is set to the operation's padding."""
         self.check_last()
         down, across = slides_of(self.operation, self.args, self.kwargs)
@@ -148,7 +149,9 @@ class Rules(PaddedBatch):
                 self.reset(features, 0.0, reach)
         return result
 
-    def reduce(self, features: Tensor, dim: Any, keepdim: bool, value: float, *, mean: bool = False) -> Tensor:
+    def reduce(
+        self, features: Tensor, dim: Any = None, keepdim: bool = False, *, value: float, mean: bool = False
+    ) -> Tensor:
         """To one number of each image's own part, which is no map, as there is nothing beyond an edge; or over other axes."""
         rows = self.own.rows
         if sorted(self.axes(features, dim)) != [rows, rows + 1]:
@@ -165,7 +168,7 @@ class Rules(PaddedBatch):
                 self.reset(features, 0.0)
         return cast(Tensor, self.keep(result, None))
 
-    def adaptive(self, features: Tensor, output_size: Any, value: float) -> Tensor:
+    def adaptive(self, features: Tensor, output_size: Any, return_indices: bool = False, *, value: float) -> Tensor:
         """To a fixed number of cells: no map any more."""
         self.check_last()
         sides = tuple(output_size) if isinstance(output_size, (tuple, list)) else (output_size, output_size)
@@ -173,15 +176,15 @@ class Rules(PaddedBatch):
             raise LostMap(f"an output of {output_size} cells is not known")
         if sides != (1, 1):
             return self.by_itself(features, is_map=False)
-        return self.reduce(features, (-2, -1), True, value, mean=value == 0)
+        return self.reduce(features, (-2, -1), True, value=value, mean=value == 0)
 
     # One operation each
 
-    def _conv2d(self, features: Tensor, *_: Any, **__: Any) -> Tensor:
-        return self.slide(features, 0.0)
-
-    def _max_pool2d(self, features: Tensor, *_: Any, **__: Any) -> Tensor:
-        return self.slide(features, -torch.inf)
+    _conv2d, _max_pool2d = partialmethod(slide, value=0.0), partialmethod(slide, value=-torch.inf)
+    _adaptive_avg_pool2d = partialmethod(adaptive, value=0.0)
+    _adaptive_max_pool2d = partialmethod(adaptive, value=-torch.inf)
+    _mean, _sum = partialmethod(reduce, value=0.0, mean=True), partialmethod(reduce, value=0.0)
+    _amax = partialmethod(reduce, value=-torch.inf)
 
     def _avg_pool2d(
         self, features: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False,
@@ -190,45 +193,30 @@ class Rules(PaddedBatch):
         down, across = slides_of("avg_pool2d", self.args, self.kwargs)
         counts_vary = ceil_mode or (not count_include_pad and (down.before or across.before))
         if not counts_vary or divisor_override is not None:
-            return self.slide(features, 0.0)
+            return self.slide(features, value=0.0)
         # It divides by a count of cells, which at an edge depends on where the edge is.
         self.args = (self.keep(features.to(_exact(features.dtype)), self.own), kernel_size, stride, padding, ceil_mode)
         self.kwargs = {"divisor_override": 1}
-        sums = self.slide(self.args[0], 0.0)
+        sums = self.slide(self.args[0], value=0.0)
         heights, widths = torch.tensor(self.own.sizes).T
         rows = _counts(down, heights, sums.shape[-2], count_include_pad)
         columns = _counts(across, widths, sums.shape[-1], count_include_pad)
         counts = rows[:, None, :, None] * columns[:, None, None, :]
         return cast(Tensor, self.keep((sums / counts.to(sums.device)).to(features.dtype), self.maps[sums]))
 
-    def _adaptive_avg_pool2d(self, features: Tensor, output_size: Any) -> Tensor:
-        return self.adaptive(features, output_size, 0.0)
-
-    def _adaptive_max_pool2d(self, features: Tensor, output_size: Any, return_indices: bool = False) -> Tensor:
-        return self.adaptive(features, output_size, -torch.inf)
-
-    def _mean(self, features: Tensor, dim: Any = None, keepdim: bool = False) -> Tensor:
-        return self.reduce(features, dim, keepdim, 0.0, mean=True)
-
-    def _sum(self, features: Tensor, dim: Any = None, keepdim: bool = False) -> Tensor:
-        return self.reduce(features, dim, keepdim, 0.0)
-
-    def _amax(self, features: Tensor, dim: Any = (), keepdim: bool = False) -> Tensor:
-        return self.reduce(features, dim, keepdim, -torch.inf)
-
     def _norm(
         self, features: Tensor, p: Any = "fro", dim: Any = None, keepdim: bool = False, dtype: None = None
     ) -> Tensor:
         if p not in (1, 2, "fro") or dtype is not None:
             raise LostMap(f"a norm of order {p} in {dtype} is not known")
-        return self.reduce(features, dim, keepdim, 0.0)
+        return self.reduce(features, dim, keepdim, value=0.0)
 
     def _pad(self, features: Tensor, pad: Any, mode: str = "constant", value: float | None = None) -> Tensor:
         if mode != "constant":
             return self.by_itself(features)
         if not isinstance(pad, int) and len(pad) != 4:
             raise LostMap("it pads other axes than rows and columns")
-        return self.slide(features, value or 0.0)
+        return self.slide(features, value=value or 0.0)
 
     def _batch_norm(
         self, features: Tensor, running_mean: Any = None, running_var: Any = None, weight: Any = None, bias: Any = None,
