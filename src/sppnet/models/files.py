@@ -207,13 +207,10 @@ def _first_format(
     }
     # a file with SVMs, or with ridge regression, also holds what these replaced
     replaced = ("window_logits",) * svm + ("shared_deltas", "class_deltas", "residual_deltas") * (regression == "ridge")
-    parts = {name: name.partition(".") for name in tensors}
-    kept = {
-        f"{renamed.get(part, part)}{dot}{rest}": tensors[name]
-        for name, (part, dot, rest) in parts.items()
-        if part not in replaced
+    kept = {name: name.partition(".") for name in tensors if not name.startswith(replaced)}
+    return described, {
+        f"{renamed.get(part, part)}{dot}{rest}": tensors[name] for name, (part, dot, rest) in kept.items()
     }
-    return described, kept
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
@@ -226,9 +223,8 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
                 raise ModelError(f"{path} is not an sppnet model: its format is {kind!r}, expected {FORMAT!r}; {hint}")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise ModelError(
-            f"{path} is not a model file: expected a .safetensors made by 'sppnet train' ({error})"
-        ) from error
+        expected = "a .safetensors made by 'sppnet train'"
+        raise ModelError(f"{path} is not a model file: expected {expected} ({error})") from error
     if kind == FORMAT and metadata.pop("checksum", None) != _checksum(tensors, metadata):
         raise ModelError(f"{path} is damaged: its checksum does not fit its weights and metadata; get the file again")
     if kind == FIRST_FORMAT and path not in SHIPPED.values():

@@ -304,17 +304,13 @@ def slides_of(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Slid
         return Slide(1, 1, top, bottom), Slide(1, 1, left, right)
     kernels = _pair(given["weight"].shape[2:] if name == "conv2d" else given["kernel_size"])
     strides = _pair(given.get("stride") or (1 if name == "conv2d" else kernels))
-    dilations, padding, ceil_mode = (
-        _pair(given.get("dilation", 1)),
-        given.get("padding", 0),
-        given.get("ceil_mode", False),
-    )
+    dilations, padding = _pair(given.get("dilation", 1)), given.get("padding", 0)
     if padding == "same":
         totals = tuple(dilation * (kernel - 1) for kernel, dilation in zip(kernels, dilations, strict=True))
     else:
         totals = (0, 0) if padding == "valid" else tuple(2 * side for side in _pair(padding))
     down, across = (  # where a total is odd, its odd cell comes after
-        Slide(kernel, stride, total // 2, total - total // 2, dilation, ceil_mode)
+        Slide(kernel, stride, total // 2, total - total // 2, dilation, given.get("ceil_mode", False))
         for kernel, stride, total, dilation in zip(kernels, strides, totals, dilations, strict=True)
     )
     return down, across
@@ -341,7 +337,7 @@ class _Placing(Follow):
             if maps[0].shape[-2:] != size:
                 raise LostMap("slides along other axes than rows and columns")
             geometry, size = _behind(geometry, slides_of(name, args, kwargs)), made[0].shape[-2:]
-        elif not all(_holds(each, size) for each in made):
+        elif not all(any(each.shape[axis : axis + 2] == size for axis in range(each.ndim - 1)) for each in made):
             if name not in REDUCING and made[0].shape[-2:] != (1, 1):
                 raise LostMap("is not known to this geometry")
             return result
@@ -364,12 +360,5 @@ def _behind(geometry: Geometry, slides: Slides) -> Geometry:
         for each in slides
     )
     if down != across:
-        raise LostMap(
-            f"is not square ({slides[0]} along rows, {slides[1]} along columns): its stride and offset must be"
-        )
+        raise LostMap(f"is not square: {slides[0]} along rows, {slides[1]} along columns")
     return down
-
-
-def _holds(tensor: Tensor, size: tuple[int, ...]) -> bool:
-    """Whether two neighboring dimensions of a tensor are the height and width of a map."""
-    return any(tensor.shape[start : start + 2] == size for start in range(tensor.ndim - 1))

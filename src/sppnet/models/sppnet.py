@@ -146,12 +146,8 @@ class SPPNet(nn.Module):
         self.image_classifier = image_classifier
         self.window_classifier, self.box_regressor = window_classifier, box_regressor
         self.feature_scale = nn.Buffer(torch.ones(()))  # brings features to a mean square of 1: see `set_feature_scale`
-        self.architecture, self.preprocess, self.detection, self.geometry = (
-            architecture,
-            preprocess,
-            detection,
-            geometry,
-        )
+        self.architecture, self.geometry = architecture, geometry
+        self.preprocess, self.detection = preprocess, detection
         self.record: dict[str, Any] = {}  # how it was trained
 
     @property
@@ -361,9 +357,8 @@ def build_model(
     if architecture.detects:
         svm, ridge = architecture.window_classifier == "svm", architecture.box_regressor == "ridge"
         classifier = SVMClassifier(zeros(classes, width), zeros(classes)) if svm else SoftmaxClassifier(width, classes)
-        regressor = (
-            RidgeRegressor(zeros(classes, 4, width), zeros(classes, 4)) if ridge else BoxRegressor(width, classes)
-        )
+        weights, biases = zeros(classes, 4, width), zeros(classes, 4)
+        regressor = RidgeRegressor(weights, biases) if ridge else BoxRegressor(width, classes)
     heads = ImageClassifier(width, classes, architecture.multi_label), classifier, regressor
     preprocess = replace(preprocess, smallest_side=max(geometry.stride, geometry.smallest_side))
     return SPPNet(backbone, pool, fully_connected, *heads, architecture, preprocess, detection, geometry)

@@ -118,12 +118,8 @@ def fit(
         state = TrainingState(trainable, optimizer)
         shapes = (f"{name} {list(value.shape)} " for name, value in state.trained.items())
         ours = ("steps", "seed", "gradient_norm", "precision", "devices")
-        full_key = {
-            **key,
-            **{name: str(getattr(settings, name)) for name in ours},
-            "layers": fingerprint(shapes, size=8),
-        }
-        checkpoints = Checkpoints(folder, fabric.broadcast(full_key))
+        key = {**key, **{name: str(getattr(settings, name)) for name in ours}, "layers": fingerprint(shapes, size=8)}
+        checkpoints = Checkpoints(folder, fabric.broadcast(key))
         with fabric.rank_zero_first():  # it sets damaged ones aside
             checkpoints.read(state)
         with closing(TrainingLog(folder, state.step)) if first else nullcontext() as log:
