@@ -236,7 +236,11 @@ class SPPNet(nn.Module):
         return self.heads(self.fully_connected(pooled), residuals)
 
     def _checked(self, images: Tensor | Sequence[Tensor]) -> Tensor | Sequence[Tensor]:
-        if not all(isinstance(image, Tensor) and image.ndim == 3 and image.shape[0] == 3 for image in images):
+        if isinstance(images, Tensor):  # not image by image: an exported network takes any number
+            right = images.ndim == 4 and images.shape[1] == 3
+        else:
+            right = all(isinstance(image, Tensor) and image.ndim == 3 for image in images)
+        if not right:
             raise ValueError("images must be a tensor [N, 3, H, W] or a list of tensors [3, h, w]")
         if not self.preprocess.fixed_size:
             return images
