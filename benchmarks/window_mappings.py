@@ -4,7 +4,7 @@ boxes [R, 4] in pixels -> windows [R, 4] in cells. The figures published for SPP
 ones, a cell or so apart. Along one axis, with S the stride, o the centre of cell 0, and a box from a to b in continuous pixels
 (its first pixel is a, its last b - 1, counted from 0):
 
-- ``centre``: the cells whose centers lie in the box, a <= centre < b: `sppnet.models.windows.boxes_to_windows`.
+- ``centre``: the cells whose centers lie in the box, a <= centre < b: `sppnet.models.geometry.boxes_to_windows`.
 - ``paper``: those strictly between the centers of the box's first and last pixel: floor + 1 and ceil - 1 (arXiv:1406.4729,
   appendix A).
 - ``release``: the box is shrunk by 6.5 pixels on each side, and its ends are rounded to the nearest centre (the authors' code,
@@ -32,9 +32,8 @@ from torch import Tensor
 
 from benchmarks.environment import environment
 from benchmarks.results_file import write_text
-from sppnet.models.geometry import Geometry
+from sppnet.models.geometry import Geometry, boxes_to_windows, window_residuals
 from sppnet.models.sppnet import SPPNet
-from sppnet.models.windows import boxes_to_windows, window_residuals
 
 NETWORKS = {"ZF-5 as released": Geometry(16, 20.5), "SqueezeNet": Geometry(16, 17.5), "MobileNetV2": Geometry(32, 0.5)}
 COLORS = {"centre": "#1b7837", "paper": "#762a83", "release": "#d95f02", "roi_pool": "#386cb0"}

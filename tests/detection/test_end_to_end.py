@@ -28,7 +28,7 @@ from sppnet.detection.end_to_end import (
 from sppnet.detection.targets import TrainingImage
 from sppnet.errors import SettingsError
 from sppnet.models.sppnet import SPPNet
-from sppnet.training.log import read_log
+from sppnet.training.checkpoints import read_log
 
 SETTINGS = EndToEndSettings(epochs=3, windows_per_image=8, checkpoint_interval=3, seed=3)  # 5 images: 8 steps
 

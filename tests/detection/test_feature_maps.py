@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from sppnet.detection.feature_maps import FeatureMaps, choose_scale, compute_feature_maps
+from sppnet.models.geometry import boxes_to_windows, window_residuals
 from sppnet.models.sppnet import SPPNet
-from sppnet.models.windows import boxes_to_windows, window_residuals
 
 SIDES = (128, 64, 256)
 BOXES = torch.tensor([[0.0, 0, 150, 100], [20, 10, 60, 70], [100, 50, 110, 60], [0, 0, 149, 30]])

@@ -20,7 +20,7 @@ from sppnet.errors import ModelError, SettingsError, UserError
 from sppnet.models.files import load
 from sppnet.models.heads import BoxRegressor, RidgeRegressor, SoftmaxClassifier, SVMClassifier
 from sppnet.models.sppnet import SPPNet
-from sppnet.training.log import read_log
+from sppnet.training.checkpoints import read_log
 
 SMALL: dict[str, Any] = {"proposals": "grid", "levels": (2, 1), "short_side": 64}
 SETTINGS = {

@@ -33,7 +33,7 @@ from sppnet.models.precision import choose_device
 from sppnet.models.preprocess import Preprocess, ResizeMode
 from sppnet.models.sppnet import Architecture, SPPNet, build_model
 from sppnet.progress import Progress, no_progress
-from sppnet.training.log import write_log
+from sppnet.training.checkpoints import write_log
 from sppnet.visualize import draw_mistakes, plot_confusion, plot_training, save_image
 
 LARGEST_ASPECT = 4  # longer images are seen smaller: one may be 20000 x 20

@@ -57,7 +57,7 @@ class WindowBatch(NamedTuple):
     """Pooled windows of B images, R in all, and what they should answer."""
 
     pooled: Tensor  # [B + R, M, C]: the whole images first
-    residuals: Tensor  # [R, 4]: see `sppnet.models.windows.window_residuals`
+    residuals: Tensor  # [R, 4]: see `sppnet.models.geometry.window_residuals`
     labels: Tensor  # [R], 0 = background
     deltas: Tensor  # [R, 4], over DELTA_SCALE
     image_labels: Tensor  # [B, K]

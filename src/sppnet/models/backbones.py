@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from sppnet.errors import ModelError, SettingsError
 from sppnet.models.cut import convolutional_part, cut_at_stride, fold_batch_norm
 from sppnet.models.networks import compact_resnet, convnet5, overfeat5, overfeat7, zf5
+from sppnet.models.preprocess import IMAGENET_MEAN, IMAGENET_STD
 
 COMPACT = "compact"
 OWN_NETS: dict[str, Callable[[], nn.Module]] = {
@@ -106,19 +108,16 @@ def pretrained_weights(name: str) -> str | Path:
     if name == COMPACT:
         return SHIPPED["voc"]
     if name in OWN_NETS:
-        raise SettingsError(
-            f"{name} has no pretrained weights, and random ones are never frozen: give a file with --weights, or train all layers "
-            f"from --weights {RANDOM}"
-        )
+        remedy = f"give a file with --weights, or train all layers from --weights {RANDOM}"
+        raise SettingsError(f"{name} has no pretrained weights, and random ones are never frozen: {remedy}")
     return "DEFAULT"
 
 
 def check_not_random(name: str, weights: str | Path) -> None:
     """Raise a `SettingsError` where a backbone is to be frozen with random weights."""
     if weights == RANDOM:
-        raise SettingsError(
-            f"{name} with random weights cannot be frozen: leave --weights out for pretrained ones, or train all layers"
-        )
+        remedy = "leave --weights out for pretrained ones, or train all layers"
+        raise SettingsError(f"{name} with random weights cannot be frozen: {remedy}")
 
 
 def _parts(name: str, weights: str | None) -> tuple[nn.Module, nn.Module]:
@@ -128,45 +127,28 @@ def _parts(name: str, weights: str | None) -> tuple[nn.Module, nn.Module]:
         return net, net
     import torchvision
 
-    if name in torchvision.models.list_models(torchvision.models):
-        net = _torchvision_net(name, weights)
-    else:
-        net = _timm_net(name, weights)
-    backbone = convolutional_part(net.eval())
+    named = name in torchvision.models.list_models(torchvision.models)
+    net = (_torchvision_net if named else _timm_net)(name, weights).eval()
+    backbone = convolutional_part(net)
     if backbone is None:
-        raise ModelError(
-            f"{name} has no plain convolutional part to pool from: use a VGG, ResNet, MobileNet, ... instead"
-        )
+        raise ModelError(f"{name} has no plain convolutional part to pool from: use a VGG, ResNet or MobileNet instead")
     if name in INCEPTIONS:
-        backbone = nn.Sequential(OrderedDict(pixels=_pixels_for_inception(), **dict(backbone.named_children())))
+        # From ImageNet's normalization to the -1..1 that torchvision's weights were trained on, as its models do by themselves.
+        mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
+        pixels = nn.Conv2d(3, 3, 1, groups=3).requires_grad_(False)
+        pixels.load_state_dict({"weight": (std / 0.5)[:, None, None, None], "bias": (mean - 0.5) / 0.5})
+        backbone = nn.Sequential(OrderedDict(pixels=pixels, **dict(backbone.named_children())))
     return net, backbone.eval()
-
-
-def _pixels_for_inception() -> nn.Conv2d:
-    """From ImageNet's normalisation to the -1..1 of pixels that torchvision's weights of `INCEPTIONS` learned from.
-
-    torchvision's models do the same between their layers, where published weights are asked for by name.
-    """
-    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-    change = nn.Conv2d(3, 3, 1, groups=3)
-    change.weight = nn.Parameter((std / 0.5)[:, None, None, None], requires_grad=False)
-    change.bias = nn.Parameter((mean - 0.5) / 0.5, requires_grad=False)
-    return change
 
 
 def _torchvision_net(name: str, weights: str | None) -> nn.Module:
     import torchvision
 
-    # Not their own change of pixels, but `_pixels_for_inception`; and no drawing of weights that takes a minute.
+    # Not their own change of pixels, but that of `_parts`; and no drawing of weights that takes a minute.
     extra = {"transform_input": False, "init_weights": False} if name in INCEPTIONS else {}
-    if weights is None:
-        return torchvision.models.get_model(name, weights=None, **extra)
-    known = [entry.name for entry in torchvision.models.get_model_weights(name)]
-    if weights not in ("DEFAULT", *known):
-        raise ModelError(
-            f"{name} has no weights named {weights!r}: torchvision knows DEFAULT, {', '.join(known)}; "
-            "or give the path of a file"
-        )
+    known = ["DEFAULT", *(entry.name for entry in torchvision.models.get_model_weights(name))]
+    if weights not in (None, *known):
+        raise _no_weights(name, weights, f"torchvision knows {', '.join(known)}")
     try:
         return torchvision.models.get_model(name, weights=weights, **extra)
     except OSError as error:
@@ -184,11 +166,9 @@ def _timm_net(name: str, weights: str | None) -> nn.Module:
     if not timm.is_model(model):
         raise _unknown(name, ", or one of timm.list_models()")
     known = [each.partition(".")[2] for each in timm.list_models(f"{model}.*", pretrained=True)]
-    if weights not in (None, "DEFAULT", *known) or (weights == "DEFAULT" and not known):
-        raise ModelError(
-            f"{name} has no weights named {weights!r}: timm knows {', '.join(['DEFAULT', *known]) if known else 'none'}; "
-            "or give the path of a file"
-        )
+    known = ["DEFAULT", *known] if known else []
+    if weights not in (None, *known):
+        raise _no_weights(name, weights, f"timm knows {', '.join(known) or 'none'}")
     if weights not in (None, "DEFAULT"):
         tag = weights
     try:
@@ -200,16 +180,16 @@ def _timm_net(name: str, weights: str | None) -> nn.Module:
 
 
 def _unknown(name: str, more: str) -> ModelError:
-    return ModelError(
-        f"no backbone named {name!r}: expected {', '.join(map(repr, OWN_NETS))}, or a torchvision classification model such "
-        f"as 'squeezenet1_0', 'mobilenet_v2' or 'resnet18'{more}"
-    )
+    others = f"a torchvision classification model such as 'squeezenet1_0', 'mobilenet_v2' or 'resnet18'{more}"
+    return ModelError(f"no backbone named {name!r}: expected {', '.join(map(repr, OWN_NETS))}, or {others}")
 
 
-def _not_downloaded(name: str, weights: str, error: Exception) -> ModelError:
-    return ModelError(
-        f"weights {weights} of {name} could not be downloaded ({_beginning(error)}); give a local file instead"
-    )
+def _no_weights(name: str, weights: str | None, known: str) -> ModelError:
+    return ModelError(f"{name} has no weights named {weights!r}: {known}; or give the path of a file")
+
+
+def _not_downloaded(name: str, weights: str | None, error: Exception) -> ModelError:
+    return ModelError(f"weights {weights} of {name} could not be downloaded ({_beginning(error)}); give a local file")
 
 
 def _read(path: Path, name: str) -> dict[str, Tensor]:
@@ -221,13 +201,11 @@ def _read(path: Path, name: str) -> dict[str, Tensor]:
     except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
         raise ModelError(f"{path} is not a weights file that can be read: {_beginning(error)}") from error
     except Exception as error:  # unpickling refuses with exceptions of many types, and advises to allow it
-        raise ModelError(
-            f"{path} is not a state dict that can be read without executing code in it: expected .safetensors, or .pth "
-            "with tensors alone"
-        ) from error
+        expected = "expected .safetensors, or .pth with tensors alone"
+        raise ModelError(f"{path} is not a state dict that can be read without executing code: {expected}") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ModelError(f"{path} does not hold a state dict (names to tensors), as {name} needs")
-    return {str(key): value.float() if value.is_floating_point() else value for key, value in state.items()}
+    return {str(key): value for key, value in state.items()}
 
 
 def _load(net: nn.Module, state: dict[str, Tensor], needed: Sequence[str], path: Path, name: str) -> None:
@@ -235,20 +213,15 @@ def _load(net: nn.Module, state: dict[str, Tensor], needed: Sequence[str], path:
     own = net.state_dict()
     problems = [f"{key} is unknown" for key in state if key not in own]
     problems += [f"{key} is missing" for key in needed if key not in state and not key.endswith("num_batches_tracked")]
-    problems += [
-        f"{key} is {list(state[key].shape)}, expected {list(own[key].shape)}"
-        for key in needed
-        if key in state and state[key].shape != own[key].shape
-    ]
+    state = {key: state[key] for key in needed if key in state}
+    shapes = {key: (list(value.shape), list(own[key].shape)) for key, value in state.items()}
+    problems += [f"{key} is {found}, expected {right}" for key, (found, right) in shapes.items() if found != right]
     if problems:
-        raise ModelError(
-            f"{path} does not fit {name}: expected the key names and shapes of that net ({problems[0]}; {len(problems)} "
-            "such problems)"
-        )
-    net.load_state_dict({key: state[key] for key in needed if key in state}, strict=False)
+        problem = f"{problems[0]}; {len(problems)} such problems"
+        raise ModelError(f"{path} does not fit {name}: expected the key names and shapes of that net ({problem})")
+    net.load_state_dict(state, strict=False)
 
 
 def _beginning(error: Exception) -> str:
     """An error's message as one line of bearable length."""
-    text = " ".join(str(error).split())
-    return text if len(text) <= 200 else f"{text[:200]} ..."
+    return shorten(str(error), 200, placeholder=" ...")

@@ -65,14 +65,12 @@ def truncate_layers(
     chosen, kept = [0] * layers, [1.0] * layers
     for number, index in enumerate(i for i, each in enumerate(model.fully_connected) if isinstance(each, nn.Linear)):
         layer, rank = cast(nn.Linear, model.fully_connected[index]), ranks[number] if ranks is not None else None
-        if rank is not None and not 0 <= rank <= min(layer.weight.shape):
-            raise SettingsError(
-                f"the rank of fully connected layer {number + 1} must be from 1 to {min(layer.weight.shape)}, or 0 for whole: "
-                f"got {rank}"
-            )
         if rank == 0:
             continue
-        factors = _of_weights(layer) if pooled is None else _of_outputs(layer, _inputs(model, index, pooled))
+        if rank is not None and not 0 < rank <= min(layer.weight.shape):
+            bounds = f"from 1 to {min(layer.weight.shape)}, or 0 for whole"
+            raise SettingsError(f"the rank of fully connected layer {number + 1} must be {bounds}: got {rank}")
+        factors = _of_weights(layer) if pooled is None else _of_outputs(model, index, layer, pooled)
         shares = factors.energies.cumsum(0) / factors.energies.sum().clamp(min=torch.finfo(torch.float64).tiny)
         if energy is not None:
             rank = min(len(shares), 1 + int((shares < energy - 1e-12).sum()))
@@ -100,9 +98,12 @@ def _of_weights(layer: nn.Linear) -> _Factors:
     return _Factors(left, values[:, None] * right, values.square(), weight.new_zeros(len(weight)))
 
 
-def _of_outputs(layer: nn.Linear, inputs: Tensor) -> _Factors:
+def _of_outputs(model: SPPNet, index: int, layer: nn.Linear, pooled: Tensor) -> _Factors:
     weight, most = layer.weight.detach(), min(layer.weight.shape)
-    outputs = torch.cat([part.to(weight) @ weight.T for part in inputs.split(1024)]).double().cpu()
+    before = nn.Sequential(*list(model.fully_connected)[:index])
+    with torch.no_grad():
+        parts = [before(part.to(weight)).half().to(weight) @ weight.T for part in pooled.split(1024)]
+    outputs = torch.cat(parts).double().cpu()
     mean = outputs.mean(0)
     energies, vectors = torch.linalg.eigh((outputs - mean).T @ (outputs - mean))
     vectors = vectors.flip(1)[:, :most]
@@ -121,10 +122,3 @@ def _thin(layer: nn.Linear, factors: _Factors, rank: int) -> nn.Sequential:
         wide.weight.copy_(kept * root)
         wide.bias.copy_(layer.bias.detach().double().cpu() + lost)
     return nn.Sequential(narrow, wide).to(layer.weight.device)
-
-
-def _inputs(model: SPPNet, index: int, pooled: Tensor) -> Tensor:
-    """What reaches a layer of ``model`` from these windows: [R, D]."""
-    before, weight = nn.Sequential(*list(model.fully_connected)[:index]), model.image_classifier.weight
-    with torch.no_grad():
-        return torch.cat([before(part.to(weight)).half() for part in pooled.split(1024)])

@@ -112,8 +112,8 @@ def cut_at_stride(backbone: nn.Module, stride: int, name: str) -> nn.Module:
     if not fitting:
         strides = ", ".join(map(str, sorted({here for here, _, _ in cuts})))
         raise ModelError(f"{name} has no map with a cell every {stride} pixels: expected one of the strides {strides}")
-    most, _ = max(fitting)
-    return _until(backbone, next(path for channels, path in reversed(fitting) if channels == most))
+    _, path = max(reversed(fitting), key=lambda each: each[0])
+    return _until(backbone, path)
 
 
 def _until(module: nn.Module, path: tuple[str, ...]) -> nn.Module:
@@ -139,20 +139,26 @@ def _layers(module: nn.Module, path: tuple[str, ...] = ()) -> Iterator[tuple[tup
         yield from _layers(child, (*path, name))
 
 
-class _ChildTracer(fx.Tracer):
-    """No further than to a module's children."""
+class _Tracer(fx.Tracer):
+    def __init__(self, whole: type[nn.Module]) -> None:
+        super().__init__()
+        self.whole = whole  # a kind of module that is not looked into
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return True
+        return isinstance(m, self.whole) or super().is_leaf_module(m, module_qualified_name)
+
+
+def _trace(module: nn.Module, whole: type[nn.Module]) -> fx.Graph | None:
+    try:
+        return _Tracer(whole).trace(module)
+    except Exception:  # whatever makes a net untraceable
+        return None
 
 
 def _steps(module: nn.Module) -> tuple[list[tuple[str, nn.Module]], list[fx.Node]]:
     """The children that ``module`` hands its input through, as far as it does only that; and what uses the result."""
-    if not list(module.children()):
-        return [], []
-    try:
-        graph = _ChildTracer().trace(module)
-    except Exception:  # what cannot be traced is not known to be a chain
+    graph = _trace(module, nn.Module) if list(module.children()) else None
+    if graph is None:  # what cannot be traced is not known to be a chain
         return [], []
     steps: dict[str, nn.Module] = {}
     users = list(next(iter(graph.nodes)).users)
@@ -186,9 +192,8 @@ def fold_batch_norm(backbone: nn.Module) -> None:
     training = [name for name, each in backbone.named_modules() if isinstance(each, nn.BatchNorm2d) and each.training]
     if training:
         raise ValueError(f"BatchNorm {training[0]!r} is in training mode: call eval() before folding")
-    try:
-        graph = _NormTracer().trace(backbone)
-    except Exception:  # whatever makes a net untraceable, folding is only a matter of speed
+    graph = _trace(backbone, nn.BatchNorm2d)
+    if graph is None:  # folding is only a matter of speed
         return
     modules = dict(backbone.named_modules())
     calls = Counter(node.target for node in graph.nodes)
@@ -205,17 +210,10 @@ def fold_batch_norm(backbone: nn.Module) -> None:
             backbone.set_submodule(str(node.target), rest)
 
 
-class _NormTracer(fx.Tracer):
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, nn.BatchNorm2d) or super().is_leaf_module(m, module_qualified_name)
-
-
 def _without_norm(norm: nn.BatchNorm2d) -> nn.Module | None:
     """What a layer does beside normalizing; None where that is not known."""
-    if norm.running_mean is None:
-        return None
-    if type(norm) is nn.BatchNorm2d:
+    if norm.running_mean is not None and type(norm) is nn.BatchNorm2d:
         return nn.Identity()
-    if type(norm).__name__ == "BatchNormAct2d":  # timm's
+    if norm.running_mean is not None and type(norm).__name__ == "BatchNormAct2d":  # timm's
         return nn.Sequential(norm.get_submodule("drop"), norm.get_submodule("act"))
     return None

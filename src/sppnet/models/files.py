@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -32,8 +32,13 @@ from sppnet.models.sppnet import Architecture, DetectionSettings, SPPNet, build_
 
 FORMAT, FIRST_FORMAT = "sppnet/2", "sppnet/1"
 LINEAR_HEADS = ("weights", "biases", "scale")  # of SVMs and ridge regressors: these tensors keep their precision
-SETTINGS = ("architecture", "preprocess", "detection", "geometry")  # of a model, each an object in the metadata
-Settings = TypeVar("Settings", Architecture, Preprocess, DetectionSettings, Geometry)
+# Of a model, each an object in the metadata; here examples, whose fields show what is expected.
+SETTINGS: dict[str, Any] = {
+    "architecture": Architecture(("",)),
+    "preprocess": Preprocess(),
+    "detection": DetectionSettings(),
+    "geometry": Geometry(1, 0.5),
+}
 
 
 def save_model(model: SPPNet, path: str | Path) -> None:
@@ -89,29 +94,16 @@ def load(model: str | Path, device: str | torch.device = "cpu") -> SPPNet:
         if metadata["format"] == FIRST_FORMAT:
             described, tensors = _first_format(metadata, tensors)
         else:
-            described = {
-                name: json.loads(metadata[name]) for name in ("architecture", "preprocess", "detection", "geometry")
-            }
-        geometry = described.get("geometry")
-        net = build_model(
-            _settings(Architecture, described["architecture"]),
-            _settings(Preprocess, described["preprocess"]),
-            _settings(DetectionSettings, described["detection"]),
-            geometry=None if geometry is None else _settings(Geometry, geometry),
-        )
+            described = {name: json.loads(metadata[name]) for name in SETTINGS}
+        net = build_model(**{name: _settings(SETTINGS[name], fields) for name, fields in described.items()})
         net.record = json.loads(metadata.get("training", "{}"))
     except (KeyError, TypeError, ValueError) as error:
-        raise ModelError(
-            f"{path} describes a model that this version cannot build ({error}): install what that names, or update sppnet"
-        ) from error
+        reason = f"that this version cannot build ({error}): install what that names, or update sppnet"
+        raise ModelError(f"{path} describes a model {reason}") from error
     try:
-        net.load_state_dict(
-            {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
-        )
+        net.load_state_dict(tensors)
     except RuntimeError as error:
-        raise ModelError(
-            f"{path} is damaged: its weights do not fit its own description; get the file again"
-        ) from error
+        raise ModelError(f"{path} is damaged: its weights do not fit its description; get the file again") from error
     net.eval().to(device)
     net.backbone.to(memory_format=torch.channels_last)
     return net
@@ -156,10 +148,8 @@ def find_model(model: str | Path) -> Path:
     """The file of a shipped model's name, or of a path; a ModelError where there is none."""
     path = SHIPPED.get(str(model), Path(model))
     if not path.is_file():
-        raise ModelError(
-            f"no such model: {model}; expected one of the shipped names ({', '.join(SHIPPED)}) "
-            "or the path of a .safetensors file made by 'sppnet train'"
-        )
+        expected = f"one of the shipped names ({', '.join(SHIPPED)}) or the path of a .safetensors file"
+        raise ModelError(f"no such model: {model}; expected {expected} made by 'sppnet train'")
     return path
 
 
@@ -171,22 +161,15 @@ def _stored(name: str, value: Tensor) -> Tensor:
     return half if half.isfinite().all() else value  # twice the bytes, for a tensor with a weight beyond 65504
 
 
-def _settings(kind: type[Settings], fields: Any) -> Settings:
+def _settings(example: Any, fields: Any) -> Any:
     """From what JSON holds; a TypeError where a field is unknown, or of another kind than expected."""
     if not isinstance(fields, dict):
-        raise TypeError(f"its {kind.__name__.lower()} is not an object with fields")
-    values: dict[str, Any] = {}
-    required: dict[type, dict[str, Any]] = {
-        Architecture: {"class_names": ("",)},
-        Geometry: {"stride": 1, "offset": 0.5},
-    }
-    example = kind(**required.get(kind, {}))
-    for name, value in fields.items():
-        value = tuple(value) if isinstance(value, list) else value
-        if not hasattr(example, name) or type(value) is not type(getattr(example, name)):
+        raise TypeError(f"its {type(example).__name__.lower()} is not an object with fields")
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+    for name, value in values.items():
+        if type(value) is not type(getattr(example, name, None)):
             raise TypeError(f"{name} is {value!r}")
-        values[name] = value
-    return kind(**values)
+    return type(example)(**values)
 
 
 def _first_format(
@@ -199,42 +182,35 @@ def _first_format(
             raise ValueError(f"{name} {old[name]!r} is no longer in the package, but in its benchmarks")
     svm, regression = old.get("classifier") == "svm", old.get("regression", "network")
     if regression == "ridge-pooled":
-        raise ValueError(
-            "ridge regression on pooled windows is no longer supported: train it anew with 'sppnet train svm'"
-        )
-    architecture: dict[str, Any] = _of(
-        old, "backbone", "backbone_stride", "levels", "hidden", "ranks", "detects", "multi_label"
-    )
-    architecture |= {
+        raise ValueError("ridge regression on pooled windows is no longer supported: train it with 'sppnet train svm'")
+    described: dict[str, dict[str, Any]] = {
+        part: {name: old[name] for name in dataclasses.asdict(SETTINGS[part]) if name in old}
+        for part in ("architecture", "preprocess", "detection")
+    }
+    described["architecture"] |= {
         "class_names": old["names"],
         "window_classifier": "svm" if svm and old["detects"] else "softmax",
         "box_regressor": regression,
         "unit_length": svm and not old["detects"],
     }
-    preprocess: dict[str, Any] = _of(old, "short_side", "long_side", "fixed_size", "mean", "std")
     modes = {"native": "keep-aspect", "squash": "warp", "crop": "crop", "pad": "letterbox"}
-    preprocess["resize_mode"] = modes[old.get("fit", "native")]
-    detection = {"proposals": old.get("proposer", "selective-search"), "scales": old.get("scales", ())}
+    described["preprocess"]["resize_mode"] = modes[old.get("fit", "native")]
+    described["detection"]["proposals"] = old.get("proposer", "selective-search")
     renamed = {
-        "image_logits.": "image_classifier.",
-        "window_logits.": None if architecture["window_classifier"] == "svm" else "window_classifier.",
-        "svms.": "window_classifier.",
-        "shared_deltas.": None if regression == "ridge" else "box_regressor.shared.",
-        "class_deltas.": None if regression == "ridge" else "box_regressor.per_class.",
-        "residual_deltas.": None if regression == "ridge" else "box_regressor.residual.",
-        "ridge.": "box_regressor.",
+        "image_logits": "image_classifier",
+        "window_logits": "window_classifier",
+        "svms": "window_classifier",
+        "shared_deltas": "box_regressor.shared",
+        "class_deltas": "box_regressor.per_class",
+        "residual_deltas": "box_regressor.residual",
+        "ridge": "box_regressor",
     }
-    kept: dict[str, Tensor] = {}
-    for key, value in tensors.items():
-        start = next((start for start in renamed if key.startswith(start)), None)
-        new = key if start is None else renamed[start]
-        if new is not None:
-            kept[key if start is None else new + key.removeprefix(start)] = value
-    return {"architecture": architecture, "preprocess": preprocess, "detection": detection}, kept
-
-
-def _of(fields: Mapping[str, Any], *names: str) -> dict[str, Any]:
-    return {name: fields[name] for name in names if name in fields}
+    # a file with SVMs, or with ridge regression, also holds what these replaced
+    replaced = ("window_logits",) * svm + ("shared_deltas", "class_deltas", "residual_deltas") * (regression == "ridge")
+    kept = {name: name.partition(".") for name in tensors if not name.startswith(replaced)}
+    return described, {
+        f"{renamed.get(part, part)}{dot}{rest}": tensors[name] for name, (part, dot, rest) in kept.items()
+    }
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
@@ -243,15 +219,12 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
             metadata: dict[str, str] = file.metadata() or {}
             kind = metadata.get("format", "no format at all")
             if kind not in (FORMAT, FIRST_FORMAT):
-                raise ModelError(
-                    f"{path} is not an sppnet model: its metadata names {kind!r}, expected {FORMAT!r}; weights of a backbone alone go "
-                    "to 'sppnet train --weights'"
-                )
+                hint = "weights of a backbone alone go to 'sppnet train --weights'"
+                raise ModelError(f"{path} is not an sppnet model: its format is {kind!r}, expected {FORMAT!r}; {hint}")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise ModelError(
-            f"{path} is not a model file: expected a .safetensors made by 'sppnet train' ({error})"
-        ) from error
+        expected = "a .safetensors made by 'sppnet train'"
+        raise ModelError(f"{path} is not a model file: expected {expected} ({error})") from error
     if kind == FORMAT and metadata.pop("checksum", None) != _checksum(tensors, metadata):
         raise ModelError(f"{path} is damaged: its checksum does not fit its weights and metadata; get the file again")
     if kind == FIRST_FORMAT and path not in SHIPPED.values():

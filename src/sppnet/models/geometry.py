@@ -1,4 +1,4 @@
-"""Where a feature cell looks in the image: stride and offset of a backbone, its channels, the smallest image it takes.
+"""Where a feature cell looks in the image: stride and offset of a backbone, its smallest image, boxes as windows of its map.
 
 Cell i of a map is centered at pixel ``offset + stride * i`` (continuous: pixel i covers i..i+1). Both numbers follow from the
 kernel, stride, padding and dilation of every operation on the way. They are read while the backbone runs without data, on PyTorch's
@@ -8,6 +8,7 @@ arXiv:1406.4729, appendix A ("Mapping a Window to Feature Maps"); the authors' r
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -78,15 +79,10 @@ def smallest_side(backbone: nn.Module) -> int:
         except RuntimeError:
             return False
 
-    low, high = 0, 1  # too small, large enough
-    while not suffices(high):
-        low, high = high, 2 * high
-        if high > 4096:
-            raise ValueError("the backbone gives no map of any image")
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if suffices(middle) else (middle, high)
-    return high
+    side = bisect_left(range(4097), True, lo=1, key=suffices)
+    if side > 4096:
+        raise ValueError("the backbone gives no map of any image")
+    return side
 
 
 def map_geometry(net: nn.Module, images: Tensor) -> tuple[Geometry, Tensor]:
@@ -110,7 +106,7 @@ def map_geometry(net: nn.Module, images: Tensor) -> tuple[Geometry, Tensor]:
     """
     net = nn.Sequential(net)  # so that a single layer has a name, too
     placing = _Placing()
-    placing.maps[images] = _Place(Geometry(1, 0.5), tuple(images.shape[-2:]))
+    placing.maps[images] = Geometry(1, 0.5), images.shape[-2:]
     try:
         with torch.no_grad(), torch.device("meta"), placing:
             features = net(images)
@@ -119,10 +115,80 @@ def map_geometry(net: nn.Module, images: Tensor) -> tuple[Geometry, Tensor]:
     except Exception as error:
         reason = str(error) or type(error).__name__
         raise ValueError(f"{placing.where(error, net)} cannot be run on {IMAGE_SIZE} pixels: {reason}") from error
-    place = placing.maps.get(features) if isinstance(features, Tensor) else None
-    if place is None or features.ndim != 4 or features.shape[2:] != place.size:
+    geometry, size = placing.maps.get(features, (None, None)) if isinstance(features, Tensor) else (None, None)
+    if geometry is None or features.ndim != 4 or features.shape[2:] != size:
         raise ValueError("the backbone must end in a feature map [N, C, h, w], not in a vector: leave its pooling out")
-    return place.geometry, features
+    return geometry, features
+
+
+def boxes_to_windows(
+    boxes: Tensor, geometry: Geometry, map_size: tuple[int, int], scale: tuple[float, float]
+) -> Tensor:
+    """Map boxes of the original image to windows of its feature map.
+
+    A window holds the cells whose centres lie inside the box (x0 <= centre < x1), as in the paper. Where no centre
+    does, it is the one cell whose centre is nearest the box's; windows are clipped to the map. So no window is empty,
+    wherever the box lies.
+
+    Args:
+        boxes: [R, 4] in pixels of the original image; R may be 0.
+        geometry: stride and offset of the backbone.
+        map_size: (height, width) of the map, in cells, each at least 1.
+        scale: (vertical, horizontal) factor from the original image to the image that the backbone saw.
+
+    Returns:
+        [R, 4] int64, on the device of ``boxes``: x0, y0, x1, y1 in cells, half-open, 0 <= x0 < x1 <= width, likewise y.
+
+    Raises:
+        ValueError: boxes of another shape, or a map without cells.
+
+    Source: arXiv:1406.4729, appendix A: left = floor(x/S) + 1, right = ceil(x/S) - 1, counted in cells' centres.
+
+    Example:
+        >>> boxes = torch.tensor([[0.0, 0, 64, 40], [21, 21, 22, 22]])
+        >>> boxes_to_windows(boxes, Geometry(16, 8.0), (10, 10), (1.0, 1.0))
+        tensor([[0, 0, 4, 2],
+                [1, 1, 2, 2]])
+    """
+    height, width = map_size
+    if boxes.ndim != 2 or boxes.shape[1] != 4 or min(map_size) < 1:
+        found = f"boxes {list(boxes.shape)} and a map of {height} x {width} cells"
+        raise ValueError(f"expected boxes [R, 4] and a map of at least one cell: got {found}")
+    factors = torch.tensor([scale[1], scale[0]] * 2, dtype=torch.float64, device=boxes.device)
+    cells = (boxes.double() * factors - geometry.offset) / geometry.stride  # the box in cell centres
+    limits = torch.tensor([width, height], device=boxes.device)
+    nearest = ((cells[:, :2] + cells[:, 2:]) / 2).round().long().clamp(min=0).minimum(limits - 1)
+    start = cells[:, :2].ceil().long().clamp(min=0).minimum(limits)
+    stop = cells[:, 2:].ceil().long().clamp(min=0).minimum(limits)
+    empty = stop <= start
+    start, stop = torch.where(empty, nearest, start), torch.where(empty, nearest + 1, stop)
+    return torch.cat([start, stop], dim=1)
+
+
+def window_residuals(boxes: Tensor, windows: Tensor, geometry: Geometry, scale: tuple[float, float]) -> Tensor:
+    """Where the edges of windows lie beside those of the boxes that they stand for: what rounding to cells lost.
+
+    A cell is taken to cover a stride's width around its centre.
+
+    Args:
+        boxes: [R, 4] in pixels of the original image, each side above 0.
+        windows: [R, 4] in cells, as `boxes_to_windows` gives for them.
+        geometry: stride and offset of the backbone.
+        scale: (vertical, horizontal) factor from the original image to the image that the backbone saw.
+
+    Returns:
+        [R, 4] float32: window edge minus box edge, for x0, y0, x1, y1, in sides of the box; between -1 and 1.
+
+    Example:
+        >>> boxes = torch.tensor([[0.0, 0, 64, 40]])
+        >>> windows = boxes_to_windows(boxes, Geometry(16, 8.0), (10, 10), (1.0, 1.0))
+        >>> window_residuals(boxes, windows, Geometry(16, 8.0), (1.0, 1.0))
+        tensor([[ 0.0000,  0.0000,  0.0000, -0.2000]])
+    """
+    factors = boxes.new_tensor([scale[1], scale[0]] * 2)
+    edges = ((windows - 0.5) * geometry.stride + geometry.offset) / factors  # in pixels of the original
+    sides = (boxes[:, 2:] - boxes[:, :2]).clamp(min=1e-3).repeat(1, 2)
+    return ((edges - boxes) / sides).clamp(-1, 1).float()
 
 
 def without_data(module: nn.Module) -> nn.Module:
@@ -239,17 +305,15 @@ def slides_of(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Slid
     kernels = _pair(given["weight"].shape[2:] if name == "conv2d" else given["kernel_size"])
     strides = _pair(given.get("stride") or (1 if name == "conv2d" else kernels))
     dilations, padding = _pair(given.get("dilation", 1)), given.get("padding", 0)
-    slides = []
-    for axis in (0, 1):
-        if padding == "same":
-            total = dilations[axis] * (kernels[axis] - 1)
-            before, after = total // 2, total - total // 2  # the odd cell comes after
-        else:
-            before = after = 0 if padding == "valid" else _pair(padding)[axis]
-        slides.append(
-            Slide(kernels[axis], strides[axis], before, after, dilations[axis], given.get("ceil_mode", False))
-        )
-    return slides[0], slides[1]
+    if padding == "same":
+        totals = tuple(dilation * (kernel - 1) for kernel, dilation in zip(kernels, dilations, strict=True))
+    else:
+        totals = (0, 0) if padding == "valid" else tuple(2 * side for side in _pair(padding))
+    down, across = (  # where a total is odd, its odd cell comes after
+        Slide(kernel, stride, total // 2, total - total // 2, dilation, given.get("ceil_mode", False))
+        for kernel, stride, total, dilation in zip(kernels, strides, totals, dilations, strict=True)
+    )
+    return down, across
 
 
 def _pair(value: Any) -> tuple[int, int]:
@@ -257,46 +321,36 @@ def _pair(value: Any) -> tuple[int, int]:
     return int(first), int(second)
 
 
-@dataclass(frozen=True)
-class _Place:
-    """Where the cells of a map lie, on its way through the net."""
-
-    geometry: Geometry
-    size: tuple[int, ...]  # height and width in cells
-
-
 class _Placing(Follow):
-    """Gives each map its place; a value without one is not a map, such as a squeeze-and-excite gate."""
+    """Gives each map its place: geometry, and (height, width) in cells. A value without one is no map, such as a gate."""
 
     def step(self, name: str, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         given = leaves([*args, *kwargs.values()])
         maps = [each for each in given if isinstance(each, Tensor) and each in self.maps]
-        place = _meet([self.maps[each] for each in maps]) if maps else None
+        geometry = _meet([self.maps[each][0] for each in maps]) if maps else None
         result = func(*args, **kwargs)
         made = [each for each in leaves(result) if isinstance(each, Tensor)]
-        if place is None or not made:  # a gate; a size
+        if geometry is None or not made:  # a gate; a size
             return result
+        size = self.maps[maps[0]][1]
         if name in SLIDING:
-            if maps[0].shape[-2:] != place.size:
+            if maps[0].shape[-2:] != size:
                 raise LostMap("slides along other axes than rows and columns")
-            place = _Place(_behind(place.geometry, slides_of(name, args, kwargs)), tuple(made[0].shape[-2:]))
-        elif not all(_holds(each, place.size) for each in made):
+            geometry, size = _behind(geometry, slides_of(name, args, kwargs)), made[0].shape[-2:]
+        elif not all(any(each.shape[axis : axis + 2] == size for axis in range(each.ndim - 1)) for each in made):
             if name not in REDUCING and made[0].shape[-2:] != (1, 1):
                 raise LostMap("is not known to this geometry")
             return result
-        for each in made:
-            self.maps[each] = place
+        self.maps.update((each, (geometry, size)) for each in made)
         return result
 
 
-def _meet(places: list[_Place]) -> _Place:
-    """One place for branches that meet."""
-    strides, offsets = ({getattr(place.geometry, field) for place in places} for field in ("stride", "offset"))
-    stride, first, last = places[0].geometry.stride, min(offsets), max(offsets)
-    if len(strides) > 1 or last - first > stride / 2:
-        found = sorted(str(place.geometry) for place in places)
-        raise LostMap(f"puts branches together that disagree on where their cells are: {found}")
-    return _Place(Geometry(stride, (first + last) / 2), places[0].size)
+def _meet(places: list[Geometry]) -> Geometry:
+    """One geometry for branches that meet."""
+    stride, first, last = places[0].stride, min(place.offset for place in places), max(place.offset for place in places)
+    if len({place.stride for place in places}) > 1 or last - first > stride / 2:
+        raise LostMap(f"puts branches together that disagree on where their cells are: {sorted(map(str, places))}")
+    return Geometry(stride, (first + last) / 2)
 
 
 def _behind(geometry: Geometry, slides: Slides) -> Geometry:
@@ -306,12 +360,5 @@ def _behind(geometry: Geometry, slides: Slides) -> Geometry:
         for each in slides
     )
     if down != across:
-        raise LostMap(
-            f"is not square ({slides[0]} along rows, {slides[1]} along columns): stride and offset must be the same"
-        )
+        raise LostMap(f"is not square: {slides[0]} along rows, {slides[1]} along columns")
     return down
-
-
-def _holds(tensor: Tensor, size: tuple[int, ...]) -> bool:
-    """Whether two neighboring dimensions of a tensor are the height and width of a map."""
-    return any(tensor.shape[start : start + 2] == size for start in range(tensor.ndim - 1))

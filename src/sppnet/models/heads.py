@@ -34,7 +34,8 @@ class FullyConnected(nn.Sequential):
     def __init__(self, width: int, hidden: Sequence[int], ranks: Sequence[int] = (), unit_length: bool = False) -> None:
         layers: list[nn.Module] = [nn.Flatten()]
         for outputs, rank in zip(hidden, ranks or (0,) * len(hidden), strict=True):
-            layers += [_linear(width, outputs, rank), nn.ReLU(), nn.Dropout(0.5)]
+            thin = [nn.Linear(width, rank, bias=False), nn.Linear(rank, outputs)] if rank else []
+            layers += [nn.Sequential(*thin) if rank else nn.Linear(width, outputs), nn.ReLU(), nn.Dropout(0.5)]
             width = outputs
         super().__init__(*layers, *([UnitLength()] if unit_length else []))
         self.width = width  # D
@@ -56,7 +57,14 @@ class UnitLength(nn.Module):
         return F.normalize(exact, dim=1).to(vectors.dtype)
 
 
-class ImageClassifier(nn.Linear):
+class _Linear(nn.Linear):
+    """A linear layer that takes features of any precision."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(in_dtype_of(self.weight, input))
+
+
+class ImageClassifier(_Linear):
     """Head features of whole images [N, D] -> logits [N, K].
 
     Args:
@@ -69,23 +77,17 @@ class ImageClassifier(nn.Linear):
         super().__init__(width, num_classes)
         self.multi_label = multi_label
 
-    def forward(self, input: Tensor) -> Tensor:
-        return super().forward(in_dtype_of(self.weight, input))
-
     def probabilities(self, logits: Tensor) -> Tensor:
         return logits.float().sigmoid() if self.multi_label else logits.float().softmax(-1)
 
 
-class SoftmaxClassifier(nn.Linear):
+class SoftmaxClassifier(_Linear):
     """Head features of windows [R, D] -> logits [R, 1 + K], background first."""
 
     score_kind: ScoreKind = "probability"
 
     def __init__(self, width: int, num_classes: int) -> None:
         super().__init__(width, 1 + num_classes)
-
-    def forward(self, input: Tensor) -> Tensor:
-        return super().forward(in_dtype_of(self.weight, input))
 
     def scores(self, logits: Tensor) -> Tensor:
         """[R, 1 + K] probabilities, float32."""
@@ -156,13 +158,12 @@ class BoxRegressor(nn.Module):
 
     def __init__(self, width: int, num_classes: int) -> None:
         super().__init__()
-        self.shared = nn.Linear(width, 4)
-        self.per_class = nn.Linear(width, 4 * num_classes)
+        self.shared, self.per_class = nn.Linear(width, 4), nn.Linear(width, 4 * num_classes)
         self.residual = nn.Linear(4, 4, bias=False)
         for linear in (self.shared, self.per_class, self.residual):
             nn.init.normal_(linear.weight, std=0.001)
-            if linear.bias is not None:
-                nn.init.zeros_(linear.bias)
+        for linear in (self.shared, self.per_class):
+            nn.init.zeros_(linear.bias)
 
     def forward(self, features: Tensor, residuals: Tensor) -> Tensor:
         features = in_dtype_of(self.shared.weight, features)
@@ -186,12 +187,6 @@ class RidgeRegressor(_LinearHead):
 
     def forward(self, features: Tensor, residuals: Tensor | None = None) -> Tensor:
         return self.outputs(features)
-
-
-def _linear(width: int, outputs: int, rank: int) -> nn.Module:
-    if not rank:
-        return nn.Linear(width, outputs)
-    return nn.Sequential(nn.Linear(width, rank, bias=False), nn.Linear(rank, outputs))
 
 
 def in_dtype_of(weight: Tensor, features: Tensor) -> Tensor:

@@ -110,14 +110,19 @@ def convnet5() -> nn.Sequential:
     )  # fmt: skip
 
 
-def overfeat5() -> nn.Sequential:
+def overfeat5(convolutions: int = 5) -> nn.Sequential:
     """Overfeat-5: 512 channels, a cell every 12 pixels, 18 x 18 cells for 224 x 224.
 
     Example:
         >>> overfeat5()(torch.zeros(1, 3, 224, 180)).shape
         torch.Size([1, 512, 18, 15])
     """
-    return _overfeat(5)
+    return _net(
+        nn.Conv2d(3, 96, 7, stride=2), nn.MaxPool2d(3, 3), WithinChannelLRN(),  # rounds down: see above
+        nn.Conv2d(96, 256, 5, padding=2), nn.MaxPool2d(2, 2, ceil_mode=True),
+        nn.Conv2d(256, 512, 3, padding=1),
+        *(nn.Conv2d(512, 512, 3, padding=1) for _ in range(convolutions - 3)),
+    )  # fmt: skip
 
 
 def overfeat7() -> nn.Sequential:
@@ -127,16 +132,7 @@ def overfeat7() -> nn.Sequential:
         >>> overfeat7()(torch.zeros(1, 3, 224, 180)).shape
         torch.Size([1, 512, 18, 15])
     """
-    return _overfeat(7)
-
-
-def _overfeat(convolutions: int) -> nn.Sequential:
-    return _net(
-        nn.Conv2d(3, 96, 7, stride=2), nn.MaxPool2d(3, 3), WithinChannelLRN(),  # rounds down: see above
-        nn.Conv2d(96, 256, 5, padding=2), nn.MaxPool2d(2, 2, ceil_mode=True),
-        nn.Conv2d(256, 512, 3, padding=1),
-        *(nn.Conv2d(512, 512, 3, padding=1) for _ in range(convolutions - 3)),
-    )  # fmt: skip
+    return overfeat5(convolutions=7)
 
 
 def _net(*layers: nn.Conv2d | nn.MaxPool2d | WithinChannelLRN) -> nn.Sequential:
@@ -198,9 +194,8 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.conv1 = _conv_norm(in_channels, out_channels, 3, stride, folded)
         self.conv2 = _conv_norm(out_channels, out_channels, 3, 1, folded)
-        changes_shape = stride != 1 or in_channels != out_channels
-        shortcut = _conv_norm(in_channels, out_channels, 1, stride, folded) if changes_shape else nn.Identity()
-        self.shortcut: nn.Module = shortcut
+        same = stride == 1 and in_channels == out_channels
+        self.shortcut = nn.Sequential() if same else _conv_norm(in_channels, out_channels, 1, stride, folded)
 
     def forward(self, features: Tensor) -> Tensor:
         return (self.conv2(self.conv1(features).relu()) + self.shortcut(features)).relu()

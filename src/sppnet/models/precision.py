@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -91,11 +91,7 @@ def fast_backward(backbone: nn.Module) -> Iterator[None]:
         >>> images.grad.shape
         torch.Size([1, 32, 8, 8])
     """
-    convolutions = [
-        module
-        for module in backbone.modules()
-        if isinstance(module, nn.Conv2d) and _is_slow(module) and "forward" not in vars(module)
-    ]
+    convolutions = [each for each in backbone.modules() if _is_slow(each) and "forward" not in vars(each)]
     for module in convolutions:
         vars(module)["forward"] = partial(_forward, module)
     try:
@@ -105,25 +101,21 @@ def fast_backward(backbone: nn.Module) -> Iterator[None]:
             del vars(module)["forward"]
 
 
-def _is_slow(module: nn.Conv2d) -> bool:
-    return (
-        type(module) is nn.Conv2d  # and nothing derived from it, which may do more
-        and module.groups == module.in_channels > 1
-        and max(module.stride) > 1
-        and module.padding_mode == "zeros"
-        and not isinstance(module.padding, str)
-    )
+def _is_slow(module: nn.Module) -> bool:
+    if type(module) is not nn.Conv2d:  # nor anything derived from it, which may do more
+        return False
+    depthwise, strided = module.groups == module.in_channels > 1, max(module.stride) > 1
+    return depthwise and strided and module.padding_mode == "zeros" and not isinstance(module.padding, str)
 
 
-def _forward(module: nn.Conv2d, features: Tensor) -> Tensor:
+def _forward(module: Any, features: Tensor) -> Tensor:
     kind = features.device.type
     if kind != "cpu" or not features.requires_grad or not torch.is_autocast_enabled(kind):
         return type(module).forward(module, features)
     dtype = torch.get_autocast_dtype(kind)
     bias = None if module.bias is None else module.bias.to(dtype)
     settings = (module.stride, module.padding, module.dilation, module.groups)
-    result: Tensor = _Convolution.apply(features.to(dtype), module.weight.to(dtype), bias, settings)
-    return result
+    return cast(Tensor, _Convolution.apply(features.to(dtype), module.weight.to(dtype), bias, settings))
 
 
 class _Convolution(torch.autograd.Function):
@@ -139,18 +131,11 @@ class _Convolution(torch.autograd.Function):
         stride, padding, dilation, groups = ctx.settings
         to_features, to_weight, to_bias, _ = ctx.needs_input_grad
         rest = (weight.shape[:1], stride, padding, dilation, False, [0, 0], groups)
-        found: Tensor | None = None
-        weights: Tensor | None = None
-        biases: Tensor | None = None
+        backward, found = torch.ops.aten.convolution_backward, None
         if to_features:
             # Of the features only the shape counts here, so their numbers are not converted.
             shape = torch.empty_like(features, dtype=torch.float32)
-            wide = torch.ops.aten.convolution_backward(
-                gradient.float(), shape, weight.float(), *rest, [True, False, False]
-            )[0]
-            found = wide.to(features.dtype)
-        if to_weight or to_bias:
-            _, weights, biases = torch.ops.aten.convolution_backward(
-                gradient, features, weight, *rest, [False, to_weight, to_bias]
-            )
+            found = backward(gradient.float(), shape, weight.float(), *rest, [True, False, False])[0].to(features.dtype)
+        wanted = [False, to_weight, to_bias]
+        _, weights, biases = backward(gradient, features, weight, *rest, wanted) if any(wanted) else (None,) * 3
         return found, weights, biases, None

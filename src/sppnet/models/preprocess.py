@@ -61,9 +61,8 @@ class Preprocess:
         if self.resize_mode not in RESIZE_MODES:
             raise SettingsError(f"resize mode must be one of {', '.join(RESIZE_MODES)}: got {self.resize_mode!r}")
         if self.fixed_size and self.resize_mode == "keep-aspect":
-            raise SettingsError(
-                "a network of one fixed input size needs square images: resize by crop, warp or letterbox"
-            )
+            remedy = "resize by crop, warp or letterbox"
+            raise SettingsError(f"a network of one fixed input size needs square images: {remedy}")
 
     def __call__(self, image: np.ndarray, short_side: int | None = None) -> tuple[Tensor, tuple[float, float]]:
         """An image [H, W, 3] uint8 -> [1, 3, h, w] float32, channels last in memory, and the (vertical, horizontal) factor."""
@@ -98,15 +97,14 @@ class Preprocess:
         crops, side = self.resize_mode == "crop", height
         if crops:
             image = _middle(image)
-        scale = side / (min(image.shape[:2]) if crops else max(image.shape[:2]))
-        inner = (max(1, round(image.shape[0] * scale)), max(1, round(image.shape[1] * scale)))
-        resized = resize_image(image, inner)
-        top, left = (abs(side - length) // 2 for length in resized.shape[:2])
+        scale = side / (min if crops else max)(image.shape[:2])
+        h, w = (max(1, round(length * scale)) for length in image.shape[:2])
+        resized, top, left = resize_image(image, (h, w)), abs(side - h) // 2, abs(side - w) // 2
         if crops:
             return np.ascontiguousarray(resized[top : top + side, left : left + side])
         square = np.empty((side, side, 3), np.uint8)
         square[:] = self.fill
-        square[top : top + resized.shape[0], left : left + resized.shape[1]] = resized
+        square[top : top + h, left : left + w] = resized
         return square
 
     @property
@@ -125,10 +123,8 @@ class Preprocess:
     def pixels(self, normalized: Tensor) -> np.ndarray:
         """The way back of `normalize`: [1, 3, h, w] -> [h, w, 3] uint8."""
         mean, std = (normalized.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
-        back: np.ndarray = (
-            ((normalized[0] * std + mean) * 255).round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()
-        )
-        return back
+        values = ((normalized[0] * std + mean) * 255).round().clamp(0, 255).byte()
+        return values.permute(1, 2, 0).cpu().numpy()
 
     def to_input(self, boxes: Tensor, size: tuple[int, int], short_side: int | None = None) -> Tensor:
         """Boxes [R, 4] in pixels of an image of ``size`` -> in pixels of what the network sees.

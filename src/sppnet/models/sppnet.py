@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from sppnet.errors import ModelError, SettingsError
 from sppnet.layers import RegionPyramidPool, bound_cpu_caches
 from sppnet.models.backbones import COMPACT, build_backbone
-from sppnet.models.geometry import Geometry, backbone_geometry
+from sppnet.models.geometry import Geometry, backbone_geometry, boxes_to_windows, window_residuals
 from sppnet.models.heads import (
     BoxRegressor,
     FullyConnected,
@@ -35,7 +35,6 @@ from sppnet.models.heads import (
 from sppnet.models.mixed_batch import mixed_features, own_windows
 from sppnet.models.precision import autocast
 from sppnet.models.preprocess import Preprocess
-from sppnet.models.windows import boxes_to_windows, window_residuals
 from sppnet.ops.pyramid_pool import pyramid_pool
 
 WINDOW_CHUNK = 4096  # bounds the memory of pooled windows: 4096 x 50 bins x 512 channels is 210 MB in half precision
@@ -81,9 +80,8 @@ class Architecture:
         if not self.levels or min(*self.levels, *self.hidden, 1) < 1:
             raise SettingsError(f"levels and hidden must be at least 1: got {self.levels} and {self.hidden}")
         if self.ranks and len(self.ranks) != len(self.hidden):
-            raise SettingsError(
-                f"expected a rank for each of {len(self.hidden)} fully connected layers, got {self.ranks}"
-            )
+            layers = f"{len(self.hidden)} fully connected layers"
+            raise SettingsError(f"expected a rank for each of {layers}, got {self.ranks}")
 
 
 @dataclass(frozen=True)
@@ -135,9 +133,8 @@ class SPPNet(nn.Module):
         pool: RegionPyramidPool,
         fully_connected: FullyConnected,
         image_classifier: ImageClassifier,
-        window_classifier: SoftmaxClassifier | SVMClassifier | None = None,
-        box_regressor: BoxRegressor | RidgeRegressor | None = None,
-        *,
+        window_classifier: SoftmaxClassifier | SVMClassifier | None,
+        box_regressor: BoxRegressor | RidgeRegressor | None,
         architecture: Architecture,
         preprocess: Preprocess,
         detection: DetectionSettings,
@@ -146,14 +143,11 @@ class SPPNet(nn.Module):
         super().__init__()
         bound_cpu_caches()  # images of many sizes
         self.backbone, self.pool, self.fully_connected = backbone, pool, fully_connected
-        self.image_classifier, self.window_classifier, self.box_regressor = (
-            image_classifier,
-            window_classifier,
-            box_regressor,
-        )
+        self.image_classifier = image_classifier
+        self.window_classifier, self.box_regressor = window_classifier, box_regressor
         self.feature_scale = nn.Buffer(torch.ones(()))  # brings features to a mean square of 1: see `set_feature_scale`
-        self.architecture, self.preprocess, self.detection = architecture, preprocess, detection
-        self.geometry = geometry
+        self.architecture, self.geometry = architecture, geometry
+        self.preprocess, self.detection = preprocess, detection
         self.record: dict[str, Any] = {}  # how it was trained
 
     @property
@@ -185,7 +179,7 @@ class SPPNet(nn.Module):
             scale: (vertical, horizontal) factor from the image to what the backbone saw.
 
         Returns:
-            [R, 4] int64 in cells, and residuals [R, 4] float32: see `sppnet.models.windows`.
+            [R, 4] int64 in cells, and residuals [R, 4] float32: see `sppnet.models.geometry`.
         """
         windows = boxes_to_windows(boxes, self.geometry, feature_size, scale)
         return windows, window_residuals(boxes, windows, self.geometry, scale)
@@ -219,9 +213,6 @@ class SPPNet(nn.Module):
         images = self._checked(images)
         if not len(images):
             return self.image_classifier.weight.new_zeros(0, len(self.class_names))
-        if boxes is None and isinstance(images, Tensor):
-            pooled = pyramid_pool(self.features(images), self.pool.levels)
-            return self.image_classifier(self.fully_connected(pooled))
         if isinstance(images, Tensor):
             features = self.features(images)
             sizes = [(features.shape[2], features.shape[3])] * len(images)
@@ -230,7 +221,10 @@ class SPPNet(nn.Module):
             features, sizes = mixed_features(self.backbone, cast)
             features = features * self.feature_scale
         if boxes is None:
-            pooled = self.pool(features, own_windows(sizes, features.device))
+            if isinstance(images, Tensor):
+                pooled = pyramid_pool(features, self.pool.levels)
+            else:
+                pooled = self.pool(features, own_windows(sizes, features.device))
             return self.image_classifier(self.fully_connected(pooled))
         each = (boxes,) if isinstance(boxes, Tensor) else boxes
         if len(each) != len(images):
@@ -242,19 +236,19 @@ class SPPNet(nn.Module):
         return self.heads(self.fully_connected(pooled), residuals)
 
     def _checked(self, images: Tensor | Sequence[Tensor]) -> Tensor | Sequence[Tensor]:
-        if not isinstance(images, Tensor):
-            if not all(isinstance(image, Tensor) and image.ndim == 3 for image in images):
-                raise ValueError("images must be a tensor [N, 3, H, W] or a list of tensors [3, h, w]")
-        elif images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(f"images must be [N, 3, H, W]: got shape {list(images.shape)}")
+        if isinstance(images, Tensor):  # not image by image: an exported network takes any number
+            right = images.ndim == 4 and images.shape[1] == 3
+        else:
+            right = all(isinstance(image, Tensor) and image.ndim == 3 for image in images)
+        if not right:
+            raise ValueError("images must be a tensor [N, 3, H, W] or a list of tensors [3, h, w]")
+        if not self.preprocess.fixed_size:
+            return images
         side = self.preprocess.short_side
-        if self.preprocess.fixed_size:
-            for image in images:
-                if image.shape[1:] != (side, side):
-                    size = f"{image.shape[1]} x {image.shape[2]}"
-                    raise SettingsError(f"this network takes images of {side} x {side} alone: got {size}")
-            return images if isinstance(images, Tensor) or not images else torch.stack(list(images))
-        return images
+        for _, height, width in (image.shape for image in images):
+            if (height, width) != (side, side):
+                raise SettingsError(f"this network takes images of {side} x {side} alone: got {height} x {width}")
+        return images if isinstance(images, Tensor) or not images else torch.stack(list(images))
 
     def set_feature_scale(self, mean_square: float) -> None:
         """Set the scale of the features from the mean square that they have now, so that it becomes 1."""
@@ -290,8 +284,7 @@ class SPPNet(nn.Module):
         training = [module for module in self.modules() if module.training]
         enabled = bfloat16 and self.image_classifier.weight.dtype == torch.float32
         try:
-            if training:
-                self.eval()
+            self.eval()
             with torch.inference_mode(), autocast(self.device, enabled=enabled):
                 yield
         finally:
@@ -359,31 +352,17 @@ def build_model(
             geometry = backbone_geometry(backbone)
         except ValueError as error:
             raise ModelError(f"backbone {architecture.backbone!r} cannot be used: {error}") from error
-    classes = len(architecture.class_names)
-    pool = RegionPyramidPool(architecture.levels)
-    fully_connected = FullyConnected(
-        pool.bins * geometry.channels, architecture.hidden, architecture.ranks, architecture.unit_length
-    )
-    width = fully_connected.width
-    return SPPNet(
-        backbone,
-        pool,
-        fully_connected,
-        ImageClassifier(width, classes, architecture.multi_label),
-        *(_window_heads(architecture, width) if architecture.detects else ()),
-        architecture=architecture,
-        preprocess=replace(preprocess, smallest_side=max(geometry.stride, geometry.smallest_side)),
-        detection=detection,
-        geometry=geometry,
-    )
-
-
-def _window_heads(architecture: Architecture, width: int) -> tuple[Any, Any]:
-    classes = len(architecture.class_names)
-    svm, ridge = architecture.window_classifier == "svm", architecture.box_regressor == "ridge"
-    return (
-        SVMClassifier(torch.zeros(classes, width), torch.zeros(classes)) if svm else SoftmaxClassifier(width, classes),
-        RidgeRegressor(torch.zeros(classes, 4, width), torch.zeros(classes, 4))
-        if ridge
-        else BoxRegressor(width, classes),
-    )
+    classes, pool = len(architecture.class_names), RegionPyramidPool(architecture.levels)
+    inputs, unit_length = pool.bins * geometry.channels, architecture.unit_length
+    fully_connected = FullyConnected(inputs, architecture.hidden, architecture.ranks, unit_length)
+    width, zeros = fully_connected.width, torch.zeros
+    classifier: SoftmaxClassifier | SVMClassifier | None = None
+    regressor: BoxRegressor | RidgeRegressor | None = None
+    if architecture.detects:
+        svm, ridge = architecture.window_classifier == "svm", architecture.box_regressor == "ridge"
+        classifier = SVMClassifier(zeros(classes, width), zeros(classes)) if svm else SoftmaxClassifier(width, classes)
+        weights, biases = zeros(classes, 4, width), zeros(classes, 4)
+        regressor = RidgeRegressor(weights, biases) if ridge else BoxRegressor(width, classes)
+    heads = ImageClassifier(width, classes, architecture.multi_label), classifier, regressor
+    preprocess = replace(preprocess, smallest_side=max(geometry.stride, geometry.smallest_side))
+    return SPPNet(backbone, pool, fully_connected, *heads, architecture, preprocess, detection, geometry)

@@ -1,18 +1,24 @@
-"""Checkpoints that survive crashes, full disks and torn files, and the lock that keeps two trainings out of one folder.
+"""What a training leaves in its folder, which a lock keeps others out of: checkpoints that survive crashes, full disks and
+torn files, and a log.
 
-``<folder>/step-<number>.safetensors``: all that changes while a training goes on, with a checksum. The newest two are kept.
+``<folder>/step-<number>.safetensors``: all that changes while a training goes on, with a checksum; the newest two are kept.
+``<folder>/log.csv``, and ``<folder>/tensorboard`` where that package is installed: what was measured.
 """
 
 from __future__ import annotations
 
+import csv
 import json
+import math
 import os
 import socket
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
@@ -20,6 +26,7 @@ from torch import Tensor, nn
 
 from sppnet.cache import read_tensors, write_tensors
 from sppnet.errors import SettingsError
+from sppnet.files import atomic_write
 
 GENERATIONS = 2  # checkpoints that are kept: the newest, and the one before in case that is damaged
 
@@ -71,16 +78,14 @@ class TrainingState:
         self.step, self.best, self.best_weights = step, best, parts.pop("best", {})
         groups = self.optimizer.state_dict()["param_groups"]
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        state = {int(part): _laid_out(parts[part], parameters[int(part)]) for part in parts}
-        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
-
-
-def _laid_out(state: Mapping[str, Tensor], parameter: Tensor) -> dict[str, Tensor]:
-    """An optimizer's tensors in the order in memory of their parameter: fused steps go through both side by side."""
-    return {
-        name: torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value
-        for name, value in state.items()
-    }
+        for part, state in parts.items():
+            parameter = parameters[int(part)]
+            for name, value in state.items():
+                if (
+                    value.shape == parameter.shape
+                ):  # in the parameter's order in memory: fused steps go through both at once
+                    state[name] = torch.empty_like(parameter).copy_(value)
+        self.optimizer.load_state_dict({"state": {int(part): parts[part] for part in parts}, "param_groups": groups})
 
 
 class Checkpoints:
@@ -170,3 +175,74 @@ def training_lock(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+class TrainingLog:
+    """The log of a training that may have been stopped and resumed, as if it had never been.
+
+    Args:
+        folder: of the training.
+        step: steps done; what earlier runs logged beyond it is dropped, as it is done again.
+    """
+
+    def __init__(self, folder: Path, step: int) -> None:
+        self.folder, self.step = folder, step
+        log = read_log(folder / "log.csv")
+        rows = (dict(zip(log, values, strict=True)) for values in zip(*log.values(), strict=True))
+        self.rows = [row for row in rows if row["step"] <= step]
+        self._tensorboard: Any = None
+
+    def close(self) -> None:
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+
+    def columns(self) -> dict[str, list[float]]:
+        """Values by name, all of one length, ``step`` first; NaN where a row has no such value."""
+        names = dict.fromkeys(name for row in self.rows for name in row)
+        return {name: [row.get(name, math.nan) for row in self.rows] for name in names}
+
+    def add(self, row: dict[str, float]) -> None:
+        """Add a row, which begins with its ``step``; the file is whole before, and after.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        self.rows.append(row)
+        write_log(self.columns(), self.folder / "log.csv")
+        if self._tensorboard is None and find_spec("tensorboard"):
+            from torch.utils.tensorboard import SummaryWriter  # takes seconds
+
+            self._tensorboard = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.step + 1)
+        if self._tensorboard is not None:
+            for name, value in row.items():
+                self._tensorboard.add_scalar(name, value, int(row["step"]))
+
+
+def read_log(path: Path) -> dict[str, list[float]]:
+    """The columns of a log. Empty if there is none.
+
+    Example:
+        >>> _ = Path("log.csv").write_text("step,train_loss,val_loss\\n10,1.5,\\n20,0.7,0.8\\n")
+        >>> read_log(Path("log.csv"))
+        {'step': [10.0, 20.0], 'train_loss': [1.5, 0.7], 'val_loss': [nan, 0.8]}
+    """
+    if not path.exists():
+        return {}
+    with path.open(encoding="utf-8", newline="") as file:
+        columns = zip(*csv.reader(file), strict=True)
+        return {name: [float(value or math.nan) for value in values] for name, *values in columns}
+
+
+def write_log(log: Mapping[str, Sequence[float]], path: Path) -> None:
+    """Write columns as a CSV file with a line of names, atomically; NaN is an empty field.
+
+    Example:
+        >>> write_log({"step": [0.0, 10.0], "val_loss": [math.nan, 0.5]}, Path("log.csv"))
+        >>> Path("log.csv").read_text().split()
+        ['step,val_loss', '0,', '10,0.5']
+    """
+    with atomic_write(path, replace="any") as unfinished, unfinished.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(log)
+        for row in zip(*log.values(), strict=True):
+            writer.writerow(["" if math.isnan(value) else str(float(value)).removesuffix(".0") for value in row])

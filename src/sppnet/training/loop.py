@@ -11,7 +11,7 @@ import math
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
@@ -25,8 +25,7 @@ from sppnet.cache import fingerprint
 from sppnet.errors import SettingsError, UserError
 from sppnet.models.precision import autocast
 from sppnet.progress import Progress, no_progress
-from sppnet.training.checkpoints import Checkpoints, TrainingState, training_lock
-from sppnet.training.log import TrainingLog
+from sppnet.training.checkpoints import Checkpoints, TrainingLog, TrainingState, training_lock
 from sppnet.training.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -117,12 +116,15 @@ def fit(
         fabric.launch()  # starts the other processes: each runs the same command up to here
         model = fabric.setup_module(_Losses(trainable, loss))
         state = TrainingState(trainable, optimizer)
-        checkpoints = Checkpoints(folder, fabric.broadcast(_full_key(key, settings, state)))
+        shapes = (f"{name} {list(value.shape)} " for name, value in state.trained.items())
+        ours = ("steps", "seed", "gradient_norm", "precision", "devices")
+        key = {**key, **{name: str(getattr(settings, name)) for name in ours}, "layers": fingerprint(shapes, size=8)}
+        checkpoints = Checkpoints(folder, fabric.broadcast(key))
         with fabric.rank_zero_first():  # it sets damaged ones aside
             checkpoints.read(state)
-        with TrainingLog(folder, state.step) if first else nullcontext() as log:
+        with closing(TrainingLog(folder, state.step)) if first else nullcontext() as log:
             for batch in _loader(batches, state.step, settings, fabric):
-                row = train_step(fabric, model, batch, state.step, optimizer, schedule, settings)
+                row = train_step(fabric, model, batch, state, schedule, settings)
                 state.step += 1
                 validated = validation is not None and state.step % validation.interval == 0
                 if validation is not None and validated:
@@ -130,7 +132,9 @@ def fit(
                     _check_finite(state.step, figures, validation.minimize)
                     state.keep_best(figures, validation.minimize)
                     row |= figures
-                stopped = _any_process(fabric, bool(stop))
+                # All stop at the same step, whichever of the processes the signal reached.
+                signaled = torch.tensor(float(bool(stop)), device=fabric.device)
+                stopped = bool(fabric.all_reduce(signaled, reduce_op="max"))
                 ends = stopped or state.step == settings.steps
                 if log is not None:
                     if ends or validated or state.step % settings.log_interval == 0:
@@ -145,20 +149,22 @@ def fit(
 
 
 def train_step(
-    fabric: Fabric, model: nn.Module, batch: Any, step: int, optimizer: torch.optim.Optimizer, schedule: Schedule,
-    settings: LoopSettings,
-) -> dict[str, float]:  # fmt: skip
+    fabric: Fabric, model: nn.Module, batch: Any, state: TrainingState, schedule: Schedule, settings: LoopSettings
+) -> dict[str, float]:
     """Take one step; its losses, averaged over all processes, learning rate and gradient norm, by name.
 
     Raises:
         SettingsError: the loss or the gradient is not finite; the weights are as before.
     """
+    step, optimizer = state.step, state.optimizer
     # Of the step alone, so that dropout of a resumed training is the same; and of the rank, so that two draw differently.
     torch.manual_seed((settings.seed * 1_000_003 + step) * 1009 + fabric.global_rank)
     for group in optimizer.param_groups:
         group["lr"] = group.setdefault("initial_lr", group["lr"]) * schedule(step)
     optimizer.zero_grad()
-    with _autocast(settings.precision, fabric.device):
+    forced = settings.precision == "bfloat16"
+    automatic = autocast(fabric.device, enabled=settings.precision == "auto")
+    with torch.autocast(fabric.device.type, torch.bfloat16) if forced else automatic:
         losses = model(batch, step)
     fabric.backward(losses["loss"])
 
@@ -206,12 +212,11 @@ class _Safe(Dataset[Any]):
 
 def _loader(batches: Batches, step: int, settings: LoopSettings, fabric: Fabric) -> Iterator[Any]:
     """The batches of this process, from a step on."""
+    every = settings.devices
     loader = DataLoader(
         _Safe(batches),
         batch_size=None,
-        sampler=range(
-            step * settings.devices + fabric.global_rank, settings.steps * settings.devices, settings.devices
-        ),
+        sampler=range(step * every + fabric.global_rank, settings.steps * every, every),
         num_workers=settings.workers,
         # Not forked: of the threads of OpenCV and OpenMP a fork has only the locks, and waits for them for ever.
         multiprocessing_context="spawn" if settings.workers else None,
@@ -226,9 +231,8 @@ def _loader(batches: Batches, step: int, settings: LoopSettings, fabric: Fabric)
 
 def _prepare_worker(_: int) -> None:
     cv2.setNumThreads(1)  # each worker is a thread of its own already
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # a terminal sends it to all processes, and the training ends its workers
+    # a terminal sends it to all processes, and the training ends its workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _fabric(device: torch.device, devices: int) -> Fabric:
@@ -237,23 +241,6 @@ def _fabric(device: torch.device, devices: int) -> Fabric:
     if devices > 1:
         return Fabric(accelerator=device.type, strategy="ddp", devices=devices)
     return Fabric(accelerator=device.type, devices=1 if device.index is None else [device.index])
-
-
-def _autocast(precision: Precision, device: torch.device) -> torch.autocast:
-    if precision == "bfloat16":
-        return torch.autocast(device.type, torch.bfloat16)
-    return autocast(device, enabled=precision == "auto")
-
-
-def _full_key(key: Mapping[str, str], settings: LoopSettings, state: TrainingState) -> dict[str, str]:
-    ours = ("steps", "seed", "gradient_norm", "precision", "devices")
-    shapes = (f"{name} {list(value.shape)} " for name, value in state.trained.items())
-    return {**key, **{name: str(getattr(settings, name)) for name in ours}, "layers": fingerprint(shapes, size=8)}
-
-
-def _any_process(fabric: Fabric, flag: bool) -> bool:
-    """Whether it is so on any: all stop at the same step, whichever of them the signal reached."""
-    return bool(fabric.all_reduce(torch.tensor(float(flag), device=fabric.device), reduce_op="max"))
 
 
 @contextmanager

@@ -36,15 +36,12 @@ def parameter_groups(
         [(0.05, 0.01), (0.1, 0.0)]
     """
 
-    def width_share(parameter: nn.Parameter) -> float:
-        return min(1.0, REFERENCE_WIDTH / parameter.shape[-1]) if by_width else 1.0
-
-    shares = [(parameter, width_share(parameter)) for parameter in heads]
-    shares += [(parameter, backbone_rate) for parameter in backbone]
+    rates = [(each, min(1.0, REFERENCE_WIDTH / each.shape[-1]) if by_width else 1.0) for each in heads]
+    rates += [(each, backbone_rate) for each in backbone]
     return [
-        {"params": [parameter], "lr": learning_rate * share, "weight_decay": weight_decay * (parameter.ndim > 1)}
-        for parameter, share in shares
-        if parameter.requires_grad
+        {"params": [each], "lr": learning_rate * rate, "weight_decay": weight_decay * (each.ndim > 1)}
+        for each, rate in rates
+        if each.requires_grad
     ]
 
 

@@ -127,18 +127,15 @@ def _run(backbone: nn.Module, padded: Tensor, sizes: list[Size]) -> tuple[Tensor
         with batch:
             features = backbone(padded)
     except LostMap as error:
-        raise UserError(
-            f"{batch.where(error, backbone)} cannot be made exact for images of different sizes in one batch: {error}; "
-            "use images of one size, or one at a time"
-        ) from error
+        problem = f"cannot be made exact for images of different sizes in one batch: {error}"
+        remedy = "use images of one size, or one at a time"
+        raise UserError(f"{batch.where(error, backbone)} {problem}; {remedy}") from error
     except Exception as error:
         if isinstance(error, UserError) or not padded.is_meta:
             raise
         height, width = padded.shape[2:]
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f"the backbone cannot take an image of {height} x {width} pixels: {reason} (in {batch.where(error, backbone)})"
-        ) from error
+        reason = f"{(str(error).splitlines() or [type(error).__name__])[0]} (in {batch.where(error, backbone)})"
+        raise UserError(f"the backbone cannot take an image of {height} x {width} pixels: {reason}") from error
     own = batch.maps.get(features) if isinstance(features, Tensor) else None
     if own is None or own.rows != -2 or features.ndim != 4:
         raise UserError(NOT_A_MAP)
@@ -156,10 +153,8 @@ def _check_images(images: Sequence[Tensor]) -> None:
         if image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape:
             raise ValueError(f"images must be [3, h, w]: image {index} has shape {list(image.shape)}")
         if (image.dtype, image.device) != (first.dtype, first.device):
-            raise ValueError(
-                f"images must be of one type and on one device: image {index} is {image.dtype} on {image.device}, "
-                f"image 0 {first.dtype} on {first.device}"
-            )
+            found = f"image {index} is {image.dtype} on {image.device}, image 0 {first.dtype} on {first.device}"
+            raise ValueError(f"images must be of one type and on one device: {found}")
 
 
 def _pad(images: Sequence[Tensor]) -> Tensor:

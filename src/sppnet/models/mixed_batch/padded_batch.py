@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from itertools import repeat
+from typing import Any, NoReturn, cast
 
 import torch
 from torch import Tensor, nn
@@ -69,22 +70,19 @@ class PaddedBatch(Follow):
         """
         own: Own = self.maps[features]
         rows, (height, width) = own.rows, features.shape[own.rows :][:2]
-        strips = []
-        for image, (h, w) in enumerate(own.sizes):
-            down, across = (height, width) if reach is None else reach[image]
-            bottom, right = min(h + down, height), min(w + across, width)
-            if bottom > h or right > w:
-                strips.append((image, h, w, bottom, right))
-        if not strips:
+        strips = [
+            (h, w, min(h + down, height), min(w + across, width))
+            for (h, w), (down, across) in zip(own.sizes, reach or repeat((height, width)), strict=False)
+        ]
+        if all((bottom, right) == (h, w) for h, w, bottom, right in strips):
             return features
         if torch.is_grad_enabled():
-            filled: Tensor = self.keep(features.masked_fill(self._beyond(features, own), value), own)
-            return filled
+            return cast(Tensor, self.keep(features.masked_fill(self._beyond(features, own), value), own))
         if not features.is_cpu:  # one kernel over the whole map is faster there than two for every image
             return features.masked_fill_(self._beyond(features, own), value)
-        for image, h, w, bottom, right in strips:
-            features[image].narrow(rows, h, bottom - h).narrow(rows + 1, 0, right).fill_(value)
-            features[image].narrow(rows, 0, h).narrow(rows + 1, w, right - w).fill_(value)
+        for index, (h, w, bottom, right) in enumerate(strips):
+            features[index].narrow(rows, h, bottom - h).narrow(rows + 1, 0, right).fill_(value)
+            features[index].narrow(rows, 0, h).narrow(rows + 1, w, right - w).fill_(value)
         return features
 
     def _beyond(self, features: Tensor, own: Own) -> Tensor:
@@ -138,14 +136,11 @@ class Gather(torch.autograd.Function):
         ctx.sizes, ctx.side = sizes, features.shape[2:]
         last = features.is_contiguous(memory_format=torch.channels_last)
         # Made so, as BatchNorm's gradient is wrong for memory whose axes of one cell have other strides (torch 2.15).
-        cells = torch.empty(
-            (1, features.shape[1], 1, sum(rows * columns for rows, columns in sizes)),
-            dtype=features.dtype,
-            device=features.device,
-            memory_format=torch.channels_last if last else torch.contiguous_format,
-        )
-        for own, image, (rows, columns) in _image_by_image(cells, features, sizes):
-            own.copy_(image[:, :rows, :columns])
+        memory_format = torch.channels_last if last else torch.contiguous_format
+        shape = (1, features.shape[1], 1, sum(rows * columns for rows, columns in sizes))
+        cells = torch.empty(shape, dtype=features.dtype, device=features.device, memory_format=memory_format)
+        for own, image in _image_by_image(cells, features, sizes):
+            own.copy_(image)
         return cells
 
     @staticmethod
@@ -162,8 +157,8 @@ class Scatter(torch.autograd.Function):
         features = cells.new_zeros(len(sizes), cells.shape[1], *side)
         if cells.stride(1) == 1:
             features = features.to(memory_format=torch.channels_last)
-        for own, image, (rows, columns) in _image_by_image(cells, features, sizes):
-            image[:, :rows, :columns] = own
+        for own, image in _image_by_image(cells, features, sizes):
+            image.copy_(own)
         return features
 
     @staticmethod
@@ -171,7 +166,7 @@ class Scatter(torch.autograd.Function):
         return Gather.apply(gradient, ctx.sizes), None, None
 
 
-def _image_by_image(cells: Tensor, features: Tensor, sizes: Sequence[Size]) -> Iterator[tuple[Tensor, Tensor, Size]]:
+def _image_by_image(cells: Tensor, features: Tensor, sizes: Sequence[Size]) -> Iterator[tuple[Tensor, Tensor]]:
     parts = cells[0, :, 0].split([rows * columns for rows, columns in sizes], 1)
-    for part, image, size in zip(parts, features, sizes, strict=True):
-        yield part.unflatten(1, size), image, size
+    for part, image, size in zip(parts, own_parts(features, sizes), sizes, strict=True):
+        yield part.unflatten(1, size), image

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from functools import partialmethod
 from inspect import signature
 from typing import Any, cast
 
@@ -12,15 +12,7 @@ from torch import Tensor
 
 from sppnet.errors import UserError
 from sppnet.models.geometry import LostMap, Slide, leaves, slides_of
-from sppnet.models.mixed_batch.padded_batch import (
-    Gather,
-    Length,
-    Own,
-    PaddedBatch,
-    Scatter,
-    own_parts,
-    put_together,
-)  # fmt: skip
+from sppnet.models.mixed_batch.padded_batch import Gather, Length, Own, PaddedBatch, Scatter, own_parts, put_together
 
 # fmt: off
 # Where a cell of the result depends on that cell alone, or on its neighbors among the channels: nothing is needed.
@@ -34,10 +26,11 @@ ELEMENT_BY_ELEMENT = {
 }
 # Likewise, but not finite, or without a slope, at some values: what lies beyond the edges is set to 1 first.
 FINITE_AT_ONE = {"sqrt", "rsqrt", "log", "log2", "log10", "reciprocal", "div", "rdiv", "divide", "true_divide", "pow", "rpow"}
-# Run on each image's own part by itself.
-BY_ITSELF = {"group_norm", "interpolate", "pixel_shuffle", "pixel_unshuffle", "lp_pool2d"}
 # Known as long as they leave images, rows and columns as they are.
 REGROUPINGS = {"view", "reshape", "flatten", "unflatten", "unsqueeze"}
+# Run on each image's own part by itself.
+BY_ITSELF = {"group_norm", "interpolate", "pixel_shuffle", "pixel_unshuffle", "lp_pool2d"}
+KINDS = dict.fromkeys(BY_ITSELF, "by_itself") | dict.fromkeys(REGROUPINGS, "regroup")
 # Questions to a map whose answer is the same for any size.
 FREE_OF_SIZE = {"dim", "ndim", "dtype", "device", "requires_grad", "is_cuda", "is_floating_point", "is_contiguous"}
 # fmt: on
@@ -71,11 +64,7 @@ class Rules(PaddedBatch):
             return self.by_element(maps, name in FINITE_AT_ONE)
         if name not in ("cat", "concat", "expand_as") and args[0] is not maps[0]:
             raise LostMap("its first argument is not a map")
-        if name in BY_ITSELF:
-            return self.by_itself(args[0])
-        if name in REGROUPINGS:
-            return self.regroup(args[0])
-        rule = getattr(self, f"_{name}", None)
+        rule = getattr(self, KINDS.get(name, f"_{name}"), None)
         if rule is None:
             raise LostMap("what it needs is not known")
         try:
@@ -90,7 +79,7 @@ class Rules(PaddedBatch):
 
     def same(self, first: Any, rows: int | None = None) -> Any:
         """The operation as it is; each result is a map with own parts of the same sizes."""
-        return self.keep(self.call(first), self.own if rows is None else replace(self.own, rows=rows))
+        return self.keep(self.call(first), Own(self.own.rows if rows is None else rows, self.own.sizes))
 
     def check_last(self) -> None:
         if self.own.rows != -2:
@@ -99,7 +88,7 @@ class Rules(PaddedBatch):
     def axes(self, features: Tensor, dims: Any) -> list[int]:
         """Axes as counted from the end."""
         several = dims if isinstance(dims, (tuple, list)) else (dims,)
-        if not all(isinstance(dim, int) for dim in several):
+        if not several or not all(isinstance(dim, int) for dim in several):
             raise LostMap("it does not say along which axes it goes")
         return [dim - features.ndim if dim >= 0 else dim for dim in several]
 
@@ -123,20 +112,18 @@ class Rules(PaddedBatch):
         args = [self.reset(each, 1.0) if self.is_map(each) else each for each in self.args]
         return self.keep(self.func(*args, **self.kwargs), self.own)
 
-    def by_itself(self, features: Tensor, *, is_map: bool = True) -> Tensor:
+    def by_itself(self, features: Tensor, *_: Any, is_map: bool = True, **__: Any) -> Tensor:
         """An operation with its own way of looking at an image: on the images' own parts, once for each size."""
         self.check_last()
-        parts = own_parts(features, self.own.sizes)
-        results: dict[int, Tensor] = {}
+        parts, made = own_parts(features, self.own.sizes), [features] * len(features)
         for size in dict.fromkeys(self.own.sizes):
             group = [image for image, each in enumerate(self.own.sizes) if each == size]
-            results.update(zip(group, self.call(torch.stack([parts[image] for image in group])).unbind(), strict=True))
-        made = [results[image] for image in range(len(parts))]
+            for image, result in zip(group, self.call(torch.stack([parts[image] for image in group])), strict=True):
+                made[image] = result
         sizes = [(each.shape[-2], each.shape[-1]) for each in made]
-        together: Tensor = self.keep(put_together(made), Own(-2, sizes) if is_map else None)
-        return together
+        return cast(Tensor, self.keep(put_together(made), Own(-2, sizes) if is_map else None))
 
-    def regroup(self, features: Tensor) -> Tensor:
+    def regroup(self, features: Tensor, *_: Any, **__: Any) -> Tensor:
         """A view that leaves images, rows and columns as they are, as in a channel shuffle."""
         self.check_last()
         result: Tensor = self.same(features)
@@ -144,20 +131,17 @@ class Rules(PaddedBatch):
             raise LostMap("it mixes cells or images")
         return result
 
-    def slide(self, features: Tensor, value: float) -> Tensor:
+    def slide(self, features: Tensor, *_: Any, value: float, **__: Any) -> Tensor:
         """Windows slide over the map: what they reach beyond each image's own edge is set to the operation's padding."""
         self.check_last()
         down, across = slides_of(self.operation, self.args, self.kwargs)
         sizes = [(down.results(h), across.results(w)) for h, w in self.own.sizes]
         for size, (height, width) in zip(sizes, self.sizes, strict=True):
             if min(size) < 1:
-                raise UserError(
-                    f"the backbone cannot take an image of {height} x {width} pixels: {self.operation!r} leaves it no cell"
-                )
-        reach = [
-            (down.past(h, rows), across.past(w, columns))
-            for (h, w), (rows, columns) in zip(self.own.sizes, sizes, strict=True)
-        ]
+                what = f"an image of {height} x {width} pixels: {self.operation!r} leaves it no cell"
+                raise UserError(f"the backbone cannot take {what}")
+        pairs = zip(self.own.sizes, sizes, strict=True)
+        reach = [(down.past(h, rows), across.past(w, columns)) for (h, w), (rows, columns) in pairs]
         result: Tensor = self.keep(self.call(self.reset(features, value, reach)), Own(-2, sizes))
         if value == -torch.inf:  # which must not go on, neither by the result nor by what else uses the map
             result = self.reset(result, 0.0)
@@ -165,13 +149,14 @@ class Rules(PaddedBatch):
                 self.reset(features, 0.0, reach)
         return result
 
-    def reduce(self, features: Tensor, dim: Any, keepdim: bool, value: float, *, mean: bool = False) -> Tensor:
+    def reduce(
+        self, features: Tensor, dim: Any = None, keepdim: bool = False, *, value: float, mean: bool = False
+    ) -> Tensor:
         """To one number of each image's own part, which is no map, as there is nothing beyond an edge; or over other axes."""
         rows = self.own.rows
         if sorted(self.axes(features, dim)) != [rows, rows + 1]:
             behind = sum(axis > rows for axis in self.other_axes(features, dim))
-            other: Tensor = self.same(features, rows + (0 if keepdim else behind))
-            return other
+            return cast(Tensor, self.same(features, rows + (0 if keepdim else behind)))
         own = self.reset(features, value)
         if mean:
             sums = own.sum((rows, rows + 1), keepdim=keepdim, dtype=_exact(features.dtype))
@@ -183,7 +168,7 @@ class Rules(PaddedBatch):
                 self.reset(features, 0.0)
         return cast(Tensor, self.keep(result, None))
 
-    def adaptive(self, features: Tensor, output_size: Any, value: float) -> Tensor:
+    def adaptive(self, features: Tensor, output_size: Any, return_indices: bool = False, *, value: float) -> Tensor:
         """To a fixed number of cells: no map any more."""
         self.check_last()
         sides = tuple(output_size) if isinstance(output_size, (tuple, list)) else (output_size, output_size)
@@ -191,63 +176,47 @@ class Rules(PaddedBatch):
             raise LostMap(f"an output of {output_size} cells is not known")
         if sides != (1, 1):
             return self.by_itself(features, is_map=False)
-        return self.reduce(features, (-2, -1), True, value, mean=value == 0)
+        return self.reduce(features, (-2, -1), True, value=value, mean=value == 0)
 
     # One operation each
 
-    def _conv2d(self, features: Tensor, *_: Any, **__: Any) -> Tensor:
-        return self.slide(features, 0.0)
-
-    def _max_pool2d(self, features: Tensor, *_: Any, **__: Any) -> Tensor:
-        return self.slide(features, -torch.inf)
+    _conv2d, _max_pool2d = partialmethod(slide, value=0.0), partialmethod(slide, value=-torch.inf)
+    _adaptive_avg_pool2d = partialmethod(adaptive, value=0.0)
+    _adaptive_max_pool2d = partialmethod(adaptive, value=-torch.inf)
+    _mean, _sum = partialmethod(reduce, value=0.0, mean=True), partialmethod(reduce, value=0.0)
+    _amax = partialmethod(reduce, value=-torch.inf)
 
     def _avg_pool2d(
         self, features: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False,
         count_include_pad: bool = True, divisor_override: int | None = None,
     ) -> Tensor:  # fmt: skip
-        own, slides = self.own, slides_of("avg_pool2d", self.args, self.kwargs)
-        counts_vary = ceil_mode or (not count_include_pad and any(each.before for each in slides))
+        down, across = slides_of("avg_pool2d", self.args, self.kwargs)
+        counts_vary = ceil_mode or (not count_include_pad and (down.before or across.before))
         if not counts_vary or divisor_override is not None:
-            return self.slide(features, 0.0)
+            return self.slide(features, value=0.0)
         # It divides by a count of cells, which at an edge depends on where the edge is.
-        self.args = (self.keep(features.to(_exact(features.dtype)), own), kernel_size, stride, padding, ceil_mode)
+        self.args = (self.keep(features.to(_exact(features.dtype)), self.own), kernel_size, stride, padding, ceil_mode)
         self.kwargs = {"divisor_override": 1}
-        sums = self.slide(self.args[0], 0.0)
-        rows, columns = (
-            _counts(slide, [size[axis] for size in own.sizes], sums.shape[axis - 2], count_include_pad)
-            for axis, slide in enumerate(slides)
-        )
+        sums = self.slide(self.args[0], value=0.0)
+        heights, widths = torch.tensor(self.own.sizes).T
+        rows = _counts(down, heights, sums.shape[-2], count_include_pad)
+        columns = _counts(across, widths, sums.shape[-1], count_include_pad)
         counts = rows[:, None, :, None] * columns[:, None, None, :]
         return cast(Tensor, self.keep((sums / counts.to(sums.device)).to(features.dtype), self.maps[sums]))
-
-    def _adaptive_avg_pool2d(self, features: Tensor, output_size: Any) -> Tensor:
-        return self.adaptive(features, output_size, 0.0)
-
-    def _adaptive_max_pool2d(self, features: Tensor, output_size: Any, return_indices: bool = False) -> Tensor:
-        return self.adaptive(features, output_size, -torch.inf)
-
-    def _mean(self, features: Tensor, dim: Any = None, keepdim: bool = False) -> Tensor:
-        return self.reduce(features, dim, keepdim, 0.0, mean=True)
-
-    def _sum(self, features: Tensor, dim: Any = None, keepdim: bool = False) -> Tensor:
-        return self.reduce(features, dim, keepdim, 0.0)
-
-    def _amax(self, features: Tensor, dim: Any = (), keepdim: bool = False) -> Tensor:
-        return self.reduce(features, dim, keepdim, -torch.inf)
 
     def _norm(
         self, features: Tensor, p: Any = "fro", dim: Any = None, keepdim: bool = False, dtype: None = None
     ) -> Tensor:
         if p not in (1, 2, "fro") or dtype is not None:
             raise LostMap(f"a norm of order {p} in {dtype} is not known")
-        return self.reduce(features, dim, keepdim, 0.0)
+        return self.reduce(features, dim, keepdim, value=0.0)
 
     def _pad(self, features: Tensor, pad: Any, mode: str = "constant", value: float | None = None) -> Tensor:
         if mode != "constant":
             return self.by_itself(features)
         if not isinstance(pad, int) and len(pad) != 4:
             raise LostMap("it pads other axes than rows and columns")
-        return self.slide(features, value or 0.0)
+        return self.slide(features, value=value or 0.0)
 
     def _batch_norm(
         self, features: Tensor, running_mean: Any = None, running_var: Any = None, weight: Any = None, bias: Any = None,
@@ -298,18 +267,16 @@ class Rules(PaddedBatch):
         return self.keep(self.call(source).contiguous(), self.own)
 
     def _permute(self, features: Tensor, *dims: Any) -> Any:
-        return self.reorder(features, self.axes(features, dims[0] if len(dims) == 1 else dims))
-
-    def _transpose(self, features: Tensor, first: int, second: int) -> Any:
-        order = [*range(-features.ndim, 0)]
-        order[first], order[second] = order[second], order[first]
-        return self.reorder(features, order)
-
-    def reorder(self, features: Tensor, order: list[int]) -> Any:
+        order = self.axes(features, dims[0] if len(dims) == 1 else dims)
         images, rows, columns = (order.index(axis) for axis in (-len(order), self.own.rows, self.own.rows + 1))
         if images != 0 or columns != rows + 1:
             raise LostMap("it parts rows from columns, or moves images")
         return self.same(features, rows - len(order))
+
+    def _transpose(self, features: Tensor, first: int, second: int) -> Any:
+        order = [*range(features.ndim)]
+        order[first], order[second] = order[second], order[first]
+        return self._permute(features, order)
 
     def _size(self, features: Tensor, dim: int | None = None) -> Any:
         shape: list[Any] = list(features.shape)
@@ -320,9 +287,9 @@ class Rules(PaddedBatch):
     _shape = _size
 
 
-def _counts(slide: Slide, sides: Sequence[int], results: int, include_padding: bool) -> Tensor:
+def _counts(slide: Slide, sides: Tensor, results: int, include_padding: bool) -> Tensor:
     """[N, results]: how many cells along one axis each window is averaged over, as PyTorch counts them."""
-    cells = torch.tensor(sides)[:, None]
+    cells = sides[:, None]
     start = torch.arange(results) * slide.stride - slide.before
     stop = torch.minimum(start + slide.kernel, cells + slide.before)
     if not include_padding:

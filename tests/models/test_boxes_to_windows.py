@@ -7,8 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sppnet.models.geometry import Geometry
-from sppnet.models.windows import boxes_to_windows, window_residuals
+from sppnet.models.geometry import Geometry, boxes_to_windows, window_residuals
 
 
 @pytest.mark.parametrize(
