@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from sppnet.cache import cache_directory
@@ -22,11 +23,12 @@ from sppnet.classification.batches import TrainingSizes
 from sppnet.classification.epochs import EpochSettings, TrainedEpochs, has_batch_norm, train_epochs
 from sppnet.classification.evaluate import ClassifierEvaluation, evaluate_classifier, evaluate_features
 from sppnet.classification.features import ReadableImages, pooled_features, readable_images, scale_features
-from sppnet.classification.svm import check_image_count, train_svm_head
 from sppnet.data.images import read_image
 from sppnet.data.labelled import LabelledImages, split_off
-from sppnet.errors import SettingsError
+from sppnet.errors import ModelError, SettingsError, UserError
 from sppnet.files import check_replaceable, is_ours, write_json
+from sppnet.linear.selection import SVMChoice, train_calibrated_svms
+from sppnet.linear.svm import label_targets
 from sppnet.models.backbones import COMPACT, RANDOM, build_backbone, check_not_random, pretrained_weights
 from sppnet.models.files import check_model_path, round_to_stored, save_model, trained_by
 from sppnet.models.precision import choose_device
@@ -38,6 +40,7 @@ from sppnet.visualize import draw_mistakes, plot_confusion, plot_training, save_
 
 LARGEST_ASPECT = 4  # longer images are seen smaller: one may be 20000 x 20
 VALIDATION_SHARE = 0.15  # of every class
+MAX_IMAGES = 20_000  # that SVMs learn from: their products take 1.6 GB, and twice that while they are solved
 RECORDED = ("top1", "top1_interval", "top5", "mean_class", "images")  # what a model file holds of an evaluation
 PICTURES = ("evaluation.json", "confusion.png", "mistakes.jpg", "curves.png")  # of a report
 
@@ -246,6 +249,52 @@ def report_folder(output: Path) -> Path:
         'models/pets.report'
     """
     return output.with_name(f"{output.stem}.report")
+
+
+def train_svm_head(
+    model: SPPNet, embeddings: np.ndarray, labels: npt.ArrayLike, *, seed: int = 0, progress: Progress = no_progress
+) -> SVMChoice:
+    """Train the image classifier of a model, in place, on the head features of images.
+
+    Args:
+        model: of one class an image, and best with ``Architecture(unit_length=True)``: SVMs do better on vectors of length 1.
+        embeddings: [N, D] head features, any floating-point type; a memory map will do.
+        labels: [N] integers in 0..K-1, of two classes at least. A class without images is answered no, whatever is seen.
+        seed: of the folds.
+        progress: the stage is "SVMs".
+
+    Returns:
+        What cross-validation chose; `SVMChoice.to_dict` for the model's record. The same embeddings and seed give the same model,
+        bit for bit, on one machine with one thread count.
+
+    Raises:
+        ModelError: a model of several classes an image, or one whose features are not finite.
+        UserError: more than `MAX_IMAGES`.
+    """
+    if model.image_classifier.multi_label:
+        raise ModelError("expected a model of one class an image: Architecture(multi_label=False)")
+    check_image_count(len(embeddings))
+    targets = label_targets(labels, len(model.class_names))
+    try:
+        svms, choice = train_calibrated_svms(embeddings, targets, multi_label=False, seed=seed, progress=progress)
+    except ValueError as error:
+        raise ModelError(f"the backbone's {error}: its weights are damaged; get them again") from error
+    with torch.no_grad():
+        model.image_classifier.weight.copy_(torch.from_numpy(svms.weights))
+        model.image_classifier.bias.copy_(torch.from_numpy(svms.biases))
+    return choice
+
+
+def check_image_count(images: int) -> None:
+    """Refuse more images than SVMs are trained on; called before long work, too.
+
+    Example:
+        >>> check_image_count(20_001)
+        Traceback (most recent call last):
+        sppnet.errors.UserError: SVMs learn from at most 20000 images here: got 20001; take the softmax classifier
+    """
+    if images > MAX_IMAGES:
+        raise UserError(f"SVMs learn from at most {MAX_IMAGES} images here: got {images}; take the softmax classifier")
 
 
 def _train(

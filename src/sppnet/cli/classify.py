@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import numpy as np
 from cyclopts import Parameter
 
-from sppnet.classification.explain import bin_contributions
+from sppnet.classification.predict import bin_contributions
 from sppnet.classification.predict import classify as classify_one
 from sppnet.classification.predict import embed as embed_one
 from sppnet.cli import complain
