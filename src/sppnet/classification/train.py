@@ -92,10 +92,10 @@ class ClassifierSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, known in (("train_layers", ("head", "all")), ("classifier", (None, "svm", "softmax"))):
-            if getattr(self, name) not in known:
-                choices = ", ".join(choice for choice in known if choice)
-                raise SettingsError(f"{name} must be one of {choices}: got {getattr(self, name)!r}")
+        if self.train_layers not in ("head", "all"):
+            raise SettingsError(f"train_layers must be one of head, all: got {self.train_layers!r}")
+        if self.classifier not in (None, "svm", "softmax"):
+            raise SettingsError(f"classifier must be one of svm, softmax: got {self.classifier!r}")
         if not 0 < (self.validation_share or VALIDATION_SHARE) < 1 or self.validation_share == 0:
             raise SettingsError(f"validation_share must be between 0 and 1: got {self.validation_share}")
         if not 0 <= self.seed < 2**32:
@@ -116,22 +116,14 @@ class ClassifierSettings:
         """Whether SVMs are trained, and nothing in epochs."""
         return self.classifier == "svm" or (self.classifier is None and self.train_layers == "head" and not self.hidden)
 
-    def architecture(self, class_names: tuple[str, ...]) -> Architecture:
-        """What the network is built of."""
-        return Architecture(
-            class_names, self.backbone, self.levels, self.hidden, detects=False, multi_label=False, unit_length=self.svm
-        )
-
     def for_epochs(self, devices: int, workers: int) -> EpochSettings:
         """What `sppnet.classification.epochs.train_epochs` needs of them."""
         given = {name: getattr(self, name) for name in ("epochs", "batch_size", "learning_rate")}
-        rule: Literal["native", "single", "multi"] = "native"
-        if self.sides:
-            rule = "multi" if len(self.sides) > 1 else "single"
+        several = len(self.sides) > 1
         return EpochSettings(
             train_backbone=self.train_layers == "all",
             backbone_rate=1.0 if self.weights == RANDOM else 0.1,
-            sizes=TrainingSizes(rule, self.sides) if self.sides else TrainingSizes(),
+            sizes=TrainingSizes("multi" if several else "single", self.sides) if self.sides else TrainingSizes(),
             seed=self.seed,
             devices=devices,
             workers=workers,
@@ -215,11 +207,9 @@ def train_classifier(
     record = {
         **trained_by(),
         "data": {
-            "train": len(seen.images),
-            "validation": len(held.images),
+            "train": len(seen.images), "validation": len(held.images),
             "validation_images": "given" if given else "split off",
-            "classes": len(data.class_names),
-            "skipped": len(skipped),
+            "classes": len(data.class_names), "skipped": len(skipped),
         },
         "classifier": "svm" if settings.svm else "softmax",
         "settings": _recorded(settings),
@@ -335,12 +325,12 @@ def _start(settings: ClassifierSettings, class_names: tuple[str, ...]) -> SPPNet
         torch.manual_seed(settings.seed)
         backbone = build_backbone(settings.backbone, weights, fold=weights != RANDOM)
         preprocess = Preprocess(settings.short_side, LARGEST_ASPECT * settings.short_side, settings.resize_mode)
-        model = build_model(settings.architecture(class_names), preprocess, backbone=backbone)
-    if settings.sides and min(settings.sides) < model.preprocess.smallest_side:
-        least = model.preprocess.smallest_side
-        raise SettingsError(
-            f"sides must be at least {least} pixels with {settings.backbone}: got {min(settings.sides)}"
-        )
+        layers = class_names, settings.backbone, settings.levels, settings.hidden
+        architecture = Architecture(*layers, detects=False, multi_label=False, unit_length=settings.svm)
+        model = build_model(architecture, preprocess, backbone=backbone)
+    least, smallest = model.preprocess.smallest_side, min(settings.sides, default=None)
+    if smallest is not None and smallest < least:
+        raise SettingsError(f"sides must be at least {least} pixels with {settings.backbone}: got {smallest}")
     if settings.train_layers == "head":
         round_to_stored(model.backbone)  # so that cached features are those of the model file
     model.eval().backbone.to(memory_format=torch.channels_last)
@@ -350,17 +340,14 @@ def _start(settings: ClassifierSettings, class_names: tuple[str, ...]) -> SPPNet
 def _split(
     data: LabelledImages, validation: LabelledImages | None, settings: ClassifierSettings
 ) -> tuple[LabelledImages, LabelledImages]:
-    if validation is not None:
-        if settings.validation_share is not None:
-            raise SettingsError("validation_share: the data holds validation images already; leave it out")
-        if validation.class_names != data.class_names:
-            raise SettingsError(
-                f"the validation images' classes are not those of the data: {_some(validation.class_names)} against "
-                f"{_some(data.class_names)}"
-            )
-        _check_classes(data)
-        return data, validation
+    if validation is not None and settings.validation_share is not None:
+        raise SettingsError("validation_share: the data holds validation images already; leave it out")
+    if validation is not None and validation.class_names != data.class_names:
+        both = f"{_some(validation.class_names)} against {_some(data.class_names)}"
+        raise SettingsError(f"the validation images' classes are not those of the data: {both}")
     _check_classes(data)
+    if validation is not None:
+        return data, validation
     return split_off(data, settings.validation_share or VALIDATION_SHARE, seed=settings.seed)
 
 
