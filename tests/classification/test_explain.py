@@ -8,9 +8,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from sppnet.classification import explain
-from sppnet.classification.explain import bin_contributions
-from sppnet.classification.predict import classify
+from sppnet.classification import predict
+from sppnet.classification.predict import bin_contributions, classify
 from sppnet.data.images import resize_image
 from sppnet.errors import SettingsError
 from sppnet.models.preprocess import Preprocess
@@ -37,9 +36,9 @@ def pooled_of(model: SPPNet) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("hidden", [(), (16, 16)])
-@pytest.mark.parametrize("chunk", [1, explain.VALUES_CHUNK])
+@pytest.mark.parametrize("chunk", [1, predict.VALUES_CHUNK])
 def test_the_definition(hidden: tuple[int, ...], chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(explain, "VALUES_CHUNK", chunk)
+    monkeypatch.setattr(predict, "VALUES_CHUNK", chunk)
     model = network(*hidden)
     answer = bin_contributions(model, PHOTO, "dog")
     pooled = pooled_of(model)

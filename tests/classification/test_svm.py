@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from sppnet.classification.svm import train_svm_head
+from sppnet.classification.train import train_svm_head
 from sppnet.errors import ModelError, UserError
 from sppnet.models.sppnet import Architecture, SPPNet, build_model
 
@@ -82,6 +82,6 @@ def test_what_cannot_be_learned_is_refused(
         train_svm_head(tiny_model(multi_label=True), *photos)
     with pytest.raises(ModelError, match="features hold infinities or NaN: its weights are damaged"):
         train_svm_head(tiny_model(), photos[0] * np.float16(np.nan), photos[1])
-    monkeypatch.setattr("sppnet.classification.svm.MAX_IMAGES", 35)
+    monkeypatch.setattr("sppnet.classification.train.MAX_IMAGES", 35)
     with pytest.raises(UserError, match="at most 35 images here: got 36; take the softmax classifier"):
         train_svm_head(tiny_model(), *photos)

@@ -126,12 +126,11 @@ class EpochOrder:
     def __init__(
         self, sizes: np.ndarray, batch_size: int, seed: int, devices: int = 1, smallest_batch: int = 1
     ) -> None:
+        size = max(batch_size, smallest_batch)
         self.ranks = [
-            SizeBuckets(
-                sizes, max(batch_size, smallest_batch), seed=seed, ranks=devices, rank=rank, smallest_batch=smallest_batch
-            )
+            SizeBuckets(sizes, size, seed=seed, ranks=devices, rank=rank, smallest_batch=smallest_batch)
             for rank in range(devices)
-        ]  # fmt: skip
+        ]
         self.steps = len(self.ranks[0])  # in an epoch, on each device
         self._planned: tuple[tuple[int, int], list[list[int]]] = ((-1, -1), [])
 
@@ -148,6 +147,7 @@ class EpochOrder:
         return float(self.ranks[0].padding_share().buckets)
 
 
+@dataclass(frozen=True)
 class ImageBatches:
     """Training images as the network sees them: cut, resized, flipped, in other light.
 
@@ -161,29 +161,23 @@ class ImageBatches:
         seed: of the training.
     """
 
-    def __init__(
-        self,
-        images: ReadableImages,
-        order: EpochOrder,
-        preprocess: Preprocess,
-        sizes: TrainingSizes,
-        *,
-        least_region: float,
-        light: float,
-        seed: int,
-    ) -> None:
-        self.images, self.order, self.preprocess, self.sizes = images.images, order, preprocess, sizes
-        self.least_region, self.light, self.seed = least_region, light, seed
+    images: ReadableImages
+    order: EpochOrder
+    preprocess: Preprocess
+    sizes: TrainingSizes
+    least_region: float
+    light: float
+    seed: int
 
     def __getitem__(self, n: int) -> tuple[Images, Tensor]:
         epoch, number, indices = self.order.batch(n)
         side = self.sizes.side(self.seed, epoch, number)
         images = [self.preprocess.normalize(self._view(index, epoch, side))[0] for index in indices]
-        return stack(images), torch.from_numpy(self.images.labels[indices])
+        return stack(images), torch.from_numpy(self.images.images.labels[indices])
 
     def _view(self, index: int, epoch: int, side: int | None) -> np.ndarray:
         rng = np.random.default_rng([self.seed, 0, epoch, index])
-        image = read_image(self.images.paths[index])
+        image = read_image(self.images.images.paths[index])
         shown = self._in_use(image, rng) if side is None else self.sizes.square(image, side, rng)
         return vary_light(random_flip(shown, rng), rng, self.light)
 
@@ -195,6 +189,7 @@ class ImageBatches:
         return self.preprocess.resize(region)
 
 
+@dataclass(frozen=True)
 class FeatureBatches:
     """Pooled features of images or of their flips, as drawn, where the backbone is frozen.
 
@@ -205,8 +200,10 @@ class FeatureBatches:
         seed: of the training.
     """
 
-    def __init__(self, features: PooledFeatures, labels: np.ndarray, order: EpochOrder, seed: int) -> None:
-        self.features, self.labels, self.order, self.seed = features, labels, order, seed
+    features: PooledFeatures
+    labels: np.ndarray
+    order: EpochOrder
+    seed: int
 
     def __getitem__(self, n: int) -> tuple[Tensor, Tensor]:
         epoch, _, indices = self.order.batch(n)

@@ -117,19 +117,15 @@ class Comparison:
     @property
     def differences(self) -> tuple[Difference, ...]:
         """Of all pairs, the better one first."""
-        pairs = list(combinations(self.modes, 2))
-        ordered = [(a, b) if a.accuracy >= b.accuracy else (b, a) for a, b in pairs]
-        return tuple(self._difference(better, worse, len(pairs)) for better, worse in ordered)
+        ranked = [sorted(pair, key=lambda mode: -mode.accuracy) for pair in combinations(self.modes, 2)]
+        return tuple(self.difference(better.resize_mode, worse.resize_mode) for better, worse in ranked)
 
     def difference(self, first: str, second: str) -> Difference:
         """The difference between two modes, in this order."""
         named = {result.resize_mode: result for result in self.modes}
-        return self._difference(named[first], named[second], len(named) * (len(named) - 1) // 2)
-
-    def _difference(self, first: ModeResult, second: ModeResult, pairs: int) -> Difference:
-        gains = first.accuracies - second.accuracies
-        interval = mean_interval(gains, self.settings.folds, pairs=pairs)
-        return Difference(first.resize_mode, second.resize_mode, float(gains.mean()), interval)
+        gains = named[first].accuracies - named[second].accuracies
+        interval = mean_interval(gains, self.settings.folds, pairs=len(named) * (len(named) - 1) // 2)
+        return Difference(first, second, float(gains.mean()), interval)
 
     @property
     def best(self) -> ModeResult:
@@ -163,10 +159,8 @@ class Comparison:
         lines = [f"{'mode':11}  accuracy  95 % interval  pixels  than {OWN_SHAPE} (95 %, all pairs)"]
         for result in self.modes:
             low, high = result.interval
-            line = (
-                f"{result.resize_mode:11}  {100 * result.accuracy:6.1f} %  {100 * low:5.1f} to {100 * high:5.1f}"
-                f"  {result.pixels:6.0f}"
-            )
+            line = f"{result.resize_mode:11}  {100 * result.accuracy:6.1f} %  {100 * low:5.1f} to {100 * high:5.1f}"
+            line += f"  {result.pixels:6.0f}"
             if result.resize_mode != OWN_SHAPE:
                 each = self.difference(result.resize_mode, OWN_SHAPE)
                 low, high = each.interval
@@ -199,25 +193,19 @@ class Comparison:
         settings = {name: value for name, value in vars(self.settings).items() if name != "limit"}
         if self.settings.weights is not None:
             settings["weights"] = Path(self.settings.weights).name
+
+        def rounded(name: str, each: ModeResult | Difference) -> dict[str, Any]:
+            interval = [round(end, DECIMALS) for end in each.interval]
+            return {name: round(getattr(each, name), DECIMALS), "interval": interval}
+
         return {
             "modes": {
-                result.resize_mode: {
-                    "accuracy": round(result.accuracy, DECIMALS),
-                    "interval": [round(end, DECIMALS) for end in result.interval],
-                    "short_side": result.short_side,
-                    "pixels": round(result.pixels),
-                }
-                for result in self.modes
+                mode.resize_mode: rounded("accuracy", mode)
+                | {"short_side": mode.short_side, "pixels": round(mode.pixels)}
+                for mode in self.modes
             },
             "differences": [
-                {
-                    "first": each.first,
-                    "second": each.second,
-                    "mean": round(each.mean, DECIMALS),
-                    "interval": [round(end, DECIMALS) for end in each.interval],
-                    "shown": each.shown,
-                }
-                for each in self.differences
+                {**each._asdict(), **rounded("mean", each), "shown": each.shown} for each in self.differences
             ],
             "advice": self.advice,
             "images": self.images,
@@ -266,7 +254,13 @@ def compare_resize_modes(
         images = _drawn(images, settings.limit / given, settings.seed)
     left_out = given - len(images)
     if model is None:
-        model = _pretrained(settings, images.class_names).to(choose_device(device))
+        weights = settings.weights or pretrained_weights(settings.backbone)
+        check_not_random(settings.backbone, weights)
+        architecture = Architecture(
+            images.class_names, settings.backbone, LEVELS, (), detects=False, multi_label=False, unit_length=True
+        )
+        model = build_model(architecture, backbone=build_backbone(settings.backbone, weights)).eval()
+        model.to(choose_device(device))
     least = model.preprocess.smallest_side
     if settings.side < least:
         raise SettingsError(f"side must be at least {least} pixels with this backbone: got {settings.side}")
@@ -331,15 +325,6 @@ def equal_short_side(sizes: Sequence[tuple[int, int]], side: int, preprocess: Pr
 
 def _of_mode(progress: Progress, mode: str, stage: str, done: int, total: int) -> None:
     progress(f"{stage}, {mode}", done, total)
-
-
-def _pretrained(settings: CompareSettings, class_names: tuple[str, ...]) -> SPPNet:
-    weights = settings.weights or pretrained_weights(settings.backbone)
-    check_not_random(settings.backbone, weights)
-    architecture = Architecture(
-        class_names, settings.backbone, LEVELS, hidden=(), detects=False, multi_label=False, unit_length=True
-    )
-    return build_model(architecture, backbone=build_backbone(settings.backbone, weights)).eval()
 
 
 def _preprocess(preprocess: Preprocess, side: int, mode: str) -> Preprocess:

@@ -7,7 +7,6 @@ the processor is fast at it; softmax over the classes of a folder; as many fully
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -35,11 +34,8 @@ if TYPE_CHECKING:
 
 LEARNING_RATES = {"adamw": 1e-3, "sgd": 1e-2}  # where none is given (paper, section 3.1)
 WEIGHT_DECAYS = {"adamw": 1e-2, "sgd": 5e-4}
-NOT_IN_KEY = (
-    "checkpoint_interval",
-    "devices",
-    "workers",
-)  # of the settings: they do not count, or are in the loop's own
+# Settings that do not count for whether a checkpoint fits, or are in the loop's own key.
+NOT_IN_KEY = ("checkpoint_interval", "devices", "workers")
 
 
 @dataclass(frozen=True)
@@ -133,10 +129,8 @@ def train_epochs(
     batches: ImageBatches | FeatureBatches
     features: PooledFeatures | None = None
     if settings.train_backbone:
-        batches = ImageBatches(
-            train, order, model.preprocess, settings.sizes,
-            least_region=settings.least_region, light=settings.light, seed=settings.seed,
-        )  # fmt: skip
+        how = settings.sizes, settings.least_region, settings.light, settings.seed
+        batches = ImageBatches(train, order, model.preprocess, *how)
         trained: nn.Module = model
     else:
         paths, count = [*train.images.paths, *validation.images.paths], len(train.images)
@@ -144,40 +138,59 @@ def train_epochs(
         batches, features = FeatureBatches(pooled[:count], train.images.labels, order, settings.seed), pooled[count:]
         trained = nn.ModuleList([model.fully_connected, model.image_classifier])
 
+    def logits(inputs: Any) -> Tensor:
+        if not settings.train_backbone:
+            return model.image_classifier(model.fully_connected(inputs.to(model.device)))
+        if isinstance(inputs, Tensor):
+            return model(inputs.to(model.device).contiguous(memory_format=torch.channels_last))
+        return model([image.to(model.device) for image in inputs])
+
     def cross_entropy(batch: tuple[Images, Tensor], _: int) -> dict[str, Tensor]:
         inputs, labels = batch
-        logits = model(_on_device(model, inputs)) if settings.train_backbone else _head(model, inputs)
-        return {"loss": F.cross_entropy(logits.float(), labels.to(model.device))}
+        return {"loss": F.cross_entropy(logits(inputs).float(), labels.to(model.device))}
+
+    def read_validation(indices: list[int]) -> Images:
+        if features is not None:
+            return torch.stack([features.read(index) for index in indices])
+        return stack([model.preprocess(read_image(validation.images.paths[index]))[0][0] for index in indices])
 
     def measure(fabric: Fabric) -> dict[str, float]:
+        sizes = _seen_sizes(model, validation) if features is None else np.ones((len(features), 2), np.int64)
+        rank = {"ranks": fabric.world_size, "rank": fabric.global_rank}
+        batches = SizeBuckets(sizes, settings.batch_size, shuffle=False, smallest_batch=1, **rank).batches(0)
+        truths = torch.from_numpy(validation.images.labels).to(model.device)
         sums = torch.zeros(2, device=model.device)  # mistakes, losses
         with model.inference(bfloat16=settings.precision != "float32"):
-            for logits, labels in _validation_logits(model, validation, features, settings, fabric):
-                losses = F.cross_entropy(logits.float(), labels, reduction="sum")
-                sums += torch.stack([(logits.argmax(1) != labels).float().sum(), losses])
+            for indices, inputs in zip(batches, read_ahead(batches, read_validation), strict=True):
+                answers, labels = logits(inputs), truths[indices]
+                losses = F.cross_entropy(answers.float(), labels, reduction="sum")
+                sums += torch.stack([(answers.argmax(1) != labels).float().sum(), losses])
         total: Any = fabric.all_reduce(sums, reduce_op="sum")
         wrong, loss = (float(value) for value in total)
         images = len(validation.images)
         return {"val_wrong": wrong, "val_loss": loss / images, "val_accuracy": 1 - wrong / images}
 
     steps = order.steps * settings.epochs
-    optimizer, schedule = _optimizer(model, settings, steps)
+    rate, decay = settings.learning_rate, settings.weight_decay
+    groups = parameter_groups(
+        [*model.fully_connected.parameters(), *model.image_classifier.parameters()],
+        model.backbone.parameters() if settings.train_backbone else (),
+        learning_rate=LEARNING_RATES[settings.optimizer] if rate is None else rate,
+        backbone_rate=settings.backbone_rate,
+        weight_decay=WEIGHT_DECAYS[settings.optimizer] if decay is None else decay,
+        by_width=settings.optimizer == "adamw",
+    )
+    optimizer, schedule = (sgd if settings.optimizer == "sgd" else adamw)(groups, steps)
     trained.train()
+    loop = LoopSettings(
+        steps, settings.checkpoint_interval, min(10, order.steps), settings.seed,
+        precision=settings.precision, devices=settings.devices, workers=settings.workers,
+    )  # fmt: skip
+    checks = Validation(order.steps, measure, ("val_wrong", "val_loss")) if len(validation.images) else None
+    folder = cache / f"run-{fingerprint([repr(sorted(key.items()))], size=8)}"
     history = fit(
-        trained,
-        batches,
-        cross_entropy,
-        optimizer,
-        schedule,
-        cache / f"run-{fingerprint([repr(sorted(key.items()))], size=8)}",
-        LoopSettings(
-            steps, settings.checkpoint_interval, min(10, order.steps), settings.seed,
-            precision=settings.precision, devices=settings.devices, workers=settings.workers,
-        ),
-        key=key,
-        device=model.device,
-        validation=Validation(order.steps, measure, ("val_wrong", "val_loss")) if len(validation.images) else None,
-        progress=progress,
+        trained, batches, cross_entropy, optimizer, schedule, folder, loop,
+        key=key, device=model.device, validation=checks, progress=progress,
     )  # fmt: skip
     model.eval()
     if settings.train_backbone:
@@ -195,62 +208,10 @@ def has_batch_norm(model: SPPNet) -> bool:
     return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.backbone.modules())
 
 
-def _head(model: SPPNet, pooled: Any) -> Tensor:
-    logits: Tensor = model.image_classifier(model.fully_connected(pooled.to(model.device)))
-    return logits
-
-
-def _on_device(model: SPPNet, images: Images) -> Images:
-    if isinstance(images, Tensor):
-        return images.to(model.device).contiguous(memory_format=torch.channels_last)
-    return [image.to(model.device) for image in images]
-
-
-def _validation_logits(
-    model: SPPNet,
-    validation: ReadableImages,
-    features: PooledFeatures | None,
-    settings: EpochSettings,
-    fabric: Fabric,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Logits and labels of batches of validation images, those of this process."""
-    sizes = np.ones((len(validation.images), 2), np.int64) if features else _seen_sizes(model, validation)
-    buckets = SizeBuckets(
-        sizes, settings.batch_size, shuffle=False, ranks=fabric.world_size, rank=fabric.global_rank, smallest_batch=1
-    )
-    paths, labels = validation.images.paths, torch.from_numpy(validation.images.labels).to(model.device)
-
-    def read(indices: list[int]) -> Images:
-        if features is not None:
-            return torch.stack([features.read(index) for index in indices])
-        return stack([model.preprocess(read_image(paths[index]))[0][0] for index in indices])
-
-    batches = buckets.batches(0)
-    for indices, inputs in zip(batches, read_ahead(batches, read), strict=True):
-        logits = model(_on_device(model, inputs)) if features is None else _head(model, inputs)
-        yield logits, labels[indices]
-
-
 def _seen_sizes(model: SPPNet, images: ReadableImages) -> np.ndarray:
     """The sizes at which the model takes the images: [N, 2]."""
     seen = [model.preprocess.input_size((int(height), int(width))) for height, width in images.sizes]
     return np.array(seen, np.int64).reshape(-1, 2)
-
-
-def _optimizer(
-    model: SPPNet, settings: EpochSettings, steps: int
-) -> tuple[torch.optim.Optimizer, Callable[[int], float]]:
-    """The optimizer, and how its rates change over the steps."""
-    rate, decay = settings.learning_rate, settings.weight_decay
-    groups = parameter_groups(
-        [*model.fully_connected.parameters(), *model.image_classifier.parameters()],
-        model.backbone.parameters() if settings.train_backbone else (),
-        learning_rate=LEARNING_RATES[settings.optimizer] if rate is None else rate,
-        backbone_rate=settings.backbone_rate,
-        weight_decay=WEIGHT_DECAYS[settings.optimizer] if decay is None else decay,
-        by_width=settings.optimizer == "adamw",
-    )
-    return (sgd if settings.optimizer == "sgd" else adamw)(groups, steps)
 
 
 def _key(model: SPPNet, train: ReadableImages, validation: ReadableImages, settings: EpochSettings) -> dict[str, str]:

@@ -60,10 +60,7 @@ class ClassifierEvaluation:
         """[K, K] int64: row true, column answered."""
         from sklearn.metrics import confusion_matrix  # type: ignore[import-untyped]  # slow to import
 
-        counts: np.ndarray = confusion_matrix(
-            self.labels, self.probabilities.argmax(1), labels=range(len(self.class_names))
-        )
-        return counts
+        return confusion_matrix(self.labels, self.probabilities.argmax(1), labels=range(len(self.class_names)))
 
     @property
     def top1(self) -> float:
@@ -119,7 +116,7 @@ class ClassifierEvaluation:
         return {
             "top1": _number(self.top1),
             "top1_interval": [_number(end) for end in self.interval],
-            "top5": None if self.top5 is None else _number(self.top5),
+            "top5": _number(self.top5),
             "mean_class": _number(self.mean_class),
             "images": len(self.paths),
             "broken": [{"path": str(path), "error": error} for path, error in self.broken],
@@ -214,5 +211,5 @@ def _labels_of_model(model: SPPNet, images: LabelledImages) -> np.ndarray:
     return np.array(label_of, np.int64)[images.labels]
 
 
-def _number(value: float) -> float | None:
-    return None if math.isnan(value) else round(float(value), DECIMALS)
+def _number(value: float | None) -> float | None:
+    return None if value is None or math.isnan(value) else round(float(value), DECIMALS)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +66,14 @@ def readable_images(
     indices: list[int] = []
     sizes: list[tuple[int, int]] = []
     broken: list[tuple[Path, str]] = []
-    found = read_ahead(images.paths, partial(_size_or_error, to_the_end=skip_bad))
+
+    def size_or_error(path: Path) -> tuple[int, int] | ImageError:
+        try:
+            return read_image(path).shape[:2] if skip_bad else image_size(path)
+        except ImageError as error:
+            return error
+
+    found = read_ahead(images.paths, size_or_error)
     for index, (path, size) in enumerate(zip(images.paths, found, strict=True)):
         if isinstance(size, ImageError):
             broken.append((path, str(size)))
@@ -82,6 +88,7 @@ def readable_images(
     )
 
 
+@dataclass(frozen=True, eq=False)
 class PooledFeatures:
     """The pooled pyramids of N images: in memory if there is room, else read from their files.
 
@@ -90,8 +97,8 @@ class PooledFeatures:
         held: their content, if it is in memory: of each image [1 or 2, M, C] float16.
     """
 
-    def __init__(self, files: Sequence[Path], held: Sequence[Tensor] | None) -> None:
-        self.files, self.held = files, held
+    files: Sequence[Path]
+    held: Sequence[Tensor] | None
 
     def __len__(self) -> int:
         return len(self.files)
@@ -145,20 +152,25 @@ def pooled_features(
         elif held is not None:
             held[key] = stored
     check_room(folder, len(missing) * needed, "the features")
-    broken: dict[str, ImageError] = {}
+    broken: set[str] = set()
     images = read_ahead(missing.values(), image_or_error)
     for done, (key, image) in enumerate(zip(missing, images, strict=True), start=len(files) - len(missing) + 1):
         if isinstance(image, ImageError):
-            broken[key] = image
+            broken.add(key)
         else:
-            pooled = _pool(model, image, flip)
+            features = _features(model, image, flip)  # one by one: batches of equal sizes are no faster on a CPU
+            with model.inference():
+                pooled = model.pool(features, whole_windows(features))
+                if not pooled.isfinite().all():
+                    raise ModelError("the backbone's features are not finite: its weights are damaged; get them again")
+                pooled = to_half(pooled).cpu()
             write_tensors(files[key], {"pooled": pooled}, {})
             if held is not None:
                 held[key] = pooled
         progress("features", done, len(files))
     if broken:
-        bad = [path for path, key in zip(paths, keys, strict=True) if key in broken]
-        raise _unreadable([str(image_or_error(path)) for path in bad[:LISTED]], len(paths), len(bad))
+        bad = [path for path, key in zip(paths, keys, strict=True) if key in broken]  # each by its own name
+        raise _unreadable([str(image_or_error(path)) for path in bad], len(paths))
     return PooledFeatures([files[key] for key in keys], None if held is None else [held[key] for key in keys])
 
 
@@ -172,16 +184,6 @@ def scale_features(model: SPPNet, paths: Sequence[Path]) -> None:
         for image in read_ahead((paths[index] for index in chosen), read_image)
     ]
     model.set_feature_scale(float(np.mean(squares)))
-
-
-def _pool(model: SPPNet, image: np.ndarray, flip: bool) -> Tensor:
-    """[H, W, 3] -> [1 or 2, M, C] float16 on the CPU. Images one by one: batches of equal sizes are no faster on a CPU."""
-    features = _features(model, image, flip)
-    with model.inference():
-        pooled = model.pool(features, whole_windows(features))
-        if not pooled.isfinite().all():
-            raise ModelError("the backbone's features are not finite: its weights are damaged; get them again")
-        return to_half(pooled).cpu()
 
 
 def _features(model: SPPNet, image: np.ndarray, flip: bool) -> Tensor:
@@ -213,18 +215,8 @@ def _stored(path: Path, *, verify: bool = True) -> Tensor | None:
     return None if found is None else found[0]["pooled"].clone()  # a copy, so that the file's memory map is closed
 
 
-def _size_or_error(path: Path, to_the_end: bool) -> tuple[int, int] | ImageError:
-    try:
-        if to_the_end:
-            height, width, _ = read_image(path).shape
-            return height, width
-        return image_size(path)
-    except ImageError as error:
-        return error
-
-
-def _unreadable(reasons: Sequence[str], images: int, bad: int | None = None) -> ImageError:
-    bad = bad or len(reasons)
+def _unreadable(reasons: Sequence[str], images: int) -> ImageError:
+    bad = len(reasons)
     more = f"; and {bad - LISTED} more" if bad > LISTED else ""
     return ImageError(
         f"{bad} of {images} images cannot be read: {'; '.join(reasons[:LISTED])}{more}. Repair or remove them ('sppnet check' "

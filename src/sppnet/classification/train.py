@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from sppnet.cache import cache_directory
@@ -22,11 +23,12 @@ from sppnet.classification.batches import TrainingSizes
 from sppnet.classification.epochs import EpochSettings, TrainedEpochs, has_batch_norm, train_epochs
 from sppnet.classification.evaluate import ClassifierEvaluation, evaluate_classifier, evaluate_features
 from sppnet.classification.features import ReadableImages, pooled_features, readable_images, scale_features
-from sppnet.classification.svm import check_image_count, train_svm_head
 from sppnet.data.images import read_image
 from sppnet.data.labelled import LabelledImages, split_off
-from sppnet.errors import SettingsError
+from sppnet.errors import ModelError, SettingsError, UserError
 from sppnet.files import check_replaceable, is_ours, write_json
+from sppnet.linear.selection import SVMChoice, train_calibrated_svms
+from sppnet.linear.svm import label_targets
 from sppnet.models.backbones import COMPACT, RANDOM, build_backbone, check_not_random, pretrained_weights
 from sppnet.models.files import check_model_path, round_to_stored, save_model, trained_by
 from sppnet.models.precision import choose_device
@@ -38,6 +40,7 @@ from sppnet.visualize import draw_mistakes, plot_confusion, plot_training, save_
 
 LARGEST_ASPECT = 4  # longer images are seen smaller: one may be 20000 x 20
 VALIDATION_SHARE = 0.15  # of every class
+MAX_IMAGES = 20_000  # that SVMs learn from: their products take 1.6 GB, and twice that while they are solved
 RECORDED = ("top1", "top1_interval", "top5", "mean_class", "images")  # what a model file holds of an evaluation
 PICTURES = ("evaluation.json", "confusion.png", "mistakes.jpg", "curves.png")  # of a report
 
@@ -89,10 +92,10 @@ class ClassifierSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, known in (("train_layers", ("head", "all")), ("classifier", (None, "svm", "softmax"))):
-            if getattr(self, name) not in known:
-                choices = ", ".join(choice for choice in known if choice)
-                raise SettingsError(f"{name} must be one of {choices}: got {getattr(self, name)!r}")
+        if self.train_layers not in ("head", "all"):
+            raise SettingsError(f"train_layers must be one of head, all: got {self.train_layers!r}")
+        if self.classifier not in (None, "svm", "softmax"):
+            raise SettingsError(f"classifier must be one of svm, softmax: got {self.classifier!r}")
         if not 0 < (self.validation_share or VALIDATION_SHARE) < 1 or self.validation_share == 0:
             raise SettingsError(f"validation_share must be between 0 and 1: got {self.validation_share}")
         if not 0 <= self.seed < 2**32:
@@ -113,22 +116,14 @@ class ClassifierSettings:
         """Whether SVMs are trained, and nothing in epochs."""
         return self.classifier == "svm" or (self.classifier is None and self.train_layers == "head" and not self.hidden)
 
-    def architecture(self, class_names: tuple[str, ...]) -> Architecture:
-        """What the network is built of."""
-        return Architecture(
-            class_names, self.backbone, self.levels, self.hidden, detects=False, multi_label=False, unit_length=self.svm
-        )
-
     def for_epochs(self, devices: int, workers: int) -> EpochSettings:
         """What `sppnet.classification.epochs.train_epochs` needs of them."""
         given = {name: getattr(self, name) for name in ("epochs", "batch_size", "learning_rate")}
-        rule: Literal["native", "single", "multi"] = "native"
-        if self.sides:
-            rule = "multi" if len(self.sides) > 1 else "single"
+        several = len(self.sides) > 1
         return EpochSettings(
             train_backbone=self.train_layers == "all",
             backbone_rate=1.0 if self.weights == RANDOM else 0.1,
-            sizes=TrainingSizes(rule, self.sides) if self.sides else TrainingSizes(),
+            sizes=TrainingSizes("multi" if several else "single", self.sides) if self.sides else TrainingSizes(),
             seed=self.seed,
             devices=devices,
             workers=workers,
@@ -212,11 +207,9 @@ def train_classifier(
     record = {
         **trained_by(),
         "data": {
-            "train": len(seen.images),
-            "validation": len(held.images),
+            "train": len(seen.images), "validation": len(held.images),
             "validation_images": "given" if given else "split off",
-            "classes": len(data.class_names),
-            "skipped": len(skipped),
+            "classes": len(data.class_names), "skipped": len(skipped),
         },
         "classifier": "svm" if settings.svm else "softmax",
         "settings": _recorded(settings),
@@ -246,6 +239,52 @@ def report_folder(output: Path) -> Path:
         'models/pets.report'
     """
     return output.with_name(f"{output.stem}.report")
+
+
+def train_svm_head(
+    model: SPPNet, embeddings: np.ndarray, labels: npt.ArrayLike, *, seed: int = 0, progress: Progress = no_progress
+) -> SVMChoice:
+    """Train the image classifier of a model, in place, on the head features of images.
+
+    Args:
+        model: of one class an image, and best with ``Architecture(unit_length=True)``: SVMs do better on vectors of length 1.
+        embeddings: [N, D] head features, any floating-point type; a memory map will do.
+        labels: [N] integers in 0..K-1, of two classes at least. A class without images is answered no, whatever is seen.
+        seed: of the folds.
+        progress: the stage is "SVMs".
+
+    Returns:
+        What cross-validation chose; `SVMChoice.to_dict` for the model's record. The same embeddings and seed give the same model,
+        bit for bit, on one machine with one thread count.
+
+    Raises:
+        ModelError: a model of several classes an image, or one whose features are not finite.
+        UserError: more than `MAX_IMAGES`.
+    """
+    if model.image_classifier.multi_label:
+        raise ModelError("expected a model of one class an image: Architecture(multi_label=False)")
+    check_image_count(len(embeddings))
+    targets = label_targets(labels, len(model.class_names))
+    try:
+        svms, choice = train_calibrated_svms(embeddings, targets, multi_label=False, seed=seed, progress=progress)
+    except ValueError as error:
+        raise ModelError(f"the backbone's {error}: its weights are damaged; get them again") from error
+    with torch.no_grad():
+        model.image_classifier.weight.copy_(torch.from_numpy(svms.weights))
+        model.image_classifier.bias.copy_(torch.from_numpy(svms.biases))
+    return choice
+
+
+def check_image_count(images: int) -> None:
+    """Refuse more images than SVMs are trained on; called before long work, too.
+
+    Example:
+        >>> check_image_count(20_001)
+        Traceback (most recent call last):
+        sppnet.errors.UserError: SVMs learn from at most 20000 images here: got 20001; take the softmax classifier
+    """
+    if images > MAX_IMAGES:
+        raise UserError(f"SVMs learn from at most {MAX_IMAGES} images here: got {images}; take the softmax classifier")
 
 
 def _train(
@@ -286,12 +325,12 @@ def _start(settings: ClassifierSettings, class_names: tuple[str, ...]) -> SPPNet
         torch.manual_seed(settings.seed)
         backbone = build_backbone(settings.backbone, weights, fold=weights != RANDOM)
         preprocess = Preprocess(settings.short_side, LARGEST_ASPECT * settings.short_side, settings.resize_mode)
-        model = build_model(settings.architecture(class_names), preprocess, backbone=backbone)
-    if settings.sides and min(settings.sides) < model.preprocess.smallest_side:
-        least = model.preprocess.smallest_side
-        raise SettingsError(
-            f"sides must be at least {least} pixels with {settings.backbone}: got {min(settings.sides)}"
-        )
+        layers = class_names, settings.backbone, settings.levels, settings.hidden
+        architecture = Architecture(*layers, detects=False, multi_label=False, unit_length=settings.svm)
+        model = build_model(architecture, preprocess, backbone=backbone)
+    least, smallest = model.preprocess.smallest_side, min(settings.sides, default=None)
+    if smallest is not None and smallest < least:
+        raise SettingsError(f"sides must be at least {least} pixels with {settings.backbone}: got {smallest}")
     if settings.train_layers == "head":
         round_to_stored(model.backbone)  # so that cached features are those of the model file
     model.eval().backbone.to(memory_format=torch.channels_last)
@@ -301,17 +340,14 @@ def _start(settings: ClassifierSettings, class_names: tuple[str, ...]) -> SPPNet
 def _split(
     data: LabelledImages, validation: LabelledImages | None, settings: ClassifierSettings
 ) -> tuple[LabelledImages, LabelledImages]:
-    if validation is not None:
-        if settings.validation_share is not None:
-            raise SettingsError("validation_share: the data holds validation images already; leave it out")
-        if validation.class_names != data.class_names:
-            raise SettingsError(
-                f"the validation images' classes are not those of the data: {_some(validation.class_names)} against "
-                f"{_some(data.class_names)}"
-            )
-        _check_classes(data)
-        return data, validation
+    if validation is not None and settings.validation_share is not None:
+        raise SettingsError("validation_share: the data holds validation images already; leave it out")
+    if validation is not None and validation.class_names != data.class_names:
+        both = f"{_some(validation.class_names)} against {_some(data.class_names)}"
+        raise SettingsError(f"the validation images' classes are not those of the data: {both}")
     _check_classes(data)
+    if validation is not None:
+        return data, validation
     return split_off(data, settings.validation_share or VALIDATION_SHARE, seed=settings.seed)
 
 

@@ -10,6 +10,7 @@ photo, and it begins at whole cells. Source: arXiv:1406.4729, section 3.1, multi
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -181,67 +182,54 @@ def view_scores(image: np.ndarray, model: SPPNet, views: Views, *, chunk_size: i
         torch.Size([98, 20])
     """
     with model.inference():
+        scales = _scales(image, model, views)
         if views.crops:
-            logits = _crop_logits(image, model, views, chunk_size)
+            logits = _crop_logits(model, list(scales), chunk_size)
         else:
-            pooled = torch.cat([_pooled_views(image, model, views, scale) for scale in _scales(image, model, views)])
+            pooled = torch.cat([_pooled_views(model, *scale) for scale in scales])
             parts = pooled.split(WINDOW_CHUNK)
             logits = torch.cat([model.image_classifier(model.fully_connected(part)) for part in parts])
         return model.image_classifier.probabilities(logits).cpu()
 
 
-@dataclass(frozen=True)
-class _Scale:
-    size: tuple[int, int] | None  # (height, width) of the resized image; None: as the model preprocesses it
-    boxes: np.ndarray  # [V, 4], windows of it that are views
-    full: bool  # whether the whole of it is
-
-
-def _scales(image: np.ndarray, model: SPPNet, views: Views) -> list[_Scale]:
-    """The sizes at which the image is looked at, each once."""
-    original, least = (image.shape[0], image.shape[1]), model.preprocess.smallest_side
+def _scales(image: np.ndarray, model: SPPNet, views: Views) -> Iterator[tuple[Tensor, np.ndarray, bool]]:
+    """Each size at which the image is looked at, once: it, and its flip, as the backbone takes them [1 or 2, 3, h, w], channels
+    last; the windows [V, 4] of it that are views; and whether the whole of it is one.
+    """
+    original, least, preprocess = (image.shape[0], image.shape[1]), model.preprocess.smallest_side, model.preprocess
     windowed = [scaled_size(original, side, LARGEST_ASPECT * side, minimum=views.window) for side in views.short_sides]
     full = [
         None if side is None else scaled_size(original, side, max(LARGEST_ASPECT * side, least), minimum=least)
         for side in views.full
     ]
-    boxes = {size: view_windows(size, views.positions, views.window) for size in windowed}
-    none = np.empty((0, 4), np.float32)
-    sizes: dict[tuple[int, int] | None, None] = dict.fromkeys([*windowed, *full])
-    return [_Scale(size, none if size is None else boxes.get(size, none), size in full) for size in sizes]
+    for size in dict.fromkeys([*windowed, *full]):
+        boxes = np.empty((0, 4), np.float32)
+        if size in windowed:
+            boxes = view_windows(size, views.positions, views.window)
+        images = preprocess(image)[0] if size is None else preprocess.normalize(resize_image(image, size))
+        both = torch.cat([images, images.flip(3)]) if views.flip else images
+        yield both.to(model.device).contiguous(memory_format=torch.channels_last), boxes, size in full
 
 
-def _pooled_views(image: np.ndarray, model: SPPNet, views: Views, scale: _Scale) -> Tensor:
+def _pooled_views(model: SPPNet, images: Tensor, boxes: np.ndarray, full: bool) -> Tensor:
     """The views of one scale, pooled from its map and that of its flip: [V, M, C]."""
-    features = model.features(_images(image, model, scale.size, views.flip))
+    features = model.features(images)
     height, width = features.shape[2:]
-    windows, _ = model.windows(torch.from_numpy(scale.boxes), (height, width), (1.0, 1.0))
-    if scale.full:
+    windows, _ = model.windows(torch.from_numpy(boxes), (height, width), (1.0, 1.0))
+    if full:
         windows = torch.cat([windows, torch.tensor([[0, 0, width, height]])])
     on_maps = torch.cat([F.pad(windows, (1, 0), value=index) for index in range(len(features))])
-    pooled: Tensor = model.pool(features, on_maps.to(features.device))
-    return pooled
+    return model.pool(features, on_maps.to(features.device))
 
 
-def _crop_logits(image: np.ndarray, model: SPPNet, views: Views, chunk_size: int) -> Tensor:
+def _crop_logits(model: SPPNet, scales: list[tuple[Tensor, np.ndarray, bool]], chunk_size: int) -> Tensor:
     """The views of `_pooled_views`, each window through the whole network: [V, K]. All are of one size, and share batches."""
-    scales = _scales(image, model, views)
     crops = [
-        resized[:, y0:y1, x0:x1]
-        for scale in scales
-        if len(scale.boxes)
-        for resized in _images(image, model, scale.size, views.flip)
-        for x0, y0, x1, y1 in scale.boxes.astype(int).tolist()
+        shown[:, y0:y1, x0:x1]
+        for images, boxes, _ in scales
+        for shown in images
+        for x0, y0, x1, y1 in boxes.astype(int).tolist()
     ]
     batches = [torch.stack(crops[start : start + chunk_size]) for start in range(0, len(crops), chunk_size)]
     logits = [model(batch.contiguous(memory_format=torch.channels_last)) for batch in batches]
-    logits += [model(_images(image, model, scale.size, views.flip)) for scale in scales if scale.full]
-    return torch.cat(logits)
-
-
-def _images(image: np.ndarray, model: SPPNet, size: tuple[int, int] | None, flip: bool) -> Tensor:
-    """The image at a size, and its flip, as the backbone takes them: [1 or 2, 3, h, w], channels last, on the model's device."""
-    preprocess = model.preprocess
-    images = preprocess(image)[0] if size is None else preprocess.normalize(resize_image(image, size))
-    both = torch.cat([images, images.flip(3)]) if flip else images
-    return both.to(model.device).contiguous(memory_format=torch.channels_last)
+    return torch.cat([*logits, *(model(images) for images, _, full in scales if full)])

@@ -31,7 +31,7 @@ app.command(
 )
 app.command("sppnet.cli.detect:detect", help="Find objects: boxes, labels and scores for every image.")
 app.command("sppnet.cli.classify:classify", help="Say what is in every image.")
-app.command("sppnet.cli.embed:embed", help="Turn every image into a vector of one length.")
+app.command("sppnet.cli.classify:embed", help="Turn every image into a vector of one length.")
 app.command("sppnet.cli.check:check", help="Name every bad file and box of a data set, and why.")
 app.command(train)
 train.command("sppnet.cli.train:detector", help="Train a detector on annotated images.")

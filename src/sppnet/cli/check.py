@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
-
-from cyclopts import Parameter
 
 from sppnet.cli.options import AsJson
 from sppnet.data.check import check_folder
 from sppnet.progress import progress_bars
 
 
-def check(
-    data: Annotated[Path, Parameter(help="A folder of class folders, a folder of images, or an annotated data set.")],
-    /,
-    *,
-    as_json: AsJson = False,
-) -> int:
-    """Name every bad file and box of a data set, and why; exit status 2 if there are any."""
+def check(data: Path, /, *, as_json: AsJson = False) -> int:
+    """Name every bad file and box of a data set, and why; exit status 2 if there are any.
+
+    Args:
+        data: A folder of class folders, a folder of images, or an annotated data set.
+    """
     with progress_bars() as progress:
         found = check_folder(data, progress=progress)
     print(json.dumps(found.to_dict(), indent=1) if as_json else "\n".join(found.lines()))

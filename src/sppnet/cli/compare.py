@@ -18,19 +18,22 @@ from sppnet.visualize.plots import plot_format
 
 
 def compare(
-    data: Annotated[Path, Parameter(help="A folder of class folders; of one that is split, its 'train' is used.")],
+    data: Path,
     /,
     *,
     settings: Annotated[CompareSettings, Parameter(name="*")] = CompareSettings(),
     skip_bad: SkipBad = False,
-    output: Annotated[Path, Parameter(help="The bar chart to write: .png, .jpg, .pdf or .svg.")] = Path(
-        "comparison.png"
-    ),
+    output: Path = Path("comparison.png"),
     cache: Cache = None,
     as_json: AsJson = False,
     device: Device = "auto",
 ) -> int:
-    """Warp, crop, letterbox, or native shape: which serves your images? A table, a bar chart and a sentence."""
+    """Warp, crop, letterbox, or native shape: which serves your images? A table, a bar chart and a sentence.
+
+    Args:
+        data: A folder of class folders; of one that is split, its 'train' is used.
+        output: The bar chart to write: .png, .jpg, .pdf or .svg.
+    """
     plot_format(output)
     images, _ = training_images(data)
     cache = cache or cache_folder(output)

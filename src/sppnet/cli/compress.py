@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
-
-from cyclopts import Parameter
 
 from sppnet.cli.options import Model, NewModel
 from sppnet.data.find import find_images
@@ -21,24 +18,17 @@ def compress(
     /,
     *,
     output: NewModel,
-    ranks: Annotated[
-        tuple[int, ...] | None,
-        Parameter(help="Of each fully connected layer; 0 leaves one as it is. Smaller is faster."),
-    ] = None,
-    energy: Annotated[
-        float | None,
-        Parameter(
-            help="Instead: the share to keep of each layer's squared weights, or of the variance of its outputs on --photos."
-        ),
-    ] = None,
-    photos: Annotated[
-        list[Path] | None,
-        Parameter(
-            help="Photos like those that the model is for, some dozens: far more of the outputs on these is kept."
-        ),
-    ] = None,
+    ranks: tuple[int, ...] | None = None,
+    energy: float | None = None,
+    photos: list[Path] | None = None,
 ) -> int:
-    """Make a model smaller and faster: its fully connected layers as products of two thin ones. See what 'evaluate' says then."""
+    """Make a model smaller and faster: its fully connected layers as products of two thin ones. See what 'evaluate' says then.
+
+    Args:
+        ranks: Of each fully connected layer; 0 leaves one as it is. Smaller is faster.
+        energy: Instead: the share to keep of each layer's squared weights, or of the variance of its outputs on --photos.
+        photos: Photos like those that the model is for, some dozens: far more of the outputs on these is kept.
+    """
     check_replaceable(check_model_path(output))
     net = load(model)
     pooled = None

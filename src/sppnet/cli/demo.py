@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-from cyclopts import Parameter
+from typing import TYPE_CHECKING
 
 from sppnet.files import write_json
 from sppnet.progress import Progress, no_progress, progress_bars
@@ -16,11 +14,21 @@ if TYPE_CHECKING:
 THRESHOLD = 0.3  # score from which a box is drawn
 
 
-def demo(output: Annotated[Path, Parameter(help="Folder for pictures and results.")] = Path("sppnet-demo")) -> int:
-    """Try it out: sample photos in, annotated pictures and JSON out. Works offline."""
+def demo(output: Path = Path("sppnet-demo")) -> int:
+    """Try it out: sample photos in, annotated pictures and JSON out. Works offline.
+
+    Args:
+        output: Folder for pictures and results.
+    """
     with progress_bars() as progress:
         rows, written = run_demo(output, progress)
-    _print_table([("photo", "size", "what is in it", "where"), *rows])
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("photo", "size", "what is in it", "where")
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
     print(
         f"\n{len(written)} files in {output}: look at {written[0].name} first; everything as JSON in {written[-1].name}"
     )
@@ -76,32 +84,13 @@ def run_demo(output: Path, progress: Progress = no_progress) -> tuple[list[tuple
         found = detect_in_maps(model, maps, proposals, DetectSettings(THRESHOLD))
         files.append(output / f"{name}.jpg")
         save_image(draw_detections(photo, found), files[-1])
-        size = f"{photo.shape[1]} x {photo.shape[0]}"
         classes = ", ".join(f"{label} {score:.2f}" for label, score in whole.present() or whole.top(1))
         boxes = ", ".join(f"{box.class_name} {box.score:.2f}" for box in found) or "-"
-        rows.append((name, size, classes, boxes))
-        document.append(
-            {
-                "photo": name,
-                "height": photo.shape[0],
-                "width": photo.shape[1],
-                "picture": files[-1].name,
-                "classification": whole.to_dict(),
-                "detections": found.to_dict(),
-            }
-        )
+        height, width, _ = photo.shape
+        rows.append((name, f"{width} x {height}", classes, boxes))
+        answers = {"classification": whole.to_dict(), "detections": found.to_dict()}
+        document.append({"photo": name, "height": height, "width": width, "picture": files[-1].name, **answers})
         progress("photos", done + 1, len(photos))
     files.append(output / "demo.json")
     write_json(files[-1], {"photos": document})
     return rows, files
-
-
-def _print_table(rows: list[tuple[str, str, str, str]]) -> None:
-    """The first row holds the titles."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(*rows[0])
-    for row in rows[1:]:
-        table.add_row(*row)
-    Console().print(table)

@@ -24,23 +24,21 @@ def detect(
     images: Images,
     /,
     *,
-    model: Annotated[list[str], Parameter(help="A shipped model's name, a model file, or several to combine.")] = [
-        "voc"
-    ],
+    model: list[str] = ["voc"],
     settings: Annotated[DetectSettings, Parameter(name="*")] = DetectSettings(),
-    proposals: Annotated[
-        str | None,
-        Parameter(
-            help="Where to look: selective-search, edge-boxes, grid, or several joined by +; or a file or folder of boxes by the "
-            "images' names. Left out: as the model was trained."
-        ),
-    ] = None,
+    proposals: str | None = None,
     scales: Scales = (),
-    output: Annotated[Path | None, Parameter(help="Folder for annotated pictures and detections.json.")] = None,
+    output: Path | None = None,
     as_json: AsJson = False,
     device: Device = "auto",
 ) -> int:
-    """Find objects: boxes, labels and scores for every image."""
+    """Find objects: boxes, labels and scores for every image.
+
+    Args:
+        model: A shipped model's name, a model file, or several to combine.
+        proposals: Where to look: selective-search, edge-boxes, grid, or several joined by +; or a file or folder of boxes by the images' names. Left out: as the model was trained.
+        output: Folder for annotated pictures and detections.json.
+    """
     given = None
     if proposals is not None and Path(proposals).exists():
         given = read_boxes(proposals)

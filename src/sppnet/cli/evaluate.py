@@ -4,24 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
-from cyclopts import Parameter
 
 from sppnet.cache import cache_directory
 from sppnet.classification.evaluate import evaluate_classifier
-from sppnet.cli.options import (
-    AsJson,
-    Data,
-    Device,
-    Limit,
-    ProposalMethod,
-    Scales,
-    Views,
-    checked_limit,
-    chosen_device,
-)
+from sppnet.cli.options import AsJson, Data, Device, Limit, Model, Scales, Views, checked_limit, chosen_device
 from sppnet.data.dataset import annotated_layout, read_annotated
 from sppnet.data.formats.folder import evaluation_images
 from sppnet.detection.evaluate import NO_COCO, evaluate_detector
@@ -37,28 +25,32 @@ VOTE_IOU = DetectSettings().vote_iou
 
 
 def evaluate(
-    model: Annotated[str, Parameter(help="A shipped model's name, or the path of a model file.")],
+    model: Model,
     data: Data,
     /,
     *,
-    split: Annotated[str, Parameter(help="A split that the model was not trained on.")] = "val",
+    split: str = "val",
     limit: Limit = None,
-    combine: Annotated[list[str], Parameter(help="More detectors, whose answers are combined with the first's.")] = [],
+    combine: list[str] = [],
     views: Views = "single",
-    vote_iou: Annotated[
-        float,
-        Parameter(
-            help="Boxes move to the mean of those that overlap them by this much; 0: as in the paper, they do not."
-        ),
-    ] = VOTE_IOU,
-    proposals: ProposalMethod = None,
+    vote_iou: float = VOTE_IOU,
+    proposals: str | None = None,
     scales: Scales = (),
-    output: Annotated[Path | None, Parameter(help="Folder for evaluation.json and plots.")] = None,
-    cache: Annotated[Path | None, Parameter(help="Folder for proposals, read again the next time.")] = None,
+    output: Path | None = None,
+    cache: Path | None = None,
     as_json: AsJson = False,
     device: Device = "auto",
 ) -> int:
-    """Score a model: a detector on annotated images (average precision), a classifier on a folder of class folders (accuracy)."""
+    """Score a model: a detector on annotated images (average precision), a classifier on a folder of class folders (accuracy).
+
+    Args:
+        split: A split that the model was not trained on.
+        combine: More detectors, whose answers are combined with the first's.
+        vote_iou: Boxes move to the mean of those that overlap them by this much; 0: as in the paper, they do not.
+        proposals: selective-search, edge-boxes, grid, or several joined by +; left out: the one the model was trained with.
+        output: Folder for evaluation.json and plots.
+        cache: Folder for proposals, read again the next time.
+    """
     nets = [load(name, chosen_device(device)) for name in (model, *combine)]
     detects = nets[0].architecture.detects or annotated_layout(data) is not None
     unused = {

@@ -11,9 +11,6 @@ from sppnet.errors import SettingsError
 
 Images = Annotated[list[Path], Parameter(help="Image files, folders (searched through) or patterns such as '*.jpg'.")]
 Data = Annotated[Path, Parameter(help="Annotated images: a VOC folder, COCO JSON with its images, or a YOLO folder.")]
-Folder = Annotated[
-    Path, Parameter(help="A folder of class folders; or of 'train' and perhaps 'val', each of class folders.")
-]
 Model = Annotated[str, Parameter(help="A shipped model's name, or the path of a model file.")]
 Detector = Annotated[str, Parameter(help="A trained detector: the path of a model file, or a shipped name.")]
 NewModel = Annotated[Path, Parameter(help="The model file to write, .safetensors.")]
@@ -24,12 +21,6 @@ Cache = Annotated[Path | None, Parameter(help="Folder for what is computed on th
 AsJson = Annotated[bool, Parameter(name="--json", negative=(), help="Print one JSON document and nothing else.")]
 Device = Annotated[
     Literal["auto", "cpu", "cuda", "mps"], Parameter(help="Where to compute; auto takes a GPU if there is one.")
-]
-ProposalMethod = Annotated[
-    str | None,
-    Parameter(
-        help="selective-search, edge-boxes, grid, or several joined by +; left out: the one the model was trained with."
-    ),
 ]
 Scales = Annotated[
     tuple[int, ...],

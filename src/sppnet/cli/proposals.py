@@ -25,21 +25,19 @@ def proposals(
     /,
     *,
     split: Split = "train",
-    method: Annotated[
-        str, Parameter(name="--proposals", help="selective-search, edge-boxes, grid, or several joined by +.")
-    ] = "selective-search",
-    source: Annotated[
-        Path | None,
-        Parameter(
-            name="--import",
-            help="Bring in boxes made elsewhere: an .npz of arrays [R, 4] of x0 y0 x1 y1, each named by its image.",
-        ),
-    ] = None,
+    method: Annotated[str, Parameter(name="--proposals")] = "selective-search",
+    source: Annotated[Path | None, Parameter(name="--import")] = None,
     limit: Limit = None,
-    cache: Annotated[Path | None, Parameter(help="Folder that keeps the boxes; give it to training, too.")] = None,
+    cache: Path | None = None,
     as_json: AsJson = False,
 ) -> int:
-    """Propose boxes for every image of a data set, or bring in others', and say how many of its objects they find."""
+    """Propose boxes for every image of a data set, or bring in others', and say how many of its objects they find.
+
+    Args:
+        method: selective-search, edge-boxes, grid, or several joined by +.
+        source: Bring in boxes made elsewhere: an .npz of arrays [R, 4] of x0 y0 x1 y1, each named by its image.
+        cache: Folder that keeps the boxes; give it to training, too.
+    """
     check_method(method)
     if source is not None and cache is None:
         raise SettingsError(

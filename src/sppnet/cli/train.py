@@ -17,7 +17,6 @@ from sppnet.cli.options import (
     Data,
     Detector,
     Device,
-    Folder,
     Limit,
     NewModel,
     SkipBad,
@@ -40,7 +39,7 @@ def detector(
     *,
     output: NewModel,
     split: Split = "train",
-    model: Annotated[str | None, Parameter(help="A trained detector to go on from; left out: a new one.")] = None,
+    model: str | None = None,
     settings: Annotated[DetectorSettings, Parameter(name="*")] = DetectorSettings(),
     cache: Cache = None,
     device: Device = "auto",
@@ -48,6 +47,9 @@ def detector(
     """Train a detector: in minutes on a frozen backbone (quick), end to end (standard), or in the paper's stages (paper).
 
     A stopped run goes on where it was when the same words are given again.
+
+    Args:
+        model: A trained detector to go on from; left out: a new one.
     """
     annotated = read_annotated(data, split)
     with progress_bars() as progress:
@@ -65,7 +67,7 @@ def svm(
     *,
     output: NewModel,
     split: Split = "train",
-    ridge: Annotated[bool, Parameter(help="Fit box regression anew, too: one ridge regression for each class.")] = True,
+    ridge: bool = True,
     limit: Limit = None,
     cache: Cache = None,
     device: Device = "auto",
@@ -73,6 +75,9 @@ def svm(
     """Train the paper's last stages on a detector: linear SVMs with hard negatives, and box regression.
 
     Scores are then decision scores, and classes can be added in seconds.
+
+    Args:
+        ridge: Fit box regression anew, too: one ridge regression for each class.
     """
     annotated = read_annotated(data, split, checked_limit(limit))
     with progress_bars() as progress:
@@ -85,24 +90,23 @@ def svm(
 
 def add_class(
     model: Detector,
-    name: Annotated[str, Parameter(help="A class of DATA.")],
+    name: str,
     data: Data,
     /,
     *,
     output: NewModel,
     split: Split = "train",
-    old_negatives: Annotated[
-        bool,
-        Parameter(
-            help="Take windows of the model's own training for negatives, if --cache is its folder; not where those images show "
-            "the class."
-        ),
-    ] = True,
+    old_negatives: bool = True,
     limit: Limit = None,
     cache: Cache = None,
     device: Device = "auto",
 ) -> int:
-    """Add a class to a detector with SVMs; the other classes stay as they are, bit for bit."""
+    """Add a class to a detector with SVMs; the other classes stay as they are, bit for bit.
+
+    Args:
+        name: A class of DATA.
+        old_negatives: Take windows of the model's own training for negatives, if --cache is its folder; not where those images show the class.
+    """
     annotated = read_annotated(data, split, checked_limit(limit))
     with progress_bars() as progress:
         net = add_one_class(
@@ -116,17 +120,22 @@ def add_class(
 
 
 def classifier(
-    data: Folder,
+    data: Path,
     /,
     *,
-    output: Annotated[Path, Parameter(help="The model file to write, .safetensors; a report comes beside it.")],
+    output: Path,
     settings: Annotated[ClassifierSettings, Parameter(name="*")] = ClassifierSettings(),
     skip_bad: SkipBad = False,
     cache: Cache = None,
     as_json: AsJson = False,
     device: Device = "auto",
 ) -> int:
-    """Train a classifier on a folder of class folders. A stopped run goes on, if given the same words again."""
+    """Train a classifier on a folder of class folders. A stopped run goes on, if given the same words again.
+
+    Args:
+        data: A folder of class folders; or of 'train' and perhaps 'val', each of class folders.
+        output: The model file to write, .safetensors; a report comes beside it.
+    """
     images, validation = training_images(data)
     with progress_bars() as progress:
         net = train_classifier(

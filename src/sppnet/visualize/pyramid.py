@@ -58,7 +58,7 @@ def draw_pyramid(
         stride: pixels of ``image`` from one cell's center to the next.
         offset: pixels to the center of cell 0.
         contributions: [M] what each bin adds to the answer's logit, in the order of the pooled output; see
-            `sppnet.classification.explain.bin_contributions`.
+            `sppnet.classification.predict.bin_contributions`.
         together: [L] what all bins of each level add, shown above its panel.
         title: a line above the picture; cut short if it does not fit.
 
