@@ -43,7 +43,7 @@ def main() -> None:
     busy, model = round(os.getloadavg()[0], 1), load(arguments.model)
     data = read_annotated(arguments.data, "train", max(arguments.images) * (arguments.steps + 1))
     proposals = proposals_of(data, model.detection.proposals, arguments.cache)
-    images = list(training_images(data.images, proposals, len(data.class_names), 0.5, 0.1))
+    images = training_images(data.images, proposals, len(data.class_names))
     rows = []
     for side in arguments.sides:
         for count in arguments.images:

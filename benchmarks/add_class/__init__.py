@@ -6,7 +6,7 @@
 One class is left out of the data: a detector is trained on the others from the images that do not show it. Then
 
     old           that detector: fully connected layers, SVMs, box regressors; what there is before the class
-    add           `sppnet.detection.add_class` from the images of the class, and what the old SVMs cached of theirs
+    add           `sppnet.detection.linear_heads.add_class` from the images of the class, and what the old SVMs cached of theirs
     add-from-all  the same from all images: those of the class, and the old ones again
     all           all classes trained together from all images
     faster-rcnn   torchvision's Faster R-CNN with the same backbone and weights, fine-tuned until it is as good as ``add``

@@ -20,10 +20,10 @@ from benchmarks.add_class.settings import Settings, Splits
 from benchmarks.ladder.steps import Step, cost_of, ensure
 from sppnet.data.annotations import AnnotatedImage, DetectionData
 from sppnet.data.images import read_image
-from sppnet.detection.add_class import add_class
 from sppnet.detection.evaluate import evaluate_detector
 from sppnet.detection.feature_map_cache import FeatureMapCache
 from sppnet.detection.feature_maps import compute_feature_maps
+from sppnet.detection.linear_heads import add_class
 from sppnet.detection.train import train_detector
 from sppnet.models.files import load
 from sppnet.progress import Progress

@@ -20,10 +20,9 @@ from sppnet.data.images import read_image
 from sppnet.detection.box_regression import BoxRegressionSettings
 from sppnet.detection.end_to_end import EndToEndSettings, train_end_to_end
 from sppnet.detection.feature_map_cache import FeatureMapCache
-from sppnet.detection.feature_maps import compute_feature_maps
+from sppnet.detection.feature_maps import compute_feature_maps, sample_windows
 from sppnet.detection.finetune import FinetuneSettings, finetune
 from sppnet.detection.linear_heads import train_linear_heads
-from sppnet.detection.sample_windows import sample_windows
 from sppnet.detection.svm import SVMSettings
 from sppnet.detection.targets import TrainingImage, training_images
 from sppnet.detection.windows_of_images import WindowsOfImages
@@ -109,13 +108,7 @@ def maps_step(ladder: Ladder, family: str, seed: int, *, flip: bool) -> Step:
 
 
 def images_to_train(ladder: Ladder) -> list[TrainingImage]:
-    settings = FinetuneSettings()
-    return list(
-        training_images(
-            ladder.train.images, ladder.proposals(ladder.train), len(ladder.train.class_names),
-            settings.foreground_iou, settings.background_iou,
-        )
-    )  # fmt: skip
+    return training_images(ladder.train.images, ladder.proposals(ladder.train), len(ladder.train.class_names))
 
 
 def finetune_settings(ladder: Ladder, seed: int) -> FinetuneSettings:

@@ -13,10 +13,9 @@ from safetensors.torch import load_file
 
 from sppnet.data.annotations import DetectionData
 from sppnet.data.formats.voc import read as read_voc
-from sppnet.detection.add_class import add_class
 from sppnet.detection.box_regression import BoxRegressionSettings
 from sppnet.detection.feature_map_cache import FeatureMapCache
-from sppnet.detection.linear_heads import train_linear_heads
+from sppnet.detection.linear_heads import add_class, train_linear_heads
 from sppnet.detection.predict import detect
 from sppnet.detection.svm import SVMSettings
 from sppnet.detection.windows_of_images import WindowsOfImages

@@ -263,7 +263,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     folder, start, output, cache = map(Path, sys.argv[1:])
     model, data = load(start), read_voc(folder, "train")
-    images = list(training_images(data.images, proposals_of(data, "grid", cache), 2, 0.5, 0.1))
+    images = training_images(data.images, proposals_of(data, "grid", cache), 2)
     settings = EndToEndSettings(epochs=2, windows_per_image=8, images_per_step=1)
     if train_end_to_end(model, images, settings, cache, devices=2) == 0:
         model.save(output)

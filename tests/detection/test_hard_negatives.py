@@ -9,16 +9,11 @@ from torch import Tensor
 from sppnet.boxes import box_iou
 from sppnet.detection.hard_negatives import NegativeCache, hard_windows
 
-YES = torch.ones(1, dtype=torch.bool)
 
-
-def find(
-    boxes: Tensor, scores: list[list[float]], eligible: Tensor | None = None, held: Tensor | None = None
-) -> list[list[bool]]:
+def find(boxes: Tensor, scores: list[list[float]], eligible: Tensor | None = None) -> list[list[bool]]:
     values = torch.tensor(scores)
     eligible = torch.ones_like(values, dtype=torch.bool) if eligible is None else eligible
-    held = torch.zeros_like(values, dtype=torch.bool) if held is None else held
-    return hard_windows(boxes, values, eligible, held, hard_score=-1.0001, duplicate_iou=0.7).tolist()
+    return hard_windows(boxes, values, eligible, hard_score=-1.0001, duplicate_iou=0.7).tolist()
 
 
 def apart(count: int) -> Tensor:
@@ -32,7 +27,7 @@ def keep(cache: NegativeCache, image: int, scores: list[list[float]]) -> None:
     values = torch.tensor(scores)
     rows = torch.arange(len(values))
     features = torch.stack([torch.full((len(values),), float(image)), rows.float()], dim=1)
-    cache.add(image, rows, features, values > -1, values)
+    cache.add(features, values > -1, values)
 
 
 def test_hard_is_above_the_score_and_without_an_object() -> None:
@@ -48,23 +43,12 @@ def test_of_near_duplicates_the_hardest_stays_in_each_class() -> None:
     assert find(boxes, [[0.1, 0.9], [0.5, 0.2], [0.0, 0.0]]) == [[False, True], [True, False], [True, True]]
 
 
-def test_what_is_held_is_not_found_again_and_pushes_its_duplicates_out() -> None:
-    boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 9], [50, 0, 60, 10]])
-    held = torch.tensor([[True], [False], [False]])
-    assert find(boxes, [[-3.0], [5.0], [5.0]], held=held) == [[False], [False], [True]]
-
-
 def test_a_window_is_stored_once_for_all_its_classes() -> None:
     cache = NegativeCache(2, 1 << 20)
     keep(cache, 7, [[0.0, 0.5], [-2.0, 0.1], [-2.0, -2.0]])
-    assert cache.keys.tolist() == [[7, 0], [7, 1]]
     assert cache.features.tolist() == [[7, 0], [7, 1]]
     assert cache.held.tolist() == [[True, True], [False, True]]
-    assert cache.held_of(7, 4).tolist() == [[True, True], [False, True], [False, False], [False, False]]
-    keep(cache, 7, [[-2.0, -2.0], [0.3, -2.0]])  # a second pass: window 1 is hard for the first class now
-    assert cache.keys.tolist() == [[7, 0], [7, 1]]
-    assert cache.held.tolist() == [[True, True], [True, True]]
-    assert cache.scores.tolist() == [[0.0, 0.5], [pytest.approx(0.3), pytest.approx(0.1)]]
+    assert cache.scores[cache.held].tolist() == pytest.approx([0.0, 0.5, 0.1])
 
 
 def test_the_easy_are_evicted_and_what_nobody_holds_is_forgotten() -> None:
@@ -74,9 +58,9 @@ def test_the_easy_are_evicted_and_what_nobody_holds_is_forgotten() -> None:
     cache.evict(0, -1.2)
     assert cache.held.tolist() == [[True, True], [False, False], [True, True]]
     cache.compact()
-    assert cache.keys.tolist() == [[0, 0], [0, 2]]
+    assert cache.features.tolist() == [[0, 0], [0, 2]]
     keep(cache, 1, [[0.0, -2.0]])
-    assert cache.keys.tolist() == [[0, 0], [0, 2], [1, 0]]
+    assert cache.features.tolist() == [[0, 0], [0, 2], [1, 0]]
     assert cache.held.tolist() == [[True, True], [True, True], [True, False]]
 
 
@@ -87,8 +71,8 @@ def test_a_class_that_is_full_keeps_its_hardest() -> None:
     assert cache.too_many().tolist() == [True, False]
     cache.limit()
     cache.compact()
-    assert cache.keys[cache.rows_of(0)].tolist() == [[0, 1], [0, 2], [1, 1]]
-    assert cache.keys[cache.rows_of(1)].tolist() == [[0, 2]]
+    assert cache.features[cache.rows_of(0)].tolist() == [[0, 1], [0, 2], [1, 1]]
+    assert cache.features[cache.rows_of(1)].tolist() == [[0, 2]]
 
 
 def test_memory_is_bounded_whatever_comes() -> None:
@@ -99,7 +83,7 @@ def test_memory_is_bounded_whatever_comes() -> None:
     for image in range(100):
         keep(cache, image, (3 * torch.rand(of_image, classes, generator=generator) - 1.5).tolist())
         cache.limit()
-        largest = max(largest, cache.bytes)
+        largest = max(largest, cache.features.untyped_storage().nbytes())
         assert int(cache.held.sum(0).max()) <= most
     assert int(cache.held.sum(0).min()) == most
     assert largest <= (classes * most + of_image) * 8
@@ -120,12 +104,5 @@ def test_what_is_put_back_goes_on_alike() -> None:
 
 
 def test_less_than_one_window_s_room_is_refused() -> None:
-    with pytest.raises(ValueError, match="at least one window of 8 bytes, got 7"):
+    with pytest.raises(ValueError, match="7 bytes hold no window of 8 bytes"):
         keep(NegativeCache(1, 7), 0, [[0.0]])
-
-
-def test_features_of_another_kind_are_refused() -> None:
-    cache = NegativeCache(1, 1 << 10)
-    keep(cache, 0, [[0.0]])
-    with pytest.raises(ValueError, match=r"expected features \[n, 2\] torch.float32 as before, got \[1, 3\]"):
-        cache.add(1, torch.tensor([0]), torch.zeros(1, 3), YES[:, None], torch.zeros(1, 1))

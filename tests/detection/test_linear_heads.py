@@ -18,11 +18,10 @@ from sppnet.data.formats.voc import read as read_voc
 from sppnet.data.images import read_image
 from sppnet.detection.box_regression import BoxRegressionSettings
 from sppnet.detection.feature_map_cache import FeatureMapCache
-from sppnet.detection.linear_heads import train_image_svms, train_linear_heads
+from sppnet.detection.linear_heads import train_image_classifier, train_linear_heads
 from sppnet.detection.predict import detect
 from sppnet.detection.svm import SVMSettings
 from sppnet.detection.windows_of_images import WindowsOfImages
-from sppnet.errors import ModelError
 from sppnet.models.files import load, save_model
 from sppnet.models.sppnet import SPPNet
 from sppnet.proposals.compute import propose
@@ -142,35 +141,13 @@ def test_with_nothing_fine_tuned_they_take_the_pooled_windows(
     assert len(found) > 0
 
 
-def test_a_model_that_only_classifies_is_refused(
-    trainer: Trainer, tiny_detector: SPPNet, variant: Callable[..., SPPNet]
-) -> None:
-    with pytest.raises(ModelError, match="this model classifies only"):
-        trainer(model=variant(tiny_detector, detects=False))
-
-
 # Whole images
 
 
-def test_the_image_classifier_says_by_svms_what_is_in_a_photo(tiny_detector: SPPNet) -> None:
-    net, rng = copy.deepcopy(tiny_detector), np.random.default_rng(0)
-    present = np.where(rng.random((400, 2)) < 0.4, 1, -1)
-    features = 30 + 3 * (present @ np.eye(2, 16) + rng.normal(size=(400, 16)) / 2)
-    choice = train_image_svms(net, features[:200].astype(np.float16), present[:200])
-    with torch.inference_mode():
-        logits = net.image_classifier(torch.from_numpy(features[200:]).float())
-        sure = net.image_classifier.probabilities(logits).numpy()
-    right = (sure > 0.5) == (present[200:] > 0)
-    assert right.mean() > 0.9
-    assert np.maximum(sure, 1 - sure).mean() == pytest.approx(right.mean(), abs=0.05)
-    assert choice.rows == 200
-
-
-def test_of_many_images_some_are_drawn_and_one_class_an_image_is_refused(
-    tiny_detector: SPPNet, variant: Callable[..., SPPNet], monkeypatch: pytest.MonkeyPatch
+def test_of_very_many_images_some_are_drawn_to_learn_what_is_in_them(
+    tiny_detector: SPPNet, images: tuple[AnnotatedImage, ...], maps: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    features, present = np.random.default_rng(0).normal(size=(40, 16)), np.tile([[1, -1], [-1, 1]], (20, 1))
-    monkeypatch.setattr("sppnet.detection.linear_heads.MAX_IMAGES", 30)
-    assert train_image_svms(copy.deepcopy(tiny_detector), features, present).rows == 30
-    with pytest.raises(ModelError, match="several classes an image"):
-        train_image_svms(variant(tiny_detector, multi_label=False), features, present)
+    net = copy.deepcopy(tiny_detector)
+    monkeypatch.setattr("sppnet.detection.linear_heads.MAX_IMAGES", 6)
+    assert train_image_classifier(net, FeatureMapCache(net, maps), images).rows == 6
+    assert not torch.equal(net.image_classifier.weight, tiny_detector.image_classifier.weight)

@@ -31,7 +31,7 @@ def annotated(boxes: list[list[int]], labels: list[int], difficult: list[bool]) 
 
 
 def candidates_of(image: AnnotatedImage, *proposals: list[int]) -> Candidates:
-    return find_candidates(image, np.array(proposals, np.float32).reshape(-1, 4), 3, 0.5, 0.1)
+    return find_candidates(image, np.array(proposals, np.float32).reshape(-1, 4), 3)
 
 
 def test_a_worked_example() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sppnet.cli.options import Model, NewModel
 from sppnet.data.find import find_images
-from sppnet.detection.sample_windows import sample_windows
+from sppnet.detection.feature_maps import sample_windows
 from sppnet.files import check_replaceable
 from sppnet.models.compress import truncate_layers
 from sppnet.models.files import check_model_path, find_model, load, save_model

@@ -27,7 +27,7 @@ from sppnet.cli.options import (
 )
 from sppnet.data.dataset import read_annotated
 from sppnet.data.formats.folder import training_images
-from sppnet.detection.add_class import add_class as add_one_class
+from sppnet.detection.linear_heads import add_class as add_one_class
 from sppnet.detection.train import DetectorSettings, train_detector, train_svms_of
 from sppnet.models.files import load
 from sppnet.progress import progress_bars

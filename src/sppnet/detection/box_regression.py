@@ -14,7 +14,6 @@ for all four this changes nothing, so it is left out. Both also shrink the const
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +23,8 @@ import torch
 from torch import Tensor
 
 from sppnet.boxes import box_iou, encode_boxes
-from sppnet.cache import read_tensors, write_tensors
-from sppnet.detection.windows_of_images import ImageWindows, ManyWindows
-from sppnet.errors import SettingsError, UserError
+from sppnet.detection.windows_of_images import ImageWindows, ManyWindows, read_state, write_state
+from sppnet.errors import SettingsError
 from sppnet.linear.ridge import RidgeSums, ridge_bytes
 from sppnet.models.heads import RidgeRegressor
 from sppnet.progress import Progress, no_progress
@@ -54,8 +52,7 @@ class BoxRegressionSettings:
     def __post_init__(self) -> None:
         if not self.ridge > 0 or not 0 < self.min_iou <= 1 or self.checkpoint_interval < 1:
             raise SettingsError(
-                f"expected ridge above 0, min_iou in 0..1 and checkpoint_interval of 1 or more, got {self.ridge}, {self.min_iou} "
-                f"and {self.checkpoint_interval}"
+                f"expected ridge above 0, min_iou in 0..1 and checkpoint_interval of 1 or more: got {self}"
             )
 
     def key(self) -> dict[str, Any]:
@@ -85,16 +82,15 @@ def train_box_regression(
         progress: the stage is "box regression"; a step for each image and each group of classes that fits in memory.
 
     Raises:
-        ValueError: labels above K.
         UserError: a state of another training.
 
     Source: arXiv:1406.4729, section 4.2; arXiv:1311.2524, appendix C.
     """
-    identity = json.dumps(
-        {"ridge": 2, "num_classes": num_classes, "images": len(images), "scale": scale, **settings.key()}
-    )
+    told = {"ridge": 2, "num_classes": num_classes, "images": len(images), "scale": scale, **settings.key()}
     fit = _Fit(images, num_classes, settings, scale)
-    if state is None or not fit.restore(state, identity):
+    if (stored := read_state(state, told)) is not None:
+        fit.restore(*stored)
+    else:
         fit.begin()
     groups = list(fit.groups())
     total = len(images) * len(groups)
@@ -105,7 +101,7 @@ def train_box_regression(
         if index == len(images) - 1:
             fit.solve(groups[turn])
         if state is not None and (fit.done % settings.checkpoint_interval == 0 or fit.done == total):
-            fit.save(state, identity)
+            write_state(state, told, fit.arrays(), done=fit.done)
         progress("box regression", fit.done, total)
     return RidgeRegressor(fit.weights, fit.biases, scale)
 
@@ -125,8 +121,6 @@ class _Fit:
         for index in range(len(self.images)):
             image = self.images[index]
             labels = _matches(image, self.settings.min_iou)[2]
-            if len(labels) and int(labels.max()) > self.num_classes:
-                raise ValueError(f"expected labels 0..{self.num_classes}, got {int(labels.max())}")
             self.counts += labels.bincount(minlength=self.num_classes + 1)
             if not self.width and len(image.labels):
                 self.width = image.features(torch.tensor([0])).shape[1]
@@ -161,32 +155,21 @@ class _Fit:
         for label in group:
             self.weights[label - 1], self.biases[label - 1] = self.sums.pop(label).solve(self.settings.ridge)
 
-    def save(self, path: Path, identity: str) -> None:
-        """Write all of it, or nothing."""
-        tensors = {"counts": self.counts, "weights": self.weights, "biases": self.biases}
-        for label, sums in self.sums.items():
-            tensors |= {f"sums.{label}.{name}": part for name, part in sums.arrays().items()}
-        write_tensors(path, tensors, {"identity": identity, "done": str(self.done)})
+    def arrays(self) -> dict[str, Tensor]:
+        """All of it, for a file; `restore` takes it."""
+        sums = {
+            f"sums.{label}.{name}": part for label, each in self.sums.items() for name, part in each.arrays().items()
+        }
+        return {"counts": self.counts, "weights": self.weights, "biases": self.biases, **sums}
 
-    def restore(self, path: Path, identity: str) -> bool:
-        """Whether there was something to go on from."""
-        stored = read_tensors(path)
-        if stored is None:
-            return False
-        tensors, metadata = stored
-        if metadata.get("identity") != identity:
-            raise UserError(
-                f"{path} is the state of another training of box regression (classes, images or settings differ): "
-                "delete it, or name another file"
-            )
+    def restore(self, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
         self.done = int(metadata["done"])
         self.counts, self.weights, self.biases = tensors["counts"], tensors["weights"], tensors["biases"]
         self.width = self.weights.shape[2]
-        if self.done % max(1, len(self.images)):
+        if self.done % len(self.images):
             self.sums = self._empty(list(self.groups())[self.done // len(self.images)])
             for label, sums in self.sums.items():
                 sums.restore({name: tensors[f"sums.{label}.{name}"] for name in ("seen", "examples", "sums")})
-        return True
 
     def _empty(self, group: list[int]) -> dict[int, RidgeSums]:
         return {label: RidgeSums(self.width, int(self.counts[label]), self.settings.memory_bytes) for label in group}

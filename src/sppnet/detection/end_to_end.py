@@ -86,7 +86,6 @@ def train_end_to_end(
     folder: Path,
     *,
     devices: int = 1,
-    workers: int = 0,
     progress: Progress = no_progress,
 ) -> int:
     """Train a detector in place, convolutions included as far as ``settings.train_layers`` says.
@@ -97,7 +96,6 @@ def train_end_to_end(
         settings: how.
         folder: as of `sppnet.detection.finetune.finetune`.
         devices: processes, one on each device of the model's kind: each runs the very same command.
-        workers: processes that read images; 0: the training itself does.
         progress: called with "end to end", steps done, all.
 
     Returns:
@@ -130,8 +128,8 @@ def train_end_to_end(
         learning_rate=settings.learning_rate, backbone_rate=settings.backbone_rate, weight_decay=settings.weight_decay,
     )  # fmt: skip
     loop = LoopSettings(
-        steps, settings.checkpoint_interval, seed=settings.seed, gradient_norm=settings.gradient_norm, devices=devices, workers=workers
-    )  # fmt: skip
+        steps, settings.checkpoint_interval, seed=settings.seed, gradient_norm=settings.gradient_norm, devices=devices
+    )
     model.train()
     model.backbone.eval()  # its BatchNorm and dropout stay as they are in use
     history = fit(

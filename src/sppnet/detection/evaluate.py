@@ -127,19 +127,16 @@ def evaluate_detector(
             progress("detection", index + 1, len(data))
     boxes_truth = [(image.gt_boxes, image.gt_labels, image.difficult) for image in data.images]
     image_truth = [(image.gt_labels, image.difficult) for image in data.images]
+    try:
+        coco = evaluate_coco(found, boxes_truth, data.class_names)
+    except UserError:  # a package is missing, and nothing else
+        coco = None
     return DetectorEvaluation(
         evaluate_voc(found, boxes_truth, data.class_names),
-        _coco(found, boxes_truth, data.class_names),
+        coco,
         detection_errors(found, boxes_truth, data.class_names),
         evaluate_voc_images(np.stack(image_logits), image_truth, data.class_names),
         len(data),
         kind,
         {stage: value / len(data) for stage, value in seconds.items()},
     )
-
-
-def _coco(found: list[Any], truth: list[Any], class_names: tuple[str, ...]) -> CocoResult | None:
-    try:
-        return evaluate_coco(found, truth, class_names)
-    except UserError:  # a package is missing, and nothing else
-        return None

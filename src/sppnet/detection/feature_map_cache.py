@@ -9,6 +9,7 @@ stale one is never used.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -39,11 +40,8 @@ class FeatureMapCache:
 
     def __init__(self, model: SPPNet, folder: Path) -> None:
         self.model = model
-        preprocess = model.preprocess
-        stored = {
-            name: value.half() if value.is_floating_point() else value
-            for name, value in model.backbone.state_dict().items()
-        }
+        preprocess, state = model.preprocess, model.backbone.state_dict()
+        stored = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
         pixels = f"mean {preprocess.mean}, std {preprocess.std}, resized by {preprocess.resize_mode}"
         weights = fingerprint([stored, pixels, f"feature scale {float(model.feature_scale)}"], size=8)
         sides = [preprocess.sides(side) for side in model.short_sides]
@@ -64,7 +62,7 @@ class FeatureMapCache:
         stamp = _stamp(path)
         found = read_tensors(path, verify=stamp is None or self._verified.get(path) != stamp)
         if found is None:
-            self._write(path, read_image(image), flip)
+            self._write(image, flip)
             stamp, found = _stamp(path), read_tensors(path)
             assert found is not None
         self._verified[path] = stamp
@@ -96,31 +94,27 @@ class FeatureMapCache:
             count = sum(map(bool, lacking.values()))
             check_room(self.folder, self.bytes_needed(sizes), f"the feature maps of {count} images")
         for done, (image, missing) in enumerate(lacking.items(), start=1):
-            pixels = read_image(image) if missing else None
             for each in missing:
-                assert pixels is not None
-                self._write(self.path(image, flip=each), pixels, each)
+                self._write(image, each)
             progress("feature maps", done, len(lacking))
 
     def bytes_needed(self, sizes: Sequence[tuple[int, int]]) -> int:
         """Bytes that the maps of images of these sizes (height, width) take on disk, but for some hundred of each file."""
         backbone = deepcopy(self.model.backbone).to("meta")
-        known: dict[tuple[int, int], int] = {}
-        total = 0
-        for size in sizes:
-            for side in self.model.short_sides:
-                scaled = self.model.preprocess.input_size(size, side)
-                if scaled not in known:
-                    with torch.no_grad():
-                        known[scaled] = 2 * backbone(torch.empty(1, 3, *scaled, device="meta")).numel()
-                total += known[scaled]
-        return total
+        scaled = Counter(
+            self.model.preprocess.input_size(size, side) for size in sizes for side in self.model.short_sides
+        )
+        with torch.no_grad():
+            return sum(
+                2 * count * backbone(torch.empty(1, 3, *size, device="meta")).numel() for size, count in scaled.items()
+            )
 
-    def _write(self, path: Path, pixels: np.ndarray, flip: bool) -> None:
+    def _write(self, image: Path, flip: bool) -> None:
+        pixels = read_image(image)
         maps = compute_feature_maps(self.model, np.ascontiguousarray(pixels[:, ::-1]) if flip else pixels)
         tensors = {str(index): part[0].permute(1, 2, 0) for index, part in enumerate(maps.features)}
         facts = {name: json.dumps(getattr(maps, name)) for name in ("scales", "size", "whole")}
-        write_tensors(path, tensors, facts)
+        write_tensors(self.path(image, flip=flip), tensors, facts)
 
 
 def _stamp(path: Path) -> Stamp | None:

@@ -34,8 +34,6 @@ class WindowSettings:
 
     windows_per_image: int = 64
     foreground_share: float = 0.25  # of the windows, at most (paper, section 4.1)
-    foreground_iou: float = 0.5
-    background_iou: float = 0.1
     flip: bool = True  # train on the flipped images too
     learning_rate: float = 1e-3  # peak, of layers up to 1024 wide; 5 % warm-up, then along a cosine
     weight_decay: float = 1e-2  # not of biases
@@ -68,16 +66,14 @@ class WindowBatch(NamedTuple):
 
 def pool_windows(model: SPPNet, images: Iterable[tuple[FeatureMaps, Candidates, Tensor | None]]) -> WindowBatch:
     """Pool the windows of some images, each given by its maps, its windows, and the map of each window [R] or None."""
-    whole, pooled, residuals, drawn = [], [], [], []
+    pooled, residuals, drawn = [], [], []
     for maps, candidates, scale in images:
         windows, its_residuals = maps.windows(model, candidates.boxes, scale)
-        vectors = maps.pool(model, torch.cat([maps.whole_window(), windows]))  # [1 + R, M, C]
-        whole.append(vectors[:1])
-        pooled.append(vectors[1:])
+        pooled.append(maps.pool(model, torch.cat([maps.whole_window(), windows])))  # [1 + R, M, C]
         residuals.append(its_residuals)
         drawn.append(candidates)
     return WindowBatch(
-        torch.cat(whole + pooled),
+        torch.cat([part[:1] for part in pooled] + [part[1:] for part in pooled]),
         torch.cat(residuals),
         torch.cat([each.labels for each in drawn]),
         torch.cat([each.deltas for each in drawn]),
@@ -161,9 +157,8 @@ def finetune(
     heads = nn.ModuleList(layer for layer in layers if layer is not None)
     names = [maps.folder.name, *(maps.path(image.path).name for image in images)]
     key = training_key(settings, names, images, heads)
-    groups = parameter_groups(
-        heads.parameters(), learning_rate=settings.learning_rate, weight_decay=settings.weight_decay
-    )
+    rate, decay = settings.learning_rate, settings.weight_decay
+    groups = parameter_groups(heads.parameters(), learning_rate=rate, weight_decay=decay)
 
     def loss(batch: WindowBatch, step: int) -> dict[str, Tensor]:
         return detection_losses(model, batch.to(model.device), settings.image_weight)
@@ -193,11 +188,9 @@ def training_key(
     parts: list[Part] = [*names]
     for image in images:
         parts += [image.candidates.boxes, image.candidates.labels, image.candidates.image_labels]
-    told = {
-        each.name: str(getattr(settings, each.name))
-        for each in fields(settings)
-        if each.name != "checkpoint_interval" and getattr(settings, each.name) != each.default
-    }
+    values = {each.name: (getattr(settings, each.name), each.default) for each in fields(settings)}
+    values.pop("checkpoint_interval", None)
+    told = {name: str(value) for name, (value, default) in values.items() if value != default}
     return {"images": fingerprint(parts, size=8), "weights": fingerprint([start.state_dict()], size=8), **told}
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -62,20 +63,23 @@ def detect(
         >>> "person" in found.class_names
         True
     """
-    models = _as_models(model)
+    models = (model,) if isinstance(model, SPPNet) else tuple(model)
+    check_combination(models)
     settings = replace(settings or DetectSettings(), **options)
     image = read_image(source)
-    found: dict[str, np.ndarray] = {}  # made once where models share a method
+    by_method = cache(partial(propose, image))  # made once where models share a method
     answers = []
     for net in models:
-        method = proposals if isinstance(proposals, str) else net.detection.proposals
         if proposals is None or isinstance(proposals, str):
-            boxes = found[method] if method in found else found.setdefault(method, propose(image, method))
+            boxes = by_method(proposals or net.detection.proposals)
         else:
-            boxes = check_proposals(proposals)
+            boxes = np.asarray(proposals, dtype=np.float32)
+            if boxes.ndim != 2 or boxes.shape[1] != 4 or not len(boxes):
+                raise SettingsError(
+                    f"proposals must be [R, 4] boxes in pixels, at least one: got shape {list(boxes.shape)}"
+                )
         answers.append(score_windows(net, compute_feature_maps(net, image), boxes))
-    scores, moved = union(models, answers)
-    return select(scores, moved, models[0].class_names, settings, score_kind(models[0]))
+    return select(*union(models, answers), models[0].class_names, settings, score_kind(models[0]))
 
 
 def detect_each(sources: Iterable[Any], model: SPPNet | Sequence[SPPNet], **options: Any) -> Iterator[Detections]:
@@ -95,8 +99,8 @@ def detect_in_maps(
         >>> detect_in_maps(model, compute_feature_maps(model, image), propose(image), strict).class_names
         ()
     """
-    scores, moved = score_windows(model, maps, proposals)
-    return select(scores, moved, model.class_names, settings, score_kind(model))
+    kind = score_kind(model)
+    return select(*score_windows(model, maps, proposals), model.class_names, settings, kind)
 
 
 def score_windows(model: SPPNet, maps: FeatureMaps, proposals: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -106,12 +110,12 @@ def score_windows(model: SPPNet, maps: FeatureMaps, proposals: np.ndarray) -> tu
         Scores [R, 1 + K], background first: see the model's window classifier. And boxes [R, K, 4] in pixels, clipped to the image.
     """
     classifier, regressor = model.window_classifier, model.box_regressor
-    if classifier is None or regressor is None:
-        raise _classifies_only()
+    assert classifier is not None  # see `score_kind`
+    assert regressor is not None
     boxes = torch.from_numpy(proposals)
     windows, residuals = maps.windows(model, boxes)
     with model.inference():
-        head_features = maps.for_windows(model, windows, lambda pooled: (model.fully_connected(pooled),))[0]
+        head_features = maps.head_features(model, windows)
         logits, deltas = model.heads(head_features, residuals.to(head_features.device))
         scores = classifier.scores(logits).cpu()
     with torch.inference_mode():
@@ -120,9 +124,11 @@ def score_windows(model: SPPNet, maps: FeatureMaps, proposals: np.ndarray) -> tu
 
 
 def score_kind(model: SPPNet) -> ScoreKind:
-    """What a detector's scores are."""
+    """What a detector's scores are; a ModelError where a model only classifies."""
     if model.window_classifier is None:
-        raise _classifies_only()
+        raise ModelError(
+            "this model classifies only: give a detector, such as the shipped 'voc', or use 'sppnet classify'"
+        )
     return model.window_classifier.score_kind
 
 
@@ -148,36 +154,16 @@ def check_combination(models: Sequence[SPPNet]) -> None:
     """Raise a ModelError where models cannot answer together."""
     if not models:
         raise ModelError("no model given: expected one, or several to combine")
-    first = models[0]
+    kind, names = score_kind(models[0]), set(models[0].class_names)
     for number, model in enumerate(models, start=1):
-        if score_kind(model) != score_kind(first):
+        own = set(model.class_names)
+        if score_kind(model) != kind:
             raise ModelError(
-                f"models can be combined if their scores are of one kind; model {number}'s are {score_kind(model)}, the first's "
-                f"{score_kind(first)}: train SVMs for both, or for neither ('sppnet train svm')"
+                f"models can be combined if their scores are of one kind; model {number}'s are {score_kind(model)}, the first's {kind}: "
+                "train SVMs for both, or for neither ('sppnet train svm')"
             )
-        if set(model.class_names) != set(first.class_names):
+        if own != names:
             raise ModelError(
-                f"models can be combined if they know the same classes; model {number} and the first differ: only in the "
-                f"first {sorted(set(first.class_names) - set(model.class_names))[:5]}, only in model {number} "
-                f"{sorted(set(model.class_names) - set(first.class_names))[:5]}"
+                f"models can be combined if they know the same classes; model {number} and the first differ: only in the first "
+                f"{sorted(names - own)[:5]}, only in model {number} {sorted(own - names)[:5]}"
             )
-
-
-def check_proposals(proposals: np.ndarray) -> np.ndarray:
-    """Boxes as [R, 4] float32, or a SettingsError."""
-    boxes = np.asarray(proposals, dtype=np.float32)
-    if boxes.ndim != 2 or boxes.shape[1] != 4 or not len(boxes):
-        raise SettingsError(f"proposals must be [R, 4] boxes in pixels, at least one: got shape {list(boxes.shape)}")
-    return boxes
-
-
-def _as_models(model: SPPNet | Sequence[SPPNet]) -> tuple[SPPNet, ...]:
-    models = (model,) if isinstance(model, SPPNet) else tuple(model)
-    check_combination(models)
-    return models
-
-
-def _classifies_only() -> ModelError:
-    return ModelError(
-        "this model classifies only: give a detector, such as the shipped 'voc', or use 'sppnet classify'"
-    )

@@ -25,10 +25,9 @@ Difficult objects are neither positives nor negatives (`sppnet.detection.windows
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +35,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sppnet.cache import read_tensors, write_tensors
+from sppnet.cache import read_tensors
 from sppnet.detection.hard_negatives import NegativeCache, hard_windows
-from sppnet.detection.windows_of_images import ImageWindows, ManyWindows, feature_scale
+from sppnet.detection.windows_of_images import ImageWindows, ManyWindows, feature_scale, read_state, write_state
 from sppnet.errors import SettingsError, UserError
 from sppnet.linear.svm import solve_svms
 from sppnet.models.heads import SVMClassifier
@@ -46,10 +45,7 @@ from sppnet.progress import Progress, no_progress
 
 BYTES_PER_CLASS = 2**27  # of negatives at most: 65,000 of length 1024, 1000 of a pyramid with 64,000 numbers
 SOLVING_BYTES = 2**29  # of features in single precision: so many classes are solved side by side
-DECIDING = (
-    "cost", "positive_weight", "bias_input", "negative_iou", "duplicate_iou", "hard_score", "easy_score", "retrain_after",
-    "memory_bytes", "seed",
-)  # fmt: skip
+TRAINED = ("weights", "biases", "trained", "fresh")  # what of a training is in a state under these names
 EMBEDDED_BYTES = 2**27  # of an image's windows in single precision that are looked at together
 
 
@@ -90,7 +86,9 @@ class SVMSettings:
 
     def key(self) -> dict[str, Any]:
         """What decides the result, by name. A field that comes later belongs here only where it is not at its default."""
-        return {name: getattr(self, name) for name in DECIDING}
+        return {
+            each.name: getattr(self, each.name) for each in fields(SVMSettings) if each.name != "checkpoint_interval"
+        }
 
 
 def train_svms(
@@ -118,19 +116,14 @@ def train_svms(
 
     Raises:
         UserError: a class without a positive or a negative; a state of another training.
-        ValueError: windows of other classes, features of changing length.
 
     Source: arXiv:1406.4729, section 4.1.
     """
-    if not class_names or not len(images):
-        raise UserError(
-            f"no SVM can be trained of {len(class_names)} classes on {len(images)} images: give at least one of each"
-        )
-    identity = json.dumps(
-        {"svms": 2, "class_names": list(class_names), "images": len(images), "scale": scale, **settings.key()}
-    )
-    mining = _Mining(tuple(class_names), settings)
-    if state is None or not mining.restore(state, identity):
+    told = {"svms": 2, "class_names": list(class_names), "images": len(images), "scale": scale, **settings.key()}
+    mining = _Mining(class_names, settings)
+    if (stored := read_state(state, told)) is not None:
+        mining.restore(*stored)
+    else:
         mining.scale = feature_scale(images, settings.seed) if scale is None else scale
     order = np.random.default_rng([settings.seed, 1, 1]).permutation(len(images)).tolist()
     total = 2 * len(images)
@@ -138,21 +131,20 @@ def train_svms(
         if step < len(images):
             mining.collect_positives(images[step])
         else:
-            index = order[step - len(images)]
-            mining.mine(index, images[index])
+            mining.mine(images[order[step - len(images)]])
         mining.done += 1
         if mining.done == len(images):
             mining.check_positives()
         if mining.done == total:
             mining.fit(mining.fresh.nonzero().flatten().tolist())
         if state is not None and (mining.done % settings.checkpoint_interval == 0 or mining.done == total):
-            mining.save(state, identity)
+            write_state(state, told, mining.arrays(), done=mining.done, scale=mining.scale)
         progress("SVMs", mining.done, total)
     untrained = (~mining.trained).nonzero().flatten().tolist()
     if untrained:
         raise UserError(
-            f"no window overlaps the objects of class {class_names[untrained[0]]!r} by less than "
-            f"{settings.negative_iou}: add images without them"
+            f"no window overlaps the objects of class {class_names[untrained[0]]!r} by less than {settings.negative_iou}: add images "
+            "without them"
         )
     return mining.svms
 
@@ -175,18 +167,21 @@ def cached_windows(state: Path, *, group_size: int = 1000) -> list[ImageWindows]
         return []
     features = torch.cat([stored[0]["positives"], stored[0]["cache.features"]])
 
-    def group(part: Tensor) -> ImageWindows:
-        count = len(part)
-        labels = torch.zeros(count, dtype=torch.int64)
-        return ImageWindows(torch.zeros(count, 4), labels, torch.zeros(count, 1), lambda rows: part[rows])
-
-    return [group(part) for part in features.split(group_size)]
+    return [
+        ImageWindows(
+            torch.zeros(len(part), 4),
+            torch.zeros(len(part), dtype=torch.int64),
+            torch.zeros(len(part), 1),
+            part.__getitem__,
+        )
+        for part in features.split(group_size)
+    ]
 
 
 class _Mining:
     """All that a training has reached: what is saved, and goes on."""
 
-    def __init__(self, class_names: tuple[str, ...], settings: SVMSettings) -> None:
+    def __init__(self, class_names: Sequence[str], settings: SVMSettings) -> None:
         count = len(class_names)
         self.class_names, self.settings = class_names, settings
         self.done = 0  # steps
@@ -210,36 +205,28 @@ class _Mining:
 
     def check_positives(self) -> None:
         labels = torch.cat([*self.positive_labels, torch.zeros(0, dtype=torch.int64)])
-        counts = labels.bincount(minlength=1 + len(self.class_names))[1:]
-        if len(counts) > len(self.class_names):
-            raise ValueError(f"expected labels 0..{len(self.class_names)}, got {int(labels.max())}")
-        for name, count in zip(self.class_names, counts.tolist(), strict=True):
-            if not count:
+        for label, name in enumerate(self.class_names, start=1):
+            if not (labels == label).any():
                 raise UserError(f"class {name!r} has no object to learn from: add images of it, or leave it out")
         self.positives, self.positive_labels = [torch.cat(self.positives)], [labels]
         self.weights = torch.zeros(len(self.class_names), self.positives[0].shape[1])
 
-    def mine(self, index: int, image: ImageWindows) -> None:
+    def mine(self, image: ImageWindows) -> None:
         """Take in the hard windows of an image, and train the classes that have many new ones."""
         settings = self.settings
-        if image.overlaps.shape[1] != len(self.class_names):
-            raise ValueError(f"expected overlaps [R, {len(self.class_names)}], got shape {list(image.overlaps.shape)}")
         eligible = image.overlaps < settings.negative_iou
-        held = self.cache.held_of(index, len(image.labels))
         svms, found = self.svms, []
         together = max(1, EMBEDDED_BYTES // (4 * max(1, self.weights.shape[1])))
         for part in eligible.any(1).nonzero().flatten().split(together):
             features = image.features(part)
             scores = svms(features)[:, 1:]
-            near = (held[part] | (eligible[part] & (scores > settings.hard_score))).any(1)
+            near = (eligible[part] & (scores > settings.hard_score)).any(1)
             found.append((part[near], features[near], scores[near]))
-        if not sum(len(part) for part, _, _ in found):
-            return
         rows, features, scores = (torch.cat(column) for column in zip(*found, strict=True))
-        hard = hard_windows(
-            image.boxes[rows], scores, eligible[rows], held[rows], settings.hard_score, settings.duplicate_iou
-        )
-        self.cache.add(index, rows, features, hard, scores)
+        if not len(rows):
+            return
+        hard = hard_windows(image.boxes[rows], scores, eligible[rows], settings.hard_score, settings.duplicate_iou)
+        self.cache.add(features, hard, scores)
         self.fresh += hard.sum(0)
         due = self.fresh >= settings.retrain_after
         due |= self.cache.too_many() & ~self.trained  # without an SVM there is no telling which to drop
@@ -248,12 +235,8 @@ class _Mining:
 
     def fit(self, columns: Sequence[int]) -> None:
         """Train these classes on what is cached for them, and drop what has become easy."""
-        if not columns:
-            return
-        largest = (
-            4 * self.weights.shape[1] * int((self.cache.held.sum(0) + self.positive_labels[0].bincount().max()).max())
-        )
-        together = max(1, min(torch.get_num_threads(), SOLVING_BYTES // max(1, largest)))
+        examples = int(self.cache.held.sum(0).max() + self.positive_labels[0].bincount().max())
+        together = max(1, min(torch.get_num_threads(), SOLVING_BYTES // (4 * examples * self.weights.shape[1])))
         with ThreadPoolExecutor(together) as pool:
             for column, (weights, bias, scores) in zip(columns, pool.map(self._solve, columns), strict=True):
                 self.weights[column], self.biases[column] = weights, bias
@@ -280,31 +263,18 @@ class _Mining:
         scores = svm.decision_scores(scaled[len(positives) :])[:, 0]
         return torch.from_numpy(svm.weights[0]), float(svm.biases[0]), torch.from_numpy(scores)
 
-    def save(self, path: Path, identity: str) -> None:
-        """Write all of it, or nothing."""
-        tensors = {
+    def arrays(self) -> dict[str, Tensor]:
+        """All of it, for a file; `restore` takes it."""
+        return {
             "positives": torch.cat(self.positives) if self.positives else torch.zeros(0, 0),
             "positive_labels": torch.cat([*self.positive_labels, torch.zeros(0, dtype=torch.int64)]),
-            **{name: getattr(self, name) for name in ("weights", "biases", "trained", "fresh")},
+            **{name: getattr(self, name) for name in TRAINED},
             **{f"cache.{name}": part for name, part in self.cache.arrays().items()},
         }
-        write_tensors(path, tensors, {"identity": identity, "done": str(self.done), "scale": repr(self.scale)})
 
-    def restore(self, path: Path, identity: str) -> bool:
-        """Whether there was something to go on from."""
-        stored = read_tensors(path)
-        if stored is None:
-            return False
-        tensors, metadata = stored
-        if metadata.get("identity") != identity:
-            raise UserError(
-                f"{path} is the state of another SVM training (classes, images or settings differ): "
-                "delete it, or name another file"
-            )
+    def restore(self, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
         self.done, self.scale = int(metadata["done"]), float(metadata["scale"])
         if len(tensors["positive_labels"]):
             self.positives, self.positive_labels = [tensors["positives"]], [tensors["positive_labels"]]
-        self.weights, self.biases = tensors["weights"], tensors["biases"]
-        self.trained, self.fresh = tensors["trained"], tensors["fresh"]
-        self.cache.restore({name: tensors[f"cache.{name}"] for name in ("features", "held", "scores", "keys")})
-        return True
+        self.weights, self.biases, self.trained, self.fresh = (tensors[name] for name in TRAINED)
+        self.cache.restore({name.removeprefix("cache."): part for name, part in tensors.items()})

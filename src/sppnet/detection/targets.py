@@ -1,13 +1,13 @@
 """Which proposals a detector is trained on, and what each should answer.
 
-Foreground: overlap of at least ``foreground_iou`` with an object; background: between ``background_iou`` and that. What
+Foreground: overlap of at least ``FOREGROUND_IOU`` with an object; background: between ``BACKGROUND_IOU`` and that. What
 lies below is left out: it teaches little. Difficult objects are not trained on, and what overlaps one is not background.
 Source: arXiv:1406.4729, section 4.1 (25 % foreground, [.5, 1] against [.1, .5)).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,6 +18,8 @@ from torch import Tensor
 from sppnet.boxes import box_iou, encode_boxes, flip_boxes, flip_deltas
 from sppnet.data.annotations import AnnotatedImage
 from sppnet.models.heads import DELTA_SCALE
+
+FOREGROUND_IOU, BACKGROUND_IOU = 0.5, 0.1
 
 
 @dataclass(frozen=True)
@@ -40,36 +42,26 @@ class TrainingImage:
 
 
 def training_images(
-    images: Sequence[AnnotatedImage],
-    proposals: Sequence[np.ndarray],
-    num_classes: int,
-    foreground_iou: float,
-    background_iou: float,
-) -> Iterator[TrainingImage]:
+    images: Sequence[AnnotatedImage], proposals: Sequence[np.ndarray], num_classes: int
+) -> list[TrainingImage]:
     """The images, each with its proposals [R, 4], that have something to train on; see `find_candidates`."""
-    for image, boxes in zip(images, proposals, strict=True):
-        candidates = find_candidates(image, boxes, num_classes, foreground_iou, background_iou)
-        if len(candidates.labels):
-            yield TrainingImage(image.path, candidates)
+    candidates = [find_candidates(*each, num_classes) for each in zip(images, proposals, strict=True)]
+    return [TrainingImage(i.path, found) for i, found in zip(images, candidates, strict=True) if len(found.labels)]
 
 
-def find_candidates(
-    image: AnnotatedImage, proposals: np.ndarray, num_classes: int, foreground_iou: float, background_iou: float
-) -> Candidates:
+def find_candidates(image: AnnotatedImage, proposals: np.ndarray, num_classes: int) -> Candidates:
     """Sort an image's proposals, and its objects themselves, into foreground and background.
 
     Args:
         image: the image and its objects.
         proposals: [R, 4] float32, pixels of the image.
         num_classes: K.
-        foreground_iou: at least this overlap with an object makes a window foreground.
-        background_iou: at least this, and less than ``foreground_iou``, makes it background.
 
     Example:
         >>> image = AnnotatedImage("1", Path("1.jpg"), (50, 100), np.array([[0, 0, 40, 40]], np.float32),
         ...                        np.array([2]), np.array([False]))
         >>> proposals = np.array([[0, 0, 40, 30], [20, 20, 60, 60], [80, 0, 90, 10]], np.float32)
-        >>> find_candidates(image, proposals, 3, 0.5, 0.1).labels
+        >>> find_candidates(image, proposals, 3).labels
         tensor([2, 2, 0])
     """
     easy = ~image.difficult
@@ -80,9 +72,9 @@ def find_candidates(
     best, which = _best_overlap(boxes, objects)
     best_difficult, _ = _best_overlap(boxes, torch.from_numpy(image.gt_boxes[image.difficult]))
 
-    foreground = (best >= foreground_iou).nonzero().flatten()
-    other = (best < foreground_iou) & (best_difficult < foreground_iou)
-    background = (other & (torch.maximum(best, best_difficult) >= background_iou)).nonzero().flatten()
+    foreground = (best >= FOREGROUND_IOU).nonzero().flatten()
+    other = (best < FOREGROUND_IOU) & (best_difficult < FOREGROUND_IOU)
+    background = (other & (torch.maximum(best, best_difficult) >= BACKGROUND_IOU)).nonzero().flatten()
     if not len(background):  # an image without objects, or filled by one: whatever is not the object will do
         background = other.nonzero().flatten()
     deltas = torch.zeros(len(foreground) + len(background), 4)
@@ -112,19 +104,11 @@ def draw(candidates: Candidates, count: int, foreground_share: float, rng: np.ra
     background = len(candidates.labels) - candidates.num_foreground
     of_foreground = min(candidates.num_foreground, round(count * foreground_share))
     of_background = min(background, count - of_foreground)
-    chosen = np.concatenate(
-        [
-            rng.choice(candidates.num_foreground, of_foreground, replace=False),
-            candidates.num_foreground + rng.choice(background, of_background, replace=False),
-        ]
-    )
-    return Candidates(
-        candidates.boxes[chosen],
-        candidates.labels[chosen],
-        candidates.deltas[chosen],
-        of_foreground,
-        candidates.image_labels,
-    )
+    foreground = rng.choice(candidates.num_foreground, of_foreground, replace=False)
+    others = candidates.num_foreground + rng.choice(background, of_background, replace=False)
+    chosen = np.concatenate([foreground, others])
+    boxes, labels, deltas = (part[chosen] for part in (candidates.boxes, candidates.labels, candidates.deltas))
+    return Candidates(boxes, labels, deltas, of_foreground, candidates.image_labels)
 
 
 def flip(candidates: Candidates, width: int) -> Candidates:

@@ -19,7 +19,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-import numpy as np
 import torch
 from cyclopts import Parameter
 
@@ -30,8 +29,8 @@ from sppnet.detection.box_regression import BoxRegressionSettings
 from sppnet.detection.end_to_end import EndToEndSettings, train_end_to_end, trainable_layers
 from sppnet.detection.feature_map_cache import FeatureMapCache
 from sppnet.detection.feature_maps import compute_feature_maps
-from sppnet.detection.finetune import FinetuneSettings, WindowSettings, finetune
-from sppnet.detection.linear_heads import train_image_svms, train_linear_heads
+from sppnet.detection.finetune import FinetuneSettings, finetune
+from sppnet.detection.linear_heads import train_image_classifier, train_linear_heads
 from sppnet.detection.svm import SVMSettings
 from sppnet.detection.targets import training_images
 from sppnet.detection.windows_of_images import WindowsOfImages
@@ -39,7 +38,6 @@ from sppnet.errors import ModelError, OutputError, SettingsError, UserError
 from sppnet.files import check_replaceable, make_folder
 from sppnet.models.backbones import COMPACT, RANDOM, build_backbone, check_not_random, pretrained_weights
 from sppnet.models.files import check_model_path, load, round_to_stored, save_model, trained_by
-from sppnet.models.precision import to_half
 from sppnet.models.preprocess import Preprocess
 from sppnet.models.sppnet import Architecture, DetectionSettings, SPPNet, build_model
 from sppnet.progress import Progress, no_progress, timed
@@ -194,8 +192,7 @@ def train_detector(
             proposals = proposals_of(data, net.detection.proposals, folder, progress)
         if model is None:
             _set_feature_scale(net, data.images, folder)
-        ious = (WindowSettings.foreground_iou, WindowSettings.background_iou)
-        images = list(training_images(data.images, proposals, len(net.class_names), *ious))
+        images = training_images(data.images, proposals, len(net.class_names))
         maps = FeatureMapCache(net, folder / "feature-maps")
         if stages[0] != "end to end":
             with timed(seconds, "feature maps"):
@@ -221,9 +218,8 @@ def train_detector(
             record |= train_linear_heads(net, windows, folder, svm=svm, ridge=ridge, progress=progress)
             if settings.preset == "quick" and model is None:
                 with timed(seconds, "image classifier"):
-                    record["image_classifier"] = _train_image_classifier(
-                        net, maps, data.images, settings.seed, progress
-                    )
+                    choice = train_image_classifier(net, maps, data.images, seed=settings.seed, progress=progress)
+                    record["image_classifier"] = choice.to_dict()
             round_to_stored(net)
     net.requires_grad_(True)
     net.record = {
@@ -249,7 +245,7 @@ def train_svms_of(model: SPPNet, data: DetectionData, *, ridge: bool = True, **o
         options: ``output``, ``cache``, ``progress``, as of `train_detector`.
 
     Returns:
-        The detector with these heads, to which classes can be added (`sppnet.detection.add_class`).
+        The detector with these heads, to which classes can be added (`sppnet.detection.linear_heads.add_class`).
 
     Raises:
         UserError: as of `train_detector`.
@@ -325,19 +321,3 @@ def _set_feature_scale(net: SPPNet, images: Sequence[AnnotatedImage], folder: Pa
         found = {"mean_square": mean}, {}
         write_tensors(file, *found)
     net.set_feature_scale(float(found[0]["mean_square"]))
-
-
-def _train_image_classifier(
-    net: SPPNet, maps: FeatureMapCache, images: Sequence[AnnotatedImage], seed: int, progress: Progress
-) -> dict[str, Any]:
-    """SVMs that say which classes are in a whole image, where no fully connected layers learned it with the windows."""
-    head_features = np.empty((len(images), net.image_classifier.in_features), np.float16)
-    present = np.full((len(images), len(net.class_names)), -1, np.int8)
-    for row, image in enumerate(images):
-        of_image = maps.read(image.path).to(net.device)
-        with net.inference():
-            head_features[row] = to_half(net.fully_connected(of_image.pool(net, of_image.whole_window()))).cpu()
-        present[row, image.gt_labels[image.difficult] - 1] = 0
-        present[row, image.gt_labels[~image.difficult] - 1] = 1
-        progress("image classifier", row + 1, len(images))
-    return train_image_svms(net, head_features, present, seed=seed).to_dict()

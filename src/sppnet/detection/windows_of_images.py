@@ -10,24 +10,25 @@ boxes [R, 4], labels [R], overlaps [R, K]; rows of them [n] -> head features [n,
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sppnet.boxes import box_iou
-from sppnet.cache import Part, fingerprint
+from sppnet.cache import Part, fingerprint, read_tensors, write_tensors
 from sppnet.data.annotations import AnnotatedImage
 from sppnet.detection.feature_map_cache import FeatureMapCache
+from sppnet.errors import UserError
 from sppnet.models.sppnet import SPPNet
 
-FEATURE_NORM = (
-    20.0  # mean length that head features are scaled to: the release's, which costs and ridge penalties are meant for
-)
+# Mean length that head features are scaled to: the release's, which costs and ridge penalties are meant for.
+FEATURE_NORM = 20.0
 SAMPLE_IMAGES, SAMPLE_WINDOWS = 200, 200  # from as many images, as many windows each: the release's sample for the norm
 
 
@@ -41,9 +42,6 @@ class ImageWindows:
         overlaps: [R, K] float32: the largest IoU with an object of each class.
         embed: rows [n] int64 -> head features [n, D], floating point, on any device.
 
-    Raises:
-        ValueError: shapes that do not fit each other.
-
     Example:
         >>> vectors = torch.eye(2)
         >>> windows = ImageWindows(torch.tensor([[0., 0, 9, 9], [3, 0, 9, 9]]), torch.tensor([1, 0]),
@@ -56,12 +54,6 @@ class ImageWindows:
     labels: Tensor
     overlaps: Tensor
     embed: Callable[[Tensor], Tensor]
-
-    def __post_init__(self) -> None:
-        count = len(self.labels)
-        shapes = [list(part.shape) for part in (self.boxes, self.labels, self.overlaps)]
-        if shapes[:2] != [[count, 4], [count]] or self.overlaps.ndim != 2 or len(self.overlaps) != count:
-            raise ValueError(f"expected boxes [R, 4], labels [R] and overlaps [R, K], got shapes {shapes}")
 
     @classmethod
     def of(
@@ -92,14 +84,9 @@ class ImageWindows:
         """rows [n] int64 -> head features [n, D] on the CPU, in the precision that they were computed in.
 
         Raises:
-            ValueError: ``embed`` returned anything but one vector of finite numbers for each row.
+            ValueError: they are not finite.
         """
         features = self.embed(rows).detach().cpu()
-        if features.ndim != 2 or len(features) != len(rows) or not features.is_floating_point():
-            raise ValueError(
-                f"expected floating-point features [{len(rows)}, D] of {len(rows)} windows, "
-                f"got {features.dtype} of shape {list(features.shape)}"
-            )
         if not features.isfinite().all():
             raise ValueError("features hold infinities or NaN: the backbone's weights are damaged, or its maps")
         return features
@@ -132,8 +119,6 @@ class WindowsOfImages:
         *,
         label: int = 0,
     ) -> None:
-        if len(images) != len(proposals):
-            raise ValueError(f"expected proposals of each image, got {len(images)} and {len(proposals)}")
         self.model, self.cache, self.images, self.proposals, self.label = model, cache, images, proposals, label
         self.num_classes = 1 if label else len(model.class_names)
 
@@ -144,9 +129,8 @@ class WindowsOfImages:
         image = self.images[index]
         if self.label:
             own = image.gt_labels == self.label
-            image = replace(
-                image, gt_boxes=image.gt_boxes[own], gt_labels=np.ones(int(own.sum()), np.int64), difficult=image.difficult[own]
-            )  # fmt: skip
+            ones = np.ones(int(own.sum()), np.int64)
+            image = replace(image, gt_boxes=image.gt_boxes[own], gt_labels=ones, difficult=image.difficult[own])
 
         def embed(boxes: Tensor) -> Tensor:
             return self.cache.read(image.path).to(self.model.device).embed(self.model, boxes)
@@ -156,17 +140,14 @@ class WindowsOfImages:
     @cached_property
     def fingerprint(self) -> str:
         """Names all that the windows come from: objects, proposals, maps, and the layers that embed them."""
-        return fingerprint(self._made_of(), size=8)
-
-    def _made_of(self) -> Iterator[Part]:
         architecture = self.model.architecture
         fields = {"num_classes": self.num_classes, "label": self.label, "levels": architecture.levels}
-        yield json.dumps({**fields, "unit_length": architecture.unit_length}, sort_keys=True)
-        yield self.model.fully_connected.state_dict()
+        parts: list[Part] = [json.dumps({**fields, "unit_length": architecture.unit_length}, sort_keys=True)]
+        parts.append(self.model.fully_connected.state_dict())
         for image, proposals in zip(self.images, self.proposals, strict=True):
             maps = self.cache.path(image.path)
-            yield f"{maps.parent.name}/{maps.name}"
-            yield from (proposals, image.gt_boxes, image.gt_labels, image.difficult)
+            parts += (f"{maps.parent.name}/{maps.name}", proposals, image.gt_boxes, image.gt_labels, image.difficult)
+        return fingerprint(parts, size=8)
 
 
 def feature_scale(images: ManyWindows, seed: int = 0) -> float:
@@ -195,8 +176,23 @@ def feature_scale(images: ManyWindows, seed: int = 0) -> float:
             count += len(rows)
     if total == 0:
         raise ValueError(
-            f"no length to scale to {FEATURE_NORM:g}: {count} windows in {len(images)} images, features all 0"
+            f"no length to scale to {FEATURE_NORM:g}: {count} windows of {len(images)} images, features all 0"
         )
-    return float(
-        np.float32(f"{FEATURE_NORM * count / total:.4g}")
-    )  # rounded, so that another machine gets the very same
+    return float(np.float32(f"{FEATURE_NORM * count / total:.4g}"))  # rounded: another machine gets the very same
+
+
+def write_state(path: Path, told: Mapping[str, Any], tensors: Mapping[str, Tensor], **reached: float) -> None:
+    """Write what a training has reached, or nothing; ``told`` says which training, and its settings."""
+    write_tensors(
+        path, tensors, {"identity": json.dumps(told), **{name: str(value) for name, value in reached.items()}}
+    )
+
+
+def read_state(path: Path | None, told: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, str]] | None:
+    """What `write_state` wrote; None where there is nothing to go on from, a UserError where it is of another training."""
+    stored = None if path is None else read_tensors(path)
+    if stored is not None and stored[1].get("identity") != json.dumps(told):
+        raise UserError(
+            f"{path} is the state of another training, of other settings or data: delete it, or name another file"
+        )
+    return stored
