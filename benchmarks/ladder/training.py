@@ -160,7 +160,7 @@ def linear_step(
     def train(model: SPPNet, folder: Path, progress: Progress) -> None:
         maps = FeatureMapCache(model, ladder.maps)
         maps.fill([image.path for image in ladder.train.images], progress=progress)
-        windows = WindowsOfImages(model, maps, ladder.train.images, ladder.proposals(ladder.train))
+        windows = WindowsOfImages(maps, ladder.train.images, ladder.proposals(ladder.train))
         train_linear_heads(model, windows, folder, svm=svm, ridge=ridge, progress=progress)
 
     return training_step(ladder, name, start, train, needs)

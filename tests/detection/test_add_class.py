@@ -55,7 +55,7 @@ def trained(
     round_to_stored(net)
     circles = only(data, "circle")
     proposals = proposals_of(circles, "grid", folder / "cache")
-    windows = WindowsOfImages(net, FeatureMapCache(net, folder / "cache" / "feature-maps"), circles.images, proposals)
+    windows = WindowsOfImages(FeatureMapCache(net, folder / "cache" / "feature-maps"), circles.images, proposals)
     ridge = BoxRegressionSettings(ridge=10, min_iou=0.4)
     record = train_linear_heads(net, windows, folder / "cache", svm=SVMSettings(cost=0.01), ridge=ridge)
     net.record = {"settings": {"steps": 40}, **record}

@@ -129,5 +129,5 @@ def test_what_decides_a_training_is_named_field_by_field() -> None:
 
 
 def test_mistakes_are_named() -> None:
-    with pytest.raises(SettingsError, match="expected ridge above 0"):
+    with pytest.raises(SettingsError, match="ridge must be above 0"):
         BoxRegressionSettings(ridge=0)

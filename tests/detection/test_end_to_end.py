@@ -132,7 +132,7 @@ def test_layers_that_are_not_there(net: nn.Sequential, train_layers: str) -> Non
 
 
 def test_nothing_left_to_train() -> None:
-    with pytest.raises(SettingsError, match="train_layers is '1': no layer from there on has weights to train"):
+    with pytest.raises(SettingsError, match="train_layers is '1': no layer from there on has weights"):
         trainable_layers(nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU()), "1")
 
 

@@ -59,7 +59,7 @@ def trainer(
 
         net = copy.deepcopy(model)
         proposals = [propose(read_image(image.path), "grid")[:120] for image in images]
-        windows = WindowsOfImages(net, FeatureMapCache(net, maps), images, proposals)
+        windows = WindowsOfImages(FeatureMapCache(net, maps), images, proposals)
         record = train_linear_heads(
             net, windows, tmp_path, progress=progress, **({"svm": SVM, "ridge": RIDGE} | settings)
         )
@@ -149,5 +149,5 @@ def test_of_very_many_images_some_are_drawn_to_learn_what_is_in_them(
 ) -> None:
     net = copy.deepcopy(tiny_detector)
     monkeypatch.setattr("sppnet.detection.linear_heads.MAX_IMAGES", 6)
-    assert train_image_classifier(net, FeatureMapCache(net, maps), images).rows == 6
+    assert train_image_classifier(FeatureMapCache(net, maps), images, seed=0).rows == 6
     assert not torch.equal(net.image_classifier.weight, tiny_detector.image_classifier.weight)

@@ -210,9 +210,7 @@ def test_models_that_are_refused(
         class_names=("circle", "triangle"),
     )
     refused(ModelError, "the model classifies only: give a detector", detects=False)
-    refused(
-        ModelError, "the model has SVMs or box regressors, made for the layers before them", window_classifier="svm"
-    )
+    refused(ModelError, "the model has SVMs or box regressors already", window_classifier="svm")
     with pytest.raises(ModelError, match="no such model: nothing"):
         train_detector(data, model="nothing")
     assert not (tmp_path / "cache").exists()

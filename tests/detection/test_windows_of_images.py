@@ -85,7 +85,7 @@ def cached(tiny_detector: SPPNet, tiny_voc_original: Path, tmp_path_factory: pyt
     images = read_voc(tiny_voc_original, "train").images
     cache = FeatureMapCache(tiny_detector, tmp_path_factory.mktemp("maps"))
     proposals = [propose(read_image(image.path), "grid")[:40] for image in images]
-    return WindowsOfImages(tiny_detector, cache, images, proposals)
+    return WindowsOfImages(cache, images, proposals)
 
 
 def test_boxes_are_embedded_as_the_network_does(cached: WindowsOfImages) -> None:
@@ -100,7 +100,7 @@ def test_boxes_are_embedded_as_the_network_does(cached: WindowsOfImages) -> None
 
 
 def test_one_class_alone(cached: WindowsOfImages) -> None:
-    squares = WindowsOfImages(cached.model, cached.cache, cached.images, cached.proposals, label=2)
+    squares = WindowsOfImages(cached.cache, cached.images, cached.proposals, label=2)
     for index in range(len(cached)):
         both, one = cached[index], squares[index]
         assert one.overlaps.shape[1] == 1
@@ -110,7 +110,7 @@ def test_one_class_alone(cached: WindowsOfImages) -> None:
 
 def test_windows_are_named_by_all_that_they_come_from(cached: WindowsOfImages) -> None:
     def named(**changes: Any) -> str:
-        parts = {"model": cached.model, "cache": cached.cache, "images": cached.images, "proposals": cached.proposals}
+        parts = {"cache": cached.cache, "images": cached.images, "proposals": cached.proposals}
         return WindowsOfImages(**(parts | changes)).fingerprint
 
     model = copy.deepcopy(cached.model)
@@ -119,7 +119,7 @@ def test_windows_are_named_by_all_that_they_come_from(cached: WindowsOfImages) -
     names = [
         named(),
         named(label=1),
-        named(model=model),
+        named(cache=FeatureMapCache(model, cached.cache.folder.parent)),
         named(images=cached.images[1:], proposals=cached.proposals[1:]),
         named(proposals=[boxes + 1 for boxes in cached.proposals]),
     ]

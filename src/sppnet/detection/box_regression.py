@@ -51,9 +51,7 @@ class BoxRegressionSettings:
 
     def __post_init__(self) -> None:
         if not self.ridge > 0 or not 0 < self.min_iou <= 1 or self.checkpoint_interval < 1:
-            raise SettingsError(
-                f"expected ridge above 0, min_iou in 0..1 and checkpoint_interval of 1 or more: got {self}"
-            )
+            raise SettingsError(f"ridge must be above 0, min_iou in 0..1 and checkpoint_interval 1 or more: got {self}")
 
     def key(self) -> dict[str, Any]:
         """What decides the result, by name; see `SVMSettings.key`."""
@@ -99,7 +97,8 @@ def train_box_regression(
         fit.look(groups[turn], images[index])
         fit.done += 1
         if index == len(images) - 1:
-            fit.solve(groups[turn])
+            for label in groups[turn]:
+                fit.weights[label - 1], fit.biases[label - 1] = fit.sums.pop(label).solve(settings.ridge)
         if state is not None and (fit.done % settings.checkpoint_interval == 0 or fit.done == total):
             write_state(state, told, fit.arrays(), done=fit.done)
         progress("box regression", fit.done, total)
@@ -150,10 +149,6 @@ class _Fit:
             for label in labels[here].unique().tolist():
                 same = labels[here] == label
                 self.sums[label].add(features[same], targets[here][same])
-
-    def solve(self, group: list[int]) -> None:
-        for label in group:
-            self.weights[label - 1], self.biases[label - 1] = self.sums.pop(label).solve(self.settings.ridge)
 
     def arrays(self) -> dict[str, Tensor]:
         """All of it, for a file; `restore` takes it."""

@@ -107,8 +107,7 @@ def train_end_to_end(
     Source: arXiv:1504.08083, section 2.3.
     """
     convolutions = trainable_layers(model.backbone, settings.train_layers)
-    trained = {id(parameter) for parameter in model.backbone.parameters()}
-    heads = [parameter for parameter in model.parameters() if id(parameter) not in trained]
+    heads = [parameter for name, parameter in model.named_parameters() if not name.startswith("backbone.")]
     key = training_key(settings, [content_key(image.path) for image in images], images, model)
     key |= {"preprocess": repr(model.preprocess), "scales": str(model.short_sides)}
     steps = math.ceil(settings.epochs * len(images) / (settings.images_per_step * devices))
@@ -192,7 +191,5 @@ def trainable_layers(backbone: nn.Module, train_layers: str) -> list[nn.Paramete
         if parameter.requires_grad:
             trained.append(parameter)
     if not trained and train_layers != "none":
-        raise SettingsError(
-            f"train_layers is {train_layers!r}: no layer from there on has weights to train; {expected}"
-        )
+        raise SettingsError(f"train_layers is {train_layers!r}: no layer from there on has weights; {expected}")
     return trained

@@ -101,13 +101,12 @@ class FeatureMapCache:
     def bytes_needed(self, sizes: Sequence[tuple[int, int]]) -> int:
         """Bytes that the maps of images of these sizes (height, width) take on disk, but for some hundred of each file."""
         backbone = deepcopy(self.model.backbone).to("meta")
-        scaled = Counter(
+        inputs = Counter(
             self.model.preprocess.input_size(size, side) for size in sizes for side in self.model.short_sides
         )
         with torch.no_grad():
-            return sum(
-                2 * count * backbone(torch.empty(1, 3, *size, device="meta")).numel() for size, count in scaled.items()
-            )
+            maps = {size: backbone(torch.empty(1, 3, *size, device="meta")) for size in inputs}
+        return sum(2 * count * maps[size].numel() for size, count in inputs.items())
 
     def _write(self, image: Path, flip: bool) -> None:
         pixels = read_image(image)
@@ -118,8 +117,5 @@ class FeatureMapCache:
 
 
 def _stamp(path: Path) -> Stamp | None:
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_size
+    status = path.stat() if path.exists() else None
+    return status and (status.st_mtime_ns, status.st_size)

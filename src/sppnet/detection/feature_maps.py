@@ -117,8 +117,6 @@ def choose_scale(boxes: Tensor, scales: Sequence[tuple[float, float]]) -> Tensor
         >>> choose_scale(boxes, [(1.0, 1.0), (2.0, 2.0), (4.0, 4.0)])
         tensor([0, 2])
     """
-    if not len(scales):
-        raise ValueError("expected at least one scale: got none")
     factors = torch.tensor([vertical * horizontal for vertical, horizontal in scales], dtype=torch.float64)
     areas = (boxes[:, 2:] - boxes[:, :2]).double().clamp(min=0).prod(1, keepdim=True)
     return (areas * factors - USUAL_SIDE**2).abs().argmin(1)

@@ -95,18 +95,12 @@ def train_linear_heads(
 
 
 def train_image_classifier(
-    model: SPPNet,
-    maps: FeatureMapCache,
-    images: Sequence[AnnotatedImage],
-    *,
-    seed: int = 0,
-    progress: Progress = no_progress,
+    maps: FeatureMapCache, images: Sequence[AnnotatedImage], seed: int, *, progress: Progress = no_progress
 ) -> SVMChoice:
     """Have SVMs say which classes are in a whole image, where no fully connected layers learned it with the windows.
 
     Args:
-        model: multi-label; its image classifier is changed in place.
-        maps: of the model.
+        maps: of the model, multi-label, whose image classifier is changed in place.
         images: to learn from. A class of which an image shows difficult objects only does not count there.
         seed: of the folds that cost and calibration are chosen on, and of the images that are drawn where there are very many.
         progress: the stage is "image classifier".
@@ -114,6 +108,7 @@ def train_image_classifier(
     Returns:
         The cost, and the scale that makes decision scores logits, whose sigmoid is the probability.
     """
+    model = maps.model
     if len(images) > MAX_IMAGES:
         drawn = np.random.default_rng([seed, 2]).permutation(len(images))[:MAX_IMAGES]
         images = [images[index] for index in np.sort(drawn)]
@@ -165,10 +160,7 @@ def add_class(
         UserError: data without the class or an object of it, images that cannot be read, or nothing to tell the class from.
     """
     if not isinstance(model.window_classifier, SVMClassifier):
-        raise ModelError(
-            "this model has no SVMs, and a class can only be added to them: train them on the data of its training first, "
-            "with 'sppnet train svm MODEL DATA --output NEW', then add the class to NEW"
-        )
+        raise ModelError("this model has no SVMs: first 'sppnet train svm MODEL DATA --output NEW', then add to NEW")
     if name in model.class_names:
         raise ModelError(f"the model has the class {name!r} already")
     if name not in data.class_names:
@@ -183,7 +175,7 @@ def add_class(
         proposals = proposals_of(data, model.detection.proposals, cache, progress)
         maps = FeatureMapCache(model, cache / "feature-maps")
         maps.fill([image.path for image in data.images], progress=progress)
-    windows = WindowsOfImages(model, maps, data.images, proposals, label=label)
+    windows = WindowsOfImages(maps, data.images, proposals, label=label)
     states = model.record.get("svm_states", ())
     old = [group for each in states for group in cached_windows(cache / each)] if old_negatives else []
     grown = copy.deepcopy(model).eval()
@@ -199,11 +191,8 @@ def add_class(
         "old_negatives": sum(len(group.labels) for group in old),
         "seconds": {stage: round(value, 1) for stage, value in seconds.items()},
     }
-    grown.record = {
-        **model.record,
-        "added": [*model.record.get("added", ()), added],
-        "svm_states": [*states, state.name],
-    }
+    added_before = model.record.get("added", ())
+    grown.record = {**model.record, "added": [*added_before, added], "svm_states": [*states, state.name]}
     if output is not None:
         save_model(grown, output)
     return grown

@@ -75,9 +75,7 @@ def detect(
         else:
             boxes = np.asarray(proposals, dtype=np.float32)
             if boxes.ndim != 2 or boxes.shape[1] != 4 or not len(boxes):
-                raise SettingsError(
-                    f"proposals must be [R, 4] boxes in pixels, at least one: got shape {list(boxes.shape)}"
-                )
+                raise SettingsError(f"proposals must be [R, 4] boxes, at least one: got shape {list(boxes.shape)}")
         answers.append(score_windows(net, compute_feature_maps(net, image), boxes))
     return select(*union(models, answers), models[0].class_names, settings, score_kind(models[0]))
 
@@ -126,9 +124,7 @@ def score_windows(model: SPPNet, maps: FeatureMaps, proposals: np.ndarray) -> tu
 def score_kind(model: SPPNet) -> ScoreKind:
     """What a detector's scores are; a ModelError where a model only classifies."""
     if model.window_classifier is None:
-        raise ModelError(
-            "this model classifies only: give a detector, such as the shipped 'voc', or use 'sppnet classify'"
-        )
+        raise ModelError("this model classifies only: give a detector, such as 'voc', or use 'sppnet classify'")
     return model.window_classifier.score_kind
 
 
@@ -156,14 +152,11 @@ def check_combination(models: Sequence[SPPNet]) -> None:
         raise ModelError("no model given: expected one, or several to combine")
     kind, names = score_kind(models[0]), set(models[0].class_names)
     for number, model in enumerate(models, start=1):
-        own = set(model.class_names)
         if score_kind(model) != kind:
             raise ModelError(
-                f"models can be combined if their scores are of one kind; model {number}'s are {score_kind(model)}, the first's {kind}: "
-                "train SVMs for both, or for neither ('sppnet train svm')"
+                f"scores must be of one kind: model {number}'s are {score_kind(model)}, the first's {kind}"
             )
+        own = set(model.class_names)
         if own != names:
-            raise ModelError(
-                f"models can be combined if they know the same classes; model {number} and the first differ: only in the first "
-                f"{sorted(names - own)[:5]}, only in model {number} {sorted(own - names)[:5]}"
-            )
+            first, its = sorted(names - own)[:5], sorted(own - names)[:5]
+            raise ModelError(f"classes must be the same: only in the first {first}, only in model {number} {its}")

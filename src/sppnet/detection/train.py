@@ -214,11 +214,11 @@ def train_detector(
         if "linear heads" in stages:
             svm = SVMSettings(**settings.given("checkpoint_interval", "seed"))
             ridge = None if settings.ridge is False else BoxRegressionSettings(**settings.given("checkpoint_interval"))
-            windows = WindowsOfImages(net, maps, data.images, proposals)
+            windows = WindowsOfImages(maps, data.images, proposals)
             record |= train_linear_heads(net, windows, folder, svm=svm, ridge=ridge, progress=progress)
             if settings.preset == "quick" and model is None:
                 with timed(seconds, "image classifier"):
-                    choice = train_image_classifier(net, maps, data.images, seed=settings.seed, progress=progress)
+                    choice = train_image_classifier(maps, data.images, settings.seed, progress=progress)
                     record["image_classifier"] = choice.to_dict()
             round_to_stored(net)
     net.requires_grad_(True)
@@ -297,10 +297,7 @@ def _start(model: SPPNet | str | Path, settings: DetectorSettings) -> SPPNet:
         raise ModelError(f"{name} classifies only: give a detector, as 'sppnet train detector' writes them")
     own = net.architecture.window_classifier == "softmax" and net.architecture.box_regressor == "network"
     if settings.preset != "quick" and not own:
-        raise ModelError(
-            f"{name} has SVMs or box regressors, made for the layers before them as they are: give the detector that they "
-            "were added to"
-        )
+        raise ModelError(f"{name} has SVMs or box regressors already: give the detector that they were added to")
     if settings.preset == "standard":
         trainable_layers(net.backbone, settings.train_layers or "all")  # a mistake in it is said before the work
     net = net.at_scales(settings.scales) if settings.scales else net

@@ -25,7 +25,6 @@ from sppnet.cache import Part, fingerprint, read_tensors, write_tensors
 from sppnet.data.annotations import AnnotatedImage
 from sppnet.detection.feature_map_cache import FeatureMapCache
 from sppnet.errors import UserError
-from sppnet.models.sppnet import SPPNet
 
 # Mean length that head features are scaled to: the release's, which costs and ridge penalties are meant for.
 FEATURE_NORM = 20.0
@@ -103,24 +102,17 @@ class WindowsOfImages:
     """The windows of images whose feature maps are cached; an image's are made when its turn comes.
 
     Args:
-        model: embeds the windows.
-        cache: of its feature maps.
+        cache: of the feature maps of the model that embeds the windows.
         images: the images and their objects.
         proposals: [R, 4] of each.
-        label: this class alone, 1..K of the images' labels, which becomes 1; 0: all of the model's classes.
+        label: this class alone, 1..K of the images' labels, which becomes 1; 0: all of the model's.
     """
 
     def __init__(
-        self,
-        model: SPPNet,
-        cache: FeatureMapCache,
-        images: Sequence[AnnotatedImage],
-        proposals: Sequence[np.ndarray],
-        *,
-        label: int = 0,
+        self, cache: FeatureMapCache, images: Sequence[AnnotatedImage], proposals: Sequence[np.ndarray], label: int = 0
     ) -> None:
-        self.model, self.cache, self.images, self.proposals, self.label = model, cache, images, proposals, label
-        self.num_classes = 1 if label else len(model.class_names)
+        self.model, self.cache, self.images, self.proposals, self.label = cache.model, cache, images, proposals, label
+        self.num_classes = 1 if label else len(cache.model.class_names)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -175,9 +167,7 @@ def feature_scale(images: ManyWindows, seed: int = 0) -> float:
             total += float(image.features(rows).double().norm(dim=1).sum())
             count += len(rows)
     if total == 0:
-        raise ValueError(
-            f"no length to scale to {FEATURE_NORM:g}: {count} windows of {len(images)} images, features all 0"
-        )
+        raise ValueError(f"no length to scale to {FEATURE_NORM:g}: the features of {count} windows are all 0")
     return float(np.float32(f"{FEATURE_NORM * count / total:.4g}"))  # rounded: another machine gets the very same
 
 
@@ -192,7 +182,5 @@ def read_state(path: Path | None, told: Mapping[str, Any]) -> tuple[dict[str, Te
     """What `write_state` wrote; None where there is nothing to go on from, a UserError where it is of another training."""
     stored = None if path is None else read_tensors(path)
     if stored is not None and stored[1].get("identity") != json.dumps(told):
-        raise UserError(
-            f"{path} is the state of another training, of other settings or data: delete it, or name another file"
-        )
+        raise UserError(f"{path} is the state of another training: delete it, or name another file")
     return stored
