@@ -38,10 +38,10 @@ from benchmarks.image_features import (
     unit_length,
 )
 from benchmarks.results_file import read_results, write_results, write_text
+from sppnet.classification.evaluate import class_accuracies
 from sppnet.data.formats.folder import split_folder
 from sppnet.data.labelled import LabelledImages, merge, per_class
 from sppnet.linear.svm import label_targets, solve_gram
-from sppnet.metrics.classification import class_accuracies
 from sppnet.models.backbones import RANDOM, build_backbone
 
 TRAIN, TEST_AT_MOST = 30, 50  # images a class

@@ -1,6 +1,6 @@
 """Peak memory of `sppnet detect` over a folder, by the number of photos in it: it should not depend on that.
 
-    uv run python benchmarks/memory.py FOLDER [--counts 40 200 1000] [--model voc] [--json FILE]
+    uv run python -m benchmarks.memory FOLDER [--counts 40 200 1000] [--model voc] [--json FILE]
 
 Each line is a process of its own over the first so many photos of the folder; its peak is the largest resident set that the
 system saw. ``--keep-all`` leaves PyTorch's caches at their own sizes, to compare memory and processor time. Not for Windows,

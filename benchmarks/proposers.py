@@ -25,8 +25,8 @@ from benchmarks.environment import environment
 from benchmarks.results_file import write_results, write_text
 from sppnet.data.dataset import read_annotated
 from sppnet.data.images import read_image
+from sppnet.proposals.compute import grid_boxes
 from sppnet.proposals.edge_boxes import EdgeBoxes, edge_boxes
-from sppnet.proposals.grid import grid_boxes
 from sppnet.proposals.recall import SIZES, recall_report
 from sppnet.proposals.selective_search import SelectiveSearch, drop_near_duplicates, selective_search
 

@@ -16,8 +16,7 @@ from typing import Any
 import torch
 from torch.nn.functional import max_pool1d
 
-from sppnet.ops.bins import bin_edges
-from sppnet.ops.sliding_window import sliding_window_bins, unread_cells, window_and_stride
+from sppnet.ops.bins import bin_edges, sliding_window_bins, unread_cells, window_and_stride
 
 SIDES = range(4, 41)
 LEVELS = (1, 2, 3, 4, 6)
@@ -61,7 +60,7 @@ The other sides give a vector of another length, which the next layer refuses, o
 or its stride of 0. Code that was tried with one or two sizes finds out with the next photo. The first of the three also leaves
 cells out without a word, as counted above.
 
-The rule of section 2.3 is `sppnet.ops.sliding_window.sliding_window_bins`, for comparison; it raises a `ValueError` that says how
+The rule of section 2.3 is `sppnet.ops.bins.sliding_window_bins`, for comparison; it raises a `ValueError` that says how
 many bins come out where they are not n.
 
 ## Every side

@@ -61,7 +61,7 @@ HEAVY = {
 def test_the_public_names() -> None:
     assert set(sppnet.__all__) == PUBLIC
     assert len(sppnet.__all__) == len(PUBLIC)
-    assert set(dir(sppnet)) >= PUBLIC
+    assert set(dir(sppnet)) >= PUBLIC - {"__version__"}
 
 
 @pytest.mark.parametrize("name", sorted(PUBLIC - {"__version__"}))
@@ -72,7 +72,7 @@ def test_a_public_name_is_there_and_explained(name: str) -> None:
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
-    with pytest.raises(AttributeError, match=r"sppnet.*no attribute 'pool'"):
+    with pytest.raises(AttributeError, match="sppnet attribute pool"):
         sppnet.pool  # noqa: B018
 
 

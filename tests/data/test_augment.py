@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sppnet.data.augment import corner_crop, random_flip, random_region, vary_light
+from sppnet.data.samplers import corner_crop, random_flip, random_region, vary_light
 
 Change = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 CHANGES: dict[str, Change] = {

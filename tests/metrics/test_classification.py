@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from sppnet.metrics.classification import class_accuracies, label_ranks, wilson_interval
+from sppnet.classification.evaluate import class_accuracies, label_ranks, wilson_interval
 
 SCORES = np.array([[0.7, 0.2, 0.1], [0.1, 0.3, 0.6], [0.4, 0.4, 0.2], [0.2, 0.3, 0.5]])
 LABELS = np.array([0, 1, 1, 0])

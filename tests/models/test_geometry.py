@@ -41,7 +41,10 @@ def placed(backbone: nn.Module) -> Geometry:
     ],
 )
 def test_known_backbones(name: str, expected: Geometry) -> None:
-    assert placed(build_backbone(name)) == expected
+    with torch.device(
+        "cpu" if "regnet" in name else "meta"
+    ):  # no weights are drawn; RegNet computes with tensors there
+        assert placed(build_backbone(name)) == expected
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,16 @@ from sppnet.data.images import content_key
 from sppnet.errors import UserError
 from sppnet.metrics.detections import overlaps
 from sppnet.proposals import compute
-from sppnet.proposals.compute import METHODS, check_method, method_settings, proposals_for, proposals_of, propose
+from sppnet.proposals.compute import (
+    METHODS,
+    check_method,
+    grid_boxes,
+    method_settings,
+    proposals_for,
+    proposals_of,
+    propose,
+)
 from sppnet.proposals.files import IMPORTED, load_proposals, save_proposals
-from sppnet.proposals.grid import grid_boxes
 from sppnet.proposals.selective_search import drop_near_duplicates, selective_search
 
 FAST = "edge-boxes"

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sppnet.proposals.grid import Grid, grid_boxes
+from sppnet.proposals.compute import Grid, grid_boxes
 
 
 def test_a_worked_grid() -> None:

@@ -26,8 +26,7 @@ from sppnet import files
 from sppnet.errors import DataError, OutputError, SettingsError
 from sppnet.progress import Progress, no_progress
 from sppnet.training.checkpoints import training_lock
-from sppnet.training.loop import History, LoopSettings, Validation, fit
-from sppnet.training.schedule import adamw, parameter_groups, sgd
+from sppnet.training.loop import History, LoopSettings, Validation, adamw, fit, parameter_groups, sgd
 
 STEPS, INTERVAL = 12, 4
 CPU = torch.device("cpu")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from torch import nn
 
-from sppnet.training.schedule import adamw, cosine, milestones, parameter_groups, sgd
+from sppnet.training.loop import adamw, cosine, milestones, parameter_groups, sgd
 
 
 def rates(**settings: float) -> list[tuple[float, float]]:

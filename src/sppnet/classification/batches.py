@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 from sppnet.classification.features import PooledFeatures, ReadableImages
-from sppnet.data.augment import corner_crop, random_flip, random_region, vary_light
 from sppnet.data.images import read_image, resize_image, scaled_size
-from sppnet.data.samplers import SizeBuckets
+from sppnet.data.samplers import SizeBuckets, corner_crop, random_flip, random_region, vary_light
 from sppnet.errors import SettingsError
 from sppnet.models.preprocess import Preprocess
 

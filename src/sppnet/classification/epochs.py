@@ -26,8 +26,7 @@ from sppnet.models.cut import fold_batch_norm
 from sppnet.models.mixed_batch import MixedBatch
 from sppnet.models.sppnet import SPPNet
 from sppnet.progress import Progress, no_progress
-from sppnet.training.loop import LoopSettings, Precision, Validation, fit
-from sppnet.training.schedule import adamw, parameter_groups, sgd
+from sppnet.training.loop import LoopSettings, Precision, Validation, adamw, fit, parameter_groups, sgd
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric

@@ -40,9 +40,9 @@ train.command("sppnet.cli.train:classifier", help="Train a classifier on a folde
 train.command("sppnet.cli.train:svm", help="Train the paper's SVMs and box regression on a detector.")
 train.command("sppnet.cli.train:add_class", help="Add a class to a detector with SVMs; the others stay as they are.")
 app.command("sppnet.cli.evaluate:evaluate", help="Score a model on data that it was not trained on.")
-app.command("sppnet.cli.compare:compare", help="Warp, crop, letterbox, or native shape: which serves your images?")
-app.command("sppnet.cli.compress:compress", help="Make a model smaller and faster.")
-app.command("sppnet.cli.proposals:proposals", help="Propose boxes for a data set, and say how many objects they find.")
+app.command("sppnet.cli.train:compare", help="Warp, crop, letterbox, or native shape: which serves your images?")
+app.command("sppnet.cli.train:compress", help="Make a model smaller and faster.")
+app.command("sppnet.cli.evaluate:proposals", help="Propose boxes for a data set, and say how many objects they find.")
 
 # Options of earlier versions, and what says the same now.
 RENAMED = {

@@ -1,15 +1,19 @@
-"""`sppnet evaluate`: scores a detector on annotated images, a classifier on a folder of class folders."""
+"""`sppnet evaluate`: scores a detector on annotated images, a classifier on class folders. `sppnet proposals`: boxes, and their recall."""
 
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+from cyclopts import Parameter
 
 from sppnet.cache import cache_directory
 from sppnet.classification.evaluate import evaluate_classifier
-from sppnet.cli.options import AsJson, Data, Device, Limit, Model, Scales, Views, checked_limit, chosen_device
+from sppnet.cli import complain
+from sppnet.cli.options import AsJson, Data, Device, Limit, Model, Scales, Split, Views, checked_limit, chosen_device
 from sppnet.data.dataset import annotated_layout, read_annotated
 from sppnet.data.formats.folder import evaluation_images
 from sppnet.detection.evaluate import NO_COCO, evaluate_detector
@@ -19,6 +23,9 @@ from sppnet.files import write_json
 from sppnet.models.files import load
 from sppnet.models.sppnet import SPPNet
 from sppnet.progress import progress_bars
+from sppnet.proposals.compute import check_method, proposals_of
+from sppnet.proposals.files import IMPORTED, import_proposals, load_proposals
+from sppnet.proposals.recall import format_recall, recall_report
 from sppnet.visualize.plots import plot_confusion, plot_errors, plot_precision_recall
 
 VOTE_IOU = DetectSettings().vote_iou
@@ -105,3 +112,48 @@ def _evaluate_classifier(
         plot_confusion(evaluation.confusion, images.class_names, output / "confusion.png")
     print(json.dumps(document, indent=1) if as_json else evaluation.table())
     return 2 if evaluation.broken else 0
+
+
+def proposals(
+    data: Data,
+    /,
+    *,
+    split: Split = "train",
+    method: Annotated[str, Parameter(name="--proposals")] = "selective-search",
+    source: Annotated[Path | None, Parameter(name="--import")] = None,
+    limit: Limit = None,
+    cache: Path | None = None,
+    as_json: AsJson = False,
+) -> int:
+    """Propose boxes for every image of a data set, or bring in others', and say how many of its objects they find.
+
+    Args:
+        method: selective-search, edge-boxes, grid, or several joined by +.
+        source: Bring in boxes made elsewhere: an .npz of arrays [R, 4] of x0 y0 x1 y1, each named by its image.
+        cache: Folder that keeps the boxes; give it to training, too.
+    """
+    check_method(method)
+    if source is not None and cache is None:
+        raise SettingsError(
+            "--import brings boxes to where training looks for them: give the same --cache FOLDER as there"
+        )
+    annotated = read_annotated(data, split, checked_limit(limit))
+    missing: tuple[str, ...] = ()
+    with progress_bars() as progress, cache_directory(cache) as folder:
+        if source is None:
+            found = proposals_of(annotated, method, folder, progress)
+            boxes = {image.image_id: boxes for image, boxes in zip(annotated.images, found, strict=True)}
+        else:
+            cached = folder / "proposals" / IMPORTED
+            imported = import_proposals(source, annotated, cached, progress)
+            boxes = {image_id: load_proposals(file)[0] for image_id, file in imported.files.items()}
+            missing = imported.missing
+    answer = recall_report(annotated, boxes)
+    print(json.dumps(answer, indent=1) if as_json else format_recall(answer))
+    if source is not None:
+        dropped = f"{imported.dropped} empty or outside their image"
+        print(f"{imported.boxes} boxes of {len(boxes)} images in {cached}; {dropped}", file=sys.stderr)
+    if missing:
+        some = ", ".join(missing[:5]) + (" ..." if len(missing) > 5 else "")
+        return complain(f"{source} has no boxes of {len(missing)} of {len(annotated)} images, which need some: {some}")
+    return 0

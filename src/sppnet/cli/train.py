@@ -1,14 +1,16 @@
-"""`sppnet train`: a detector, a classifier; SVMs for a detector; a class more for one with SVMs."""
+"""`sppnet train`: a detector, a classifier; SVMs for a detector; a class more for one with SVMs. And `compare`, `compress`."""
 
 from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+from sppnet.classification.compare import CompareSettings, compare_resize_modes
 from sppnet.classification.train import ClassifierSettings, report_folder, train_classifier
 from sppnet.cli import complain
 from sppnet.cli.options import (
@@ -18,6 +20,7 @@ from sppnet.cli.options import (
     Detector,
     Device,
     Limit,
+    Model,
     NewModel,
     SkipBad,
     Split,
@@ -26,11 +29,16 @@ from sppnet.cli.options import (
     chosen_device,
 )
 from sppnet.data.dataset import read_annotated
+from sppnet.data.find import find_images
 from sppnet.data.formats.folder import training_images
+from sppnet.detection.feature_maps import sample_windows
 from sppnet.detection.linear_heads import add_class as add_one_class
 from sppnet.detection.train import DetectorSettings, train_detector, train_svms_of
-from sppnet.models.files import load
+from sppnet.files import check_replaceable
+from sppnet.models.compress import truncate_layers
+from sppnet.models.files import check_model_path, find_model, load, save_model
 from sppnet.progress import progress_bars
+from sppnet.visualize.plots import plot_format
 
 
 def detector(
@@ -176,4 +184,70 @@ def _wrote(output: Path, seconds: dict[str, Any]) -> int:
         return 0
     took = ", ".join(f"{stage} {value} s" for stage, value in seconds.items())
     print(f"wrote {output} ({output.stat().st_size / 1e6:.1f} MB; {took})")
+    return 0
+
+
+def compare(
+    data: Path,
+    /,
+    *,
+    settings: Annotated[CompareSettings, Parameter(name="*")] = CompareSettings(),
+    skip_bad: SkipBad = False,
+    output: Path = Path("comparison.png"),
+    cache: Cache = None,
+    as_json: AsJson = False,
+    device: Device = "auto",
+) -> int:
+    """Warp, crop, letterbox, or native shape: which serves your images? A table, a bar chart and a sentence.
+
+    Args:
+        data: A folder of class folders; of one that is split, its 'train' is used.
+        output: The bar chart to write: .png, .jpg, .pdf or .svg.
+    """
+    plot_format(output)
+    images, _ = training_images(data)
+    cache = cache or cache_folder(output)
+    with progress_bars() as progress:
+        comparison = compare_resize_modes(
+            images, settings, skip_bad=skip_bad, cache=cache, device=chosen_device(device), progress=progress
+        )
+    for _, reason in comparison.broken:
+        complain(f"left out: {reason}")
+    comparison.plot(output)
+    document = {"data": str(data), **comparison.to_dict()}
+    print(json.dumps(document, indent=1) if as_json else f"{comparison.table()}\n\n{comparison.advice}")
+    print(f"chart in {output}; features, for the next time, in {cache}", file=sys.stderr)
+    return 0
+
+
+def compress(
+    model: Model,
+    /,
+    *,
+    output: NewModel,
+    ranks: tuple[int, ...] | None = None,
+    energy: float | None = None,
+    photos: list[Path] | None = None,
+) -> int:
+    """Make a model smaller and faster: its fully connected layers as products of two thin ones. See what 'evaluate' says then.
+
+    Args:
+        ranks: Of each fully connected layer; 0 leaves one as it is. Smaller is faster.
+        energy: Instead: the share to keep of each layer's squared weights, or of the variance of its outputs on --photos.
+        photos: Photos like those that the model is for, some dozens: far more of the outputs on these is kept.
+    """
+    check_replaceable(check_model_path(output))
+    net = load(model)
+    pooled = None
+    if photos:
+        with progress_bars() as progress:
+            pooled = sample_windows(net, find_images(photos), progress=progress)
+    small, kept = truncate_layers(net, ranks, energy=energy, pooled=pooled)
+    ranks = small.architecture.ranks or (0,) * len(kept)
+    small.record = {**net.record, "compressed": {"ranks": ranks, "energy": kept}}
+    before = find_model(model).stat().st_size  # before writing: the output may be the same file
+    save_model(small, output)
+    for number, (rank, share) in enumerate(zip(ranks, kept, strict=True), start=1):
+        print(f"fully connected layer {number}: " + (f"rank {rank}, {share:.1%} of it kept" if rank else "whole"))
+    print(f"wrote {output} ({before / 1e6:.1f} MB before, {output.stat().st_size / 1e6:.1f} MB now)")
     return 0

@@ -30,8 +30,7 @@ from sppnet.models.precision import fast_backward
 from sppnet.models.preprocess import Preprocess
 from sppnet.models.sppnet import SPPNet
 from sppnet.progress import Progress, no_progress
-from sppnet.training.loop import LoopSettings, fit
-from sppnet.training.schedule import adamw, parameter_groups
+from sppnet.training.loop import LoopSettings, adamw, fit, parameter_groups
 
 
 @dataclass(frozen=True)

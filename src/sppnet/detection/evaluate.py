@@ -126,7 +126,6 @@ def evaluate_detector(
             found.append((answer.boxes, answer.scores, to_data_label[answer.labels]))
             progress("detection", index + 1, len(data))
     boxes_truth = [(image.gt_boxes, image.gt_labels, image.difficult) for image in data.images]
-    image_truth = [(image.gt_labels, image.difficult) for image in data.images]
     try:
         coco = evaluate_coco(found, boxes_truth, data.class_names)
     except UserError:  # a package is missing, and nothing else
@@ -135,7 +134,7 @@ def evaluate_detector(
         evaluate_voc(found, boxes_truth, data.class_names),
         coco,
         detection_errors(found, boxes_truth, data.class_names),
-        evaluate_voc_images(np.stack(image_logits), image_truth, data.class_names),
+        evaluate_voc_images(np.stack(image_logits), [truth[1:] for truth in boxes_truth], data.class_names),
         len(data),
         kind,
         {stage: value / len(data) for stage, value in seconds.items()},

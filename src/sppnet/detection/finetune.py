@@ -24,8 +24,7 @@ from sppnet.detection.feature_maps import FeatureMaps
 from sppnet.detection.targets import Candidates, TrainingImage, draw, flip, image_at
 from sppnet.models.sppnet import SPPNet
 from sppnet.progress import Progress, no_progress
-from sppnet.training.loop import LoopSettings, fit
-from sppnet.training.schedule import adamw, parameter_groups
+from sppnet.training.loop import LoopSettings, adamw, fit, parameter_groups
 
 
 @dataclass(frozen=True)

@@ -191,8 +191,7 @@ def add_class(
         "old_negatives": sum(len(group.labels) for group in old),
         "seconds": {stage: round(value, 1) for stage, value in seconds.items()},
     }
-    added_before = model.record.get("added", ())
-    grown.record = {**model.record, "added": [*added_before, added], "svm_states": [*states, state.name]}
+    grown.record |= {"added": [*model.record.get("added", ()), added], "svm_states": [*states, state.name]}
     if output is not None:
         save_model(grown, output)
     return grown

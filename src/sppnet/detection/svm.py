@@ -223,8 +223,6 @@ class _Mining:
             near = (eligible[part] & (scores > settings.hard_score)).any(1)
             found.append((part[near], features[near], scores[near]))
         rows, features, scores = (torch.cat(column) for column in zip(*found, strict=True))
-        if not len(rows):
-            return
         hard = hard_windows(image.boxes[rows], scores, eligible[rows], settings.hard_score, settings.duplicate_iou)
         self.cache.add(features, hard, scores)
         self.fresh += hard.sum(0)
