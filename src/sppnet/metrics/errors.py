@@ -117,10 +117,7 @@ class DetectionErrors:
 
 
 def detection_errors(
-    detections: Sequence[ImageArrays],
-    ground_truth: Sequence[ImageArrays],
-    class_names: Sequence[str],
-    iou: float = 0.5,
+    detections: Sequence[ImageArrays], ground_truth: Sequence[ImageArrays], class_names: Sequence[str], iou: float = 0.5
 ) -> DetectionErrors:
     """Sort what a detector got wrong over a set of images.
 

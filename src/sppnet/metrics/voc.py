@@ -176,10 +176,7 @@ def match_detections(detections: ImageArrays, ground_truth: ImageArrays, iou: fl
 
 
 def evaluate_voc(
-    detections: Sequence[ImageArrays],
-    ground_truth: Sequence[ImageArrays],
-    class_names: Sequence[str],
-    iou: float = 0.5,
+    detections: Sequence[ImageArrays], ground_truth: Sequence[ImageArrays], class_names: Sequence[str], iou: float = 0.5
 ) -> VocResult:
     """Average precision of every class over a set of images.
 

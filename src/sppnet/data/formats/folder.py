@@ -252,10 +252,7 @@ def _folders(root: Path) -> list[Path]:
 
 
 def _findings(
-    root: Path,
-    beside: Listing,
-    classes: Sequence[tuple[str, Path, Listing]],
-    class_names: Sequence[str] | None,
+    root: Path, beside: Listing, classes: Sequence[tuple[str, Path, Listing]], class_names: Sequence[str] | None
 ) -> Iterator[Finding]:
     """What keeps this folder from being read, the gravest first."""
     for listing in (beside, *(listing for _, _, listing in classes)):
