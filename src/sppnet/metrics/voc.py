@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from sppnet.metrics.detections import (
+from sppnet.metrics import (
     FloatArray,
     ImageArrays,
     JudgedImage,
@@ -135,9 +135,8 @@ def average_precision(recall: npt.ArrayLike, precision: npt.ArrayLike, rule: Lit
     """
     recall, precision = np.asarray(recall, np.float64), np.asarray(precision, np.float64)
     if recall.ndim != 1 or recall.shape != precision.shape:
-        raise ValueError(
-            f"expected recall and precision of one length [D], got {list(recall.shape)} and {list(precision.shape)}"
-        )
+        shapes = f"{list(recall.shape)} and {list(precision.shape)}"
+        raise ValueError(f"expected recall and precision of one length [D], got {shapes}")
     if np.any(np.diff(recall) < 0):
         raise ValueError(
             "recall: expected values that never fall along the curve; sort the detections by falling score"
@@ -240,10 +239,8 @@ def evaluate_voc_images(
     scores = np.asarray(scores, np.float64)
     scores = scores.reshape(0, len(class_names)) if scores.size == 0 == len(ground_truth) else scores
     if scores.shape != (len(ground_truth), len(class_names)):
-        raise ValueError(
-            f"scores: expected [{len(ground_truth)}, {len(class_names)}], as there are {len(ground_truth)} images and "
-            f"{len(class_names)} class names, got {list(scores.shape)}"
-        )
+        expected = f"[{len(ground_truth)}, {len(class_names)}] (images, class names)"
+        raise ValueError(f"scores: expected {expected}, got {list(scores.shape)}")
     if not np.isfinite(scores).all():
         raise ValueError("scores: expected finite numbers, got NaN or infinity")
     outcomes = np.full(scores.shape, FALSE_POSITIVE, np.int8)

@@ -10,7 +10,7 @@ import numpy as np
 
 from sppnet.data.annotations import DetectionData
 from sppnet.errors import UserError
-from sppnet.metrics.detections import overlaps
+from sppnet.metrics import overlaps
 
 SIZES = {"small": (0.0, 64.0), "medium": (64.0, 160.0), "large": (160.0, float("inf"))}  # root of the area, px
 
