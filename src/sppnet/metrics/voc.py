@@ -239,7 +239,8 @@ def evaluate_voc_images(
     scores = np.asarray(scores, np.float64)
     scores = scores.reshape(0, len(class_names)) if scores.size == 0 == len(ground_truth) else scores
     if scores.shape != (len(ground_truth), len(class_names)):
-        expected = f"[{len(ground_truth)}, {len(class_names)}] (images, class names)"
+        n, k = len(ground_truth), len(class_names)
+        expected = f"[{n}, {k}], as there are {n} images and {k} class names"
         raise ValueError(f"scores: expected {expected}, got {list(scores.shape)}")
     if not np.isfinite(scores).all():
         raise ValueError("scores: expected finite numbers, got NaN or infinity")
