@@ -31,9 +31,8 @@ def annotated_layout(root: str | os.PathLike[str]) -> AnnotatedLayout | None:
     found = [layout for layout, module in ANNOTATED.items() if module.recognize(root)]
     if len(found) > 1:
         names = " and as ".join(f"{ANNOTATED[layout].NAME} ({ANNOTATED[layout].LAYOUT})" for layout in found)
-        raise DataError(
-            root, f"can be read as {names}: move the parts of one away, or give its JSON or YAML file itself"
-        )
+        what = "move the parts of one away, or give its JSON or YAML file itself"
+        raise DataError(root, f"can be read as {names}: {what}")
     return found[0] if found else None
 
 

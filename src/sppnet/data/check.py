@@ -273,8 +273,9 @@ def _disguised_image(path: Path) -> Finding | None:
     except ImageError:
         return None
     ending = f"its ending {path.suffix!r} is not an image's" if path.suffix else "it has no ending"
-    message = f"passed over, though it is a {kind} image: {ending}; rename it"
-    return Finding(path, None, "warning", "passed-over", message)
+    return Finding(
+        path, None, "warning", "passed-over", f"passed over, though it is a {kind} image: {ending}; rename it"
+    )
 
 
 def inspect_images(
@@ -312,6 +313,7 @@ def inspect_images(
 
 def _inspect_image(path: Path, alone: threading.Lock) -> tuple[ImageFacts | None, list[Finding]]:
     """Facts of one image, None where it cannot be read, and findings; ``alone`` is held while a very large one is decoded."""
+    find = partial(Finding, path, None)
     try:
         with open_image(path) as image:
             pixels, orientation = image.width * image.height, _stored_orientation(image)
@@ -321,15 +323,14 @@ def _inspect_image(path: Path, alone: threading.Lock) -> tuple[ImageFacts | None
             upright = height, width = array.shape[0], array.shape[1]
             facts = ImageFacts(upright, upright[::-1] if orientation >= 5 else upright, orientation, content_key(array))
     except UnusableImage as error:
-        return None, [Finding(path, None, "error", error.kind, error.reason)]
+        return None, [find("error", error.kind, error.reason)]
     except MemoryError:
-        return None, [Finding(path, None, "error", "too-large", f"not enough memory for {pixels:,} pixels")]
+        return None, [find("error", "too-large", f"not enough memory for {pixels:,} pixels")]
     if min(upright) < SMALL:
-        message = f"only {width} x {height} pixels; sides below {SMALL} are magnified"
-        findings.append(Finding(path, None, "note", "small", message))
+        findings.append(find("note", "small", f"only {width} x {height} pixels; sides below {SMALL} are magnified"))
     if max(upright) > LONG * min(upright):
         message = f"{width} x {height} pixels, longer than 1:{LONG}: it is stretched rather than kept in shape"
-        findings.append(Finding(path, None, "note", "long", message))
+        findings.append(find("note", "long", message))
     return facts, findings
 
 

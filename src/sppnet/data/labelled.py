@@ -33,15 +33,13 @@ class LabelledImages:
 
     def __post_init__(self) -> None:
         if self.labels.shape != (len(self.paths),) or self.labels.dtype != np.int64:
+            found = f"{list(self.labels.shape)} {self.labels.dtype}"
             raise ValueError(
-                f"LabelledImages: expected labels [{len(self.paths)}] int64, one for each path, "
-                f"got {list(self.labels.shape)} {self.labels.dtype}"
+                f"LabelledImages: expected labels [{len(self.paths)}] int64, one for each path, got {found}"
             )
         if len(self.labels) and not (self.labels.min() >= 0 and self.labels.max() < len(self.class_names)):
-            raise ValueError(
-                f"LabelledImages: expected labels from 0 to {len(self.class_names) - 1}, "
-                f"got {self.labels.min()} to {self.labels.max()}"
-            )
+            last, found = len(self.class_names) - 1, f"{self.labels.min()} to {self.labels.max()}"
+            raise ValueError(f"LabelledImages: expected labels from 0 to {last}, got {found}")
 
     def __len__(self) -> int:
         """Count the images."""
@@ -64,9 +62,7 @@ class LabelledImages:
         Raises:
             ValueError: not whole numbers, or out of range.
         """
-        chosen = np.asarray(indices)
-        if not chosen.size:
-            chosen = chosen.astype(np.int64)
+        chosen = np.asarray(indices) if len(indices) else np.zeros(0, np.int64)
         if chosen.ndim != 1 or not np.issubdtype(chosen.dtype, np.integer):
             raise ValueError(f"subset: expected a list of whole numbers, got {list(chosen.shape)} {chosen.dtype}")
         if chosen.size and not (chosen.min() >= 0 and chosen.max() < len(self)):
