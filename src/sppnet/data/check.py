@@ -86,20 +86,18 @@ class CheckReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Give everything as plain lists and numbers, ready for JSON."""
-        return {
+        report: dict[str, Any] = {
             "data": str(self.root),
             "layout": self.layout,
             "images": self.images,
             "readable": len(self.sizes),
-            "classes": dict(self.classes),
-            "sizes": _size_summary(self.sizes),
-            "counts": self.counts(),
-        } | {
-            f"{level}s": [
-                {"file": str(f.path), "line": f.line, "kind": f.kind, "message": f.message} for f in self._of(level)
-            ]
-            for level in _SEVERITIES
         }
+        report |= {"classes": dict(self.classes), "sizes": _size_summary(self.sizes), "counts": self.counts()}
+        for level in _SEVERITIES:
+            fields = ((str(of.path), of.line, of.kind, of.message) for of in self._of(level))
+            names = ("file", "line", "kind", "message")
+            report[f"{level}s"] = [dict(zip(names, values, strict=True)) for values in fields]
+        return report
 
     def lines(self) -> list[str]:
         """Write the report as text: every error and warning, the first few notes of each kind, and a summary."""
@@ -205,10 +203,9 @@ def _groups(parsed: Parsed) -> tuple[dict[Path, tuple[str, str]], list[Finding]]
                 first, _ = groups.setdefault(entry.path, (part, entry.label))
                 if part and first != part:
                     shared[first, part].append(entry.path.name)
-    leaks = {
-        pair: f"{len(names)} images of {pair[1]} are in {pair[0]} too ({some(names)})" for pair, names in shared.items()
-    }
-    return groups, [Finding(parsed.place, None, "warning", "leak", message) for message in leaks.values()]
+    find = partial(Finding, parsed.place, None, "warning", "leak")
+    said = (f"{len(names)} images of {b} are in {a} too ({some(names)})" for (a, b), names in shared.items())
+    return groups, [find(message) for message in said]
 
 
 def _object_findings(parsed: Parsed, facts: Mapping[Path, ImageFacts]) -> Iterator[Finding]:
@@ -273,9 +270,8 @@ def _disguised_image(path: Path) -> Finding | None:
     except ImageError:
         return None
     ending = f"its ending {path.suffix!r} is not an image's" if path.suffix else "it has no ending"
-    return Finding(
-        path, None, "warning", "passed-over", f"passed over, though it is a {kind} image: {ending}; rename it"
-    )
+    message = f"passed over, though it is a {kind} image: {ending}; rename it"
+    return Finding(path, None, "warning", "passed-over", message)
 
 
 def inspect_images(
@@ -366,11 +362,8 @@ def _size_summary(sizes: Sequence[tuple[int, int]]) -> dict[str, dict[str, float
         "long_side": [float(max(size)) for size in sizes],
         "aspect": [round(width / height, 3) for height, width in sizes],
     }
-    return {
-        name: {"min": min(values), "median": round(median(values), 3), "max": max(values)}
-        for name, values in measures.items()
-        if values
-    }
+    given = {name: values for name, values in measures.items() if values}
+    return {name: {"min": min(v), "median": round(median(v), 3), "max": max(v)} for name, v in given.items()}
 
 
 def _number(count: int, one: str, many: str | None = None) -> str:

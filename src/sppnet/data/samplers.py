@@ -68,12 +68,9 @@ class SizeBuckets:
     ) -> None:
         self.sizes = _checked_sizes(sizes)  # [N, 2] int64
         if smallest_batch < 1 or batch_size < smallest_batch:
-            found = (
-                f"{batch_size} and {smallest_batch}; a batch of one is for networks without BatchNorm: smallest_batch=1"
-            )
-            raise ValueError(
-                f"SizeBuckets: batch_size must be at least smallest_batch, and that at least 1, got {found}"
-            )
+            expected = "SizeBuckets: batch_size must be at least smallest_batch, and that at least 1"
+            hint = "a batch of one is for networks without BatchNorm: smallest_batch=1"
+            raise ValueError(f"{expected}, got {batch_size} and {smallest_batch}; {hint}")
         if ranks < 1 or not 0 <= rank < ranks:
             raise ValueError(f"SizeBuckets: rank must be from 0 to ranks - 1, got rank {rank} of {ranks}")
         if seed < 0 or not 0 <= variation < 1:
@@ -164,10 +161,8 @@ def _halve(indices: np.ndarray, places: np.ndarray, lengths: np.ndarray, ranks: 
     count = int(lengths[:half].sum())
     along = places[indices, int(np.argmax(np.std(places[indices], axis=0)))]
     order = indices[np.argpartition(along, count)]
-    return [
-        *_halve(order[:count], places, lengths[:half], ranks),
-        *_halve(order[count:], places, lengths[half:], ranks),
-    ]
+    first = _halve(order[:count], places, lengths[:half], ranks)
+    return first + _halve(order[count:], places, lengths[half:], ranks)
 
 
 # Training images varied at random: [H, W, 3] uint8 RGB and a random generator -> a new one of the same form. Sizes are in pixels.

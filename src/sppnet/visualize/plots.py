@@ -18,6 +18,7 @@ import numpy.typing as npt
 from sppnet.errors import OutputError, UserError
 from sppnet.files import MADE_BY, atomic_write
 from sppnet.metrics import shown as shown_number
+from sppnet.metrics.errors import KINDS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -104,13 +105,7 @@ def plot_errors(errors: DetectionErrors, path: str | Path) -> None:
         >>> truth = ([[0, 0, 9, 9]], [1], [False])
         >>> plot_errors(detection_errors([([[0, 0, 9, 9]], [0.8], [1])], [truth], ("cat",)), "errors.png")
     """
-    colors = {
-        "correct": GREEN,
-        "localisation": SKY,
-        "other class": ORANGE,
-        "background": VERMILION,
-        "missed": DARK,
-    }
+    colors = dict(zip(("correct", *KINDS), (GREEN, SKY, ORANGE, VERMILION, DARK), strict=True))
     shown = sorted((row for row in errors.classes if row.n_objects), key=lambda row: -row.n_objects)[:MOST_BARS]
     total = errors.total()
     rows = [total, *sorted(shown, key=lambda row: -row.ap)]

@@ -220,9 +220,8 @@ def _object(content: Mapping[str, Any], classes: Mapping[int, str], size: tuple[
         raise Fault(f"iscrowd (or ignore) is {crowd!r}; expected 0 or 1")
     if not isinstance(box, list) or len(box) != 4 or not all(isinstance(v, int | float) for v in box):
         raise Fault(f"bbox is not four numbers [x, y, width, height]: {formats.shown(box)}")
-    x, y, width, height = (
-        float(max(-formats.MOST_PIXELS, min(v, formats.MOST_PIXELS))) if isinstance(v, int) else v for v in box
-    )
+    most = formats.MOST_PIXELS  # a JSON's whole numbers may be too large to calculate with
+    x, y, width, height = (float(max(-most, min(v, most))) if isinstance(v, int) else v for v in box)
     expected = "[x, y, width, height], both above 0"
     cut = formats.cut_box((x, y, x + width, y + height), size, classes[category], box, expected)
     return Object(classes[category], cut, bool(crowd))

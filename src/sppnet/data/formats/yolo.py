@@ -198,10 +198,8 @@ def _split_folders(root: Path) -> dict[str, tuple[Path, ...]]:
                 splits[name] = (folder,)
     if not splits and (root / "images").is_dir():
         inside = sorted(path for path in (root / "images").iterdir() if path.is_dir() and not is_hidden(path.name))
-        named: dict[str, tuple[Path, ...]] = {
-            path.name: (path,) for path in inside if (root / "labels" / path.name).is_dir()
-        }
-        splits = named or {"train": (root / "images",)}
+        splits |= {path.name: (path,) for path in inside if (root / "labels" / path.name).is_dir()}
+        splits = splits or {"train": (root / "images",)}
     return splits
 
 
