@@ -40,7 +40,8 @@ from benchmarks.image_features import (
 from benchmarks.results_file import read_results, write_results, write_text
 from sppnet.classification.evaluate import class_accuracies
 from sppnet.data.formats.folder import split_folder
-from sppnet.data.labelled import LabelledImages, merge, per_class
+from sppnet.data.labelled import LabelledImages, shuffled_classes
+from sppnet.errors import UserError
 from sppnet.linear.svm import label_targets, solve_gram
 from sppnet.models.backbones import RANDOM, build_backbone
 
@@ -107,7 +108,7 @@ def main() -> None:
     add_arguments(parser)
     arguments = parser.parse_args()
     train, test = split_folder(arguments.data)
-    images = train if test is None else merge(train, test)
+    images = train if test is None else merged(train, test)
     if arguments.limit:
         images = images.subset(np.flatnonzero(images.labels < arguments.limit))
         images = replace(images, class_names=images.class_names[: arguments.limit])
@@ -128,6 +129,27 @@ def main() -> None:
     )
     if arguments.markdown:
         write_page(arguments.markdown, page(known), known, "accuracy", "mean accuracy of the classes")
+
+
+def merged(first: LabelledImages, second: LabelledImages) -> LabelledImages:
+    """Two parts of one set as one, to draw other splits from the whole."""
+    return LabelledImages(first.paths + second.paths, np.concatenate([first.labels, second.labels]), first.class_names)
+
+
+def per_class(
+    images: LabelledImages, count: int, *, seed: int, at_most: int | None = None
+) -> tuple[LabelledImages, LabelledImages]:
+    """As many images of every class, and, of the others, all or at most so many of each: Caltech-101's protocol.
+
+    Source: He, Zhang, Ren, Sun, arXiv:1406.4729, section 3.3 (30 of each class to train, up to 50 to test, 10 random splits).
+    """
+    few = [f"{name} ({n})" for name, n in zip(images.class_names, images.counts(), strict=True) if n < count]
+    if few:
+        raise UserError(f"expected at least {count} images of every class; fewer in: {', '.join(few)}")
+    orders = list(shuffled_classes(images, seed))
+    chosen = np.sort(np.concatenate([order[:count] for order in orders]))
+    rest = np.sort(np.concatenate([order[count:][:at_most] for order in orders]))
+    return images.subset(chosen), images.subset(rest)
 
 
 def _indices(images: LabelledImages, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -23,7 +23,7 @@ import torch
 from benchmarks.environment import environment
 from benchmarks.results_file import write_text
 from sppnet.cache import read_tensors
-from sppnet.data.dataset import read_annotated
+from sppnet.data import read_annotated
 from sppnet.detection.feature_map_cache import FeatureMapCache
 from sppnet.detection.feature_maps import SHORT_SIDES
 from sppnet.models.backbones import build_backbone, pretrained_weights

@@ -23,7 +23,7 @@ import torch
 
 from benchmarks.environment import environment
 from benchmarks.results_file import write_results, write_text
-from sppnet.data.dataset import read_annotated
+from sppnet.data import read_annotated
 from sppnet.data.images import read_image
 from sppnet.proposals.compute import grid_boxes
 from sppnet.proposals.edge_boxes import EdgeBoxes, edge_boxes

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.options import check_positive, option
+from sppnet.data import read_annotated
 from sppnet.data.annotations import AnnotatedImage, DetectionData
-from sppnet.data.dataset import read_annotated
 from sppnet.detection.train import LEVELS, DetectorSettings
 from sppnet.errors import UserError
 

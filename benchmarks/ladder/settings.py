@@ -19,8 +19,8 @@ import numpy as np
 
 from benchmarks.options import check_positive, option
 from benchmarks.results_file import read_results, write_results
+from sppnet.data import read_annotated
 from sppnet.data.annotations import DetectionData
-from sppnet.data.dataset import read_annotated
 from sppnet.detection.feature_maps import SHORT_SIDES
 from sppnet.errors import UserError
 from sppnet.models.backbones import RANDOM, pretrained_weights

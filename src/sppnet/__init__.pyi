@@ -3,7 +3,7 @@
 from .classification.predict import classify as classify, embed as embed
 from .classification.train import ClassifierSettings as ClassifierSettings, train_classifier as train_classifier
 from .data.annotations import DetectionData as DetectionData
-from .data.dataset import read_dataset as read_dataset
+from .data import read_dataset as read_dataset
 from .data.labelled import LabelledImages as LabelledImages
 from .detection.predict import detect as detect
 from .detection.suppression import DetectSettings as DetectSettings

@@ -126,7 +126,7 @@ class Detections:
         return self.select(self.scores >= np.float32(score_threshold))
 
     def draw(self, image: ImageSource, title: str | None = None) -> Image.Image:
-        """The image with a box and a label for each detection (see `sppnet.visualize.draw_detections`); notebooks show it.
+        """The image with a box and a label for each detection (`sppnet.visualize.draw.draw_detections`); notebooks show it.
 
         Args:
             image: a path, a PIL image or an array [H, W, 3] uint8 RGB: the image the detections are of.

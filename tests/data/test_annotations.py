@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 from torch.utils.data import ConcatDataset, DataLoader
 
+from sppnet.data import annotated_layout, read_annotated, read_dataset
 from sppnet.data.annotations import AnnotatedImage, DetectionData
 from sppnet.data.check import check_folder
-from sppnet.data.dataset import annotated_layout, read_annotated, read_dataset
 from sppnet.data.formats import voc
 from sppnet.data.images import read_image
 from sppnet.data.labelled import LabelledImages

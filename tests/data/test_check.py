@@ -18,9 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from sppnet.data import check_images, images
-from sppnet.data.check import CheckReport, check_folder
-from sppnet.data.check_images import inspect_images
+from sppnet.data import check, images
+from sppnet.data.check import CheckReport, check_folder, inspect_images
 from sppnet.data.formats import Finding
 from sppnet.data.formats.folder import split_folder
 from sppnet.data.images import read_image
@@ -150,7 +149,7 @@ def test_the_limit_is_that_of_reading(photos: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_very_large_images_are_decoded_one_at_a_time(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(check_images, "_ALONE", 1999)
+    monkeypatch.setattr(check, "_ALONE", 1999)
     inside, most, lock = 0, 0, threading.Lock()
 
     def slow_read(path: Path) -> np.ndarray:
@@ -163,11 +162,11 @@ def test_very_large_images_are_decoded_one_at_a_time(photos: Path, monkeypatch: 
             inside -= 1
         return read_image(path)
 
-    monkeypatch.setattr(check_images, "read_image", slow_read)
+    monkeypatch.setattr(check, "read_image", slow_read)
     paths = sorted(path for path in photos.rglob("*") if path.is_file())
     facts, findings = inspect_images(paths, workers=4)
     assert (len(facts), findings, most) == (6, [], 1)
-    monkeypatch.setattr(check_images, "_ALONE", 10**9)
+    monkeypatch.setattr(check, "_ALONE", 10**9)
     inspect_images(paths, workers=4)
     assert most > 1
 
@@ -178,7 +177,7 @@ def test_too_little_memory_is_an_error_of_that_file(photos: Path, monkeypatch: p
             raise MemoryError
         return read_image(path)
 
-    monkeypatch.setattr(check_images, "read_image", read)
+    monkeypatch.setattr(check, "read_image", read)
     assert kinds(check_folder(photos), photos) == {"cat/2.png": ["error too-large"]}
 
 

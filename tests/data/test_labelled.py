@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from sppnet.data.find import IMAGE_ENDINGS, find_images, list_images
 from sppnet.data.formats.folder import evaluation_images, read_folder, split_folder, split_parts, training_images
-from sppnet.data.labelled import LabelledImages, merge, per_class, split_off
+from sppnet.data.labelled import LabelledImages, split_off
 from sppnet.errors import UserError
 
 
@@ -311,38 +311,6 @@ def test_a_new_class_leaves_the_parts_of_the_others_as_they_were(tmp_path: Path)
     assert [path for path in after.paths if path.parent.name != "cow"] == list(before.paths)
 
 
-@given(
-    st.lists(st.integers(3, 12), min_size=1, max_size=5),
-    st.integers(1, 3),
-    st.integers(1, 9) | st.none(),
-    st.integers(0, 9),
-)
-def test_as_many_of_every_class(counts: list[int], count: int, at_most: int | None, seed: int) -> None:
-    images = made_up(counts)
-    chosen, rest = per_class(images, count, seed=seed, at_most=at_most)
-    assert chosen.counts().tolist() == [count] * len(counts)
-    assert rest.counts().tolist() == [min(n - count, at_most or n) for n in counts]
-    assert not set(chosen.paths) & set(rest.paths)
-    assert per_class(images, count, seed=seed, at_most=at_most)[1].paths == rest.paths
-
-
-def test_classes_that_are_too_small_are_named() -> None:
-    with pytest.raises(UserError, match=r"at least 5 images of every class; fewer in: 1 \(4\), 2 \(0\)"):
-        per_class(made_up([9, 4, 0]), 5, seed=0)
-    for wrong in ((0, None), (1, 0)):
-        with pytest.raises(ValueError, match="at least 1"):
-            per_class(made_up([9]), wrong[0], seed=0, at_most=wrong[1])
-
-
-def test_parts_are_put_together_again() -> None:
-    images = made_up([4, 6])
-    whole = merge(*split_off(images, seed=0))
-    assert sorted(whole.paths) == sorted(images.paths)
-    assert whole.counts().tolist() == [4, 6]
-    with pytest.raises(ValueError, match="same class names"):
-        merge(images, made_up([1]))
-
-
 @pytest.mark.slow
 def test_the_real_caltech_101(shared_data: Path) -> None:
     train, test = split_folder(shared_data / "caltech101")
@@ -351,6 +319,3 @@ def test_the_real_caltech_101(shared_data: Path) -> None:
     assert train.class_names[0] == "accordion"
     assert set(train.counts()) == {30}
     assert test.counts().min() >= 1
-    chosen, rest = per_class(merge(train, test), 30, seed=1, at_most=50)
-    assert len(chosen) == 30 * 102
-    assert len(chosen) + len(rest) == len(train) + len(test)

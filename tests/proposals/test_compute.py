@@ -12,7 +12,7 @@ from PIL import Image
 from sppnet.data.formats.voc import read as read_voc
 from sppnet.data.images import content_key
 from sppnet.errors import UserError
-from sppnet.metrics.detections import overlaps
+from sppnet.metrics import overlaps
 from sppnet.proposals import compute
 from sppnet.proposals.compute import (
     METHODS,

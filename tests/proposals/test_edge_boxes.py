@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from sppnet.metrics.detections import overlaps
+from sppnet.metrics import overlaps
 from sppnet.proposals.edge_boxes import EdgeBoxes, edge_boxes, edge_map
 
 

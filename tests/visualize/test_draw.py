@@ -7,8 +7,17 @@ from PIL import Image
 from sppnet.data.formats.voc import VOC_CLASSES
 from sppnet.errors import OutputError, UserError
 from sppnet.results import Classification, Detections
-from sppnet.visualize import draw_classification, draw_detections, draw_mistakes, save_image
-from sppnet.visualize.draw import PALETTE, TILE, color_of, fit_text, font_of
+from sppnet.visualize.draw import (
+    PALETTE,
+    TILE,
+    color_of,
+    draw_classification,
+    draw_detections,
+    draw_mistakes,
+    fit_text,
+    font_of,
+    save_image,
+)
 
 ANSWER = Classification([0.9, 0.6, 0.05], ("cat", "dog", "bird"), multi_label=True)
 SIZES = [(1, 1), (64, 40), (375, 500), (40, 600), (600, 40), (20, 20_000), (20_000, 1)]

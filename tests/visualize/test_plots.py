@@ -11,7 +11,7 @@ from PIL import Image
 from sppnet.errors import OutputError, UserError
 from sppnet.metrics.errors import detection_errors
 from sppnet.metrics.voc import VocResult, evaluate_voc
-from sppnet.visualize import plot_comparison, plot_confusion, plot_errors, plot_precision_recall, plot_training
+from sppnet.visualize.plots import plot_comparison, plot_confusion, plot_errors, plot_precision_recall, plot_training
 
 
 def pixels_of(path: Path) -> np.ndarray:

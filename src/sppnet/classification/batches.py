@@ -143,7 +143,7 @@ class EpochOrder:
 
     def padding_share(self) -> float:
         """Of all pixels of an epoch's batches, 0 to 1."""
-        return float(self.ranks[0].padding_share().buckets)
+        return self.ranks[0].padding_share()
 
 
 @dataclass(frozen=True)

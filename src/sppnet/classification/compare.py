@@ -173,7 +173,7 @@ class Comparison:
 
     def plot(self, path: str | Path) -> None:
         """Draw accuracies and differences as a bar chart: .png, .jpg, .pdf or .svg."""
-        from sppnet.visualize import plot_comparison
+        from sppnet.visualize.plots import plot_comparison
 
         others = [self.difference(each.resize_mode, OWN_SHAPE) for each in self.modes if each.resize_mode != OWN_SHAPE]
         plot_comparison(

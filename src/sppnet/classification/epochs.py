@@ -85,7 +85,7 @@ class TrainedEpochs(NamedTuple):
     """What training in epochs comes to, beside the model."""
 
     figures: dict[str, Any]  # JSON-ready: "steps"; "best_epoch", None without validation images; "padding_share"
-    log: dict[str, list[float]]  # columns by name, for `sppnet.visualize.plot_training`
+    log: dict[str, list[float]]  # columns by name, for `sppnet.visualize.plots.plot_training`
     rank: int  # of this process: with several devices every process gets here, and only 0 should write the model
 
 

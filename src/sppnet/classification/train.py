@@ -36,7 +36,8 @@ from sppnet.models.preprocess import Preprocess, ResizeMode
 from sppnet.models.sppnet import Architecture, SPPNet, build_model
 from sppnet.progress import Progress, no_progress
 from sppnet.training.checkpoints import write_log
-from sppnet.visualize import draw_mistakes, plot_confusion, plot_training, save_image
+from sppnet.visualize.draw import draw_mistakes, save_image
+from sppnet.visualize.plots import plot_confusion, plot_training
 
 LARGEST_ASPECT = 4  # longer images are seen smaller: one may be 20000 x 20
 VALIDATION_SHARE = 0.15  # of every class

@@ -14,7 +14,7 @@ from sppnet.cache import cache_directory
 from sppnet.classification.evaluate import evaluate_classifier
 from sppnet.cli import complain
 from sppnet.cli.options import AsJson, Data, Device, Limit, Model, Scales, Split, Views, checked_limit, chosen_device
-from sppnet.data.dataset import annotated_layout, read_annotated
+from sppnet.data import annotated_layout, read_annotated
 from sppnet.data.formats.folder import evaluation_images
 from sppnet.detection.evaluate import NO_COCO, evaluate_detector
 from sppnet.detection.suppression import DetectSettings

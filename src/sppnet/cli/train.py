@@ -28,7 +28,7 @@ from sppnet.cli.options import (
     checked_limit,
     chosen_device,
 )
-from sppnet.data.dataset import read_annotated
+from sppnet.data import read_annotated
 from sppnet.data.find import find_images
 from sppnet.data.formats.folder import training_images
 from sppnet.detection.feature_maps import sample_windows

@@ -38,9 +38,8 @@ class AnnotatedImage:
         count = len(self.gt_labels)
         shapes = (self.gt_boxes.shape, self.gt_labels.shape, self.difficult.shape)
         if shapes != ((count, 4), (count,), (count,)):
-            raise ValueError(
-                f"{self.image_id}: expected gt_boxes [G, 4], gt_labels [G], difficult [G], got shapes {shapes}"
-            )
+            expected = "gt_boxes [G, 4], gt_labels [G], difficult [G]"
+            raise ValueError(f"{self.image_id}: expected {expected}, got shapes {shapes}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,11 +74,10 @@ class DetectionData:
     def check_class_names(self, class_names: Sequence[str]) -> None:
         """Raise a UserError, which says what differs, unless a model's classes are those of the data, in any order."""
         if set(class_names) != set(self.class_names):
-            raise UserError(
-                f"the model knows {len(class_names)} classes and the data has {len(self.class_names)}, and they differ: "
-                f"only in the model {sorted(set(class_names) - set(self.class_names))[:5]}, only in the data "
-                f"{sorted(set(self.class_names) - set(class_names))[:5]}"
-            )
+            model = sorted(set(class_names) - set(self.class_names))[:5]
+            data = sorted(set(self.class_names) - set(class_names))[:5]
+            counts = f"the model knows {len(class_names)} classes and the data has {len(self.class_names)}"
+            raise UserError(f"{counts}, and they differ: only in the model {model}, only in the data {data}")
 
     def relabelled(self, class_names: Sequence[str]) -> DetectionData:
         """The same images, with labels that count the classes in another order, such as a model's.

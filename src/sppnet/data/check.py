@@ -8,25 +8,45 @@ annotations. Every image is decoded completely, as training would. What passes h
 from __future__ import annotations
 
 import os
+import threading
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
-from sppnet.data.check_images import ImageFacts, hidden_image, inspect_images, same_pictures
-from sppnet.data.dataset import annotated_layout
+from PIL import Image
+
+from sppnet.data import annotated_layout
 from sppnet.data.find import list_images
 from sppnet.data.formats import Entry, Finding, Parsed, Severity, coco, folder, plain_split, some, voc, yolo
-from sppnet.errors import UserError
+from sppnet.data.images import EXIF_ORIENTATION, UnusableImage, content_key, exif_orientation, open_image, read_image
+from sppnet.errors import ImageError, UserError
 from sppnet.progress import Progress, no_progress
 
 Layout = Literal["auto", "classes", "images", "voc", "coco", "yolo"]
 NOTES_OF_A_KIND = 3  # that are written out; further ones are counted
 _SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 _WITH_OBJECTS = ("VOC", "COCO", "YOLO")
+SMALL = 32  # pixels: the least side that images are resized to, so that a smaller one is magnified
+LONG = 30  # beyond about 1:30, 1000 x 32 pixels, an image is stretched rather than kept in shape
+_ALONE = 50_000_000  # pixels (150 MB as RGB): such images are decoded one at a time, whatever the number of threads
+_SAME_FORMAT = {"MPO": "JPEG", "DIB": "BMP"}  # written and read alike, and named alike by cameras and programs
+
+
+@dataclass(frozen=True)
+class ImageFacts:
+    """What reading one image completely has shown."""
+
+    size: tuple[int, int]  # (height, width), upright
+    stored_size: tuple[int, int]  # as in the file, before its EXIF orientation
+    orientation: int  # EXIF: 1 upright, 2 to 8 turned or flipped
+    key: str  # of the upright RGB pixels: the same picture has the same key, in whatever format it is stored
 
 
 @dataclass(frozen=True)
@@ -66,18 +86,18 @@ class CheckReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Give everything as plain lists and numbers, ready for JSON."""
-        return {
+        report: dict[str, Any] = {
             "data": str(self.root),
             "layout": self.layout,
             "images": self.images,
             "readable": len(self.sizes),
-            "classes": dict(self.classes),
-            "sizes": _size_summary(self.sizes),
-            "counts": self.counts(),
-            "errors": _as_dicts(self.errors),
-            "warnings": _as_dicts(self.warnings),
-            "notes": _as_dicts(self.notes),
         }
+        report |= {"classes": dict(self.classes), "sizes": _size_summary(self.sizes), "counts": self.counts()}
+        for level in _SEVERITIES:
+            fields = ((str(of.path), of.line, of.kind, of.message) for of in self._of(level))
+            names = ("file", "line", "kind", "message")
+            report[f"{level}s"] = [dict(zip(names, values, strict=True)) for values in fields]
+        return report
 
     def lines(self) -> list[str]:
         """Write the report as text: every error and warning, the first few notes of each kind, and a summary."""
@@ -99,8 +119,7 @@ class CheckReport:
             summary = _size_summary(self.sizes).items()
             ranges = (f"{name} {v['min']:g} to {v['max']:g}, median {v['median']:g}" for name, v in summary)
             lines.append("; ".join(ranges).replace("_", " ") + " (pixels; width / height)")
-        counted = {"error": self.errors, "warning": self.warnings, "note": self.notes}
-        found = ", ".join(_number(len(findings), word) for word, findings in counted.items())
+        found = ", ".join(_number(len(self._of(level)), level) for level in _SEVERITIES)
         lines.append(f"{self.root}: {self.layout}, {_number(self.images, 'image')}: {found}")
         return lines
 
@@ -153,7 +172,7 @@ def check_folder(
     parsed = check[layout](root)
     groups, leaks = _groups(parsed)
     facts, of_images = inspect_images(list(groups), progress, workers)
-    findings = [*parsed.findings, *leaks, *of_images, *_passed_over(parsed), *same_pictures(facts, groups)]
+    findings = [*parsed.findings, *leaks, *of_images, *_passed_over(parsed), *_same_pictures(facts, groups)]
     if parsed.layout.startswith(_WITH_OBJECTS):
         findings += _object_findings(parsed, facts)
     findings.sort(key=lambda f: (_SEVERITIES.index(f.severity), str(f.path), f.line or 0))
@@ -167,9 +186,8 @@ def _plain_folder(root: Path) -> Parsed:
         raise UserError(f"{root}: no image found there; looked for files ending in .jpg, .png, .webp, .tif ...")
     parsed = Parsed("images", root, listings=[listing])
     parsed.splits[""] = [Entry(path.stem, path, partial(Finding, path, None)) for path in listing.images]
-    parsed.findings += [
-        Finding(path, None, "error", "unreadable", f"cannot be listed: {why}") for path, why in listing.unreadable
-    ]
+    for path, why in listing.unreadable:
+        parsed.found(path, "error", "unreadable", f"cannot be listed: {why}")
     return parsed
 
 
@@ -186,10 +204,8 @@ def _groups(parsed: Parsed) -> tuple[dict[Path, tuple[str, str]], list[Finding]]
                 if part and first != part:
                     shared[first, part].append(entry.path.name)
     find = partial(Finding, parsed.place, None, "warning", "leak")
-    return groups, [
-        find(f"{len(names)} images of {part} are in {first} too ({some(names)})")
-        for (first, part), names in shared.items()
-    ]
+    said = (f"{len(names)} images of {b} are in {a} too ({some(names)})" for (a, b), names in shared.items())
+    return groups, [find(message) for message in said]
 
 
 def _object_findings(parsed: Parsed, facts: Mapping[Path, ImageFacts]) -> Iterator[Finding]:
@@ -219,33 +235,135 @@ def _object_findings(parsed: Parsed, facts: Mapping[Path, ImageFacts]) -> Iterat
 def _passed_over(parsed: Parsed) -> Iterator[Finding]:
     hidden = [path for listing in parsed.listings for path in listing.hidden]
     others = [path for listing in parsed.listings for path in listing.others]
-    disguised = {path: finding for path in others if (finding := hidden_image(path)) is not None}
+    disguised = {path: finding for path in others if (finding := _disguised_image(path)) is not None}
     yield from disguised.values()
-    for kind, what, paths in (
-        ("hidden", "hidden files or folders", hidden),
-        ("other", "files without an image's ending", [path for path in others if path not in disguised]),
-    ):
+    others = [path for path in others if path not in disguised]
+    groups = (("hidden", "hidden files or folders", hidden), ("other", "files without an image's ending", others))
+    for kind, what, paths in groups:
         if paths:
             names = some([os.path.relpath(path, parsed.place) for path in paths], most=3)
             yield Finding(parsed.place, None, "note", kind, f"{len(paths)} {what} passed over ({names})")
 
 
+def _same_pictures(facts: Mapping[Path, ImageFacts], groups: Mapping[Path, tuple[str, str]]) -> Iterator[Finding]:
+    """Files that show the same picture, pixel for pixel: further copies of the first in ``groups`` (part, class)."""
+    originals: dict[str, Path] = {}
+    for path, (part, label) in groups.items():
+        original = originals.setdefault(facts[path].key, path) if path in facts else path
+        if original == path:
+            continue
+        first_part, first_label = groups[original]
+        find, same = partial(Finding, path, None), f"the same picture as {original}"
+        if label != first_label:
+            yield find("warning", "two-labels", f"{same}, which is labeled {first_label!r}, not {label!r}")
+        if part != first_part:
+            yield find("warning", "leak", f"{same}: {part} would be judged by a picture that {first_part} holds too")
+        if (part, label) == (first_part, first_label):
+            yield find("note", "copy", same)
+
+
+def _disguised_image(path: Path) -> Finding | None:
+    """What to say of a file that is passed over for its ending, and holds an image all the same."""
+    try:
+        with open_image(path) as image:
+            kind = image.format or "image"
+    except ImageError:
+        return None
+    ending = f"its ending {path.suffix!r} is not an image's" if path.suffix else "it has no ending"
+    message = f"passed over, though it is a {kind} image: {ending}; rename it"
+    return Finding(path, None, "warning", "passed-over", message)
+
+
+def inspect_images(
+    paths: Sequence[Path], progress: Progress = no_progress, workers: int | None = None
+) -> tuple[dict[Path, ImageFacts], list[Finding]]:
+    """Read many image files completely, in threads (decoders let go of Python's lock).
+
+    Args:
+        paths: the files, each once.
+        progress: of the stage "images", in the caller's thread.
+        workers: number of threads, at least 1; None: one a processor core, at most 8.
+
+    Returns:
+        (facts of the files that could be read, findings), both in the order of ``paths``.
+
+    Example:
+        >>> inspect_images([])
+        ({}, [])
+    """
+    alone = threading.Lock()
+    results: dict[Path, tuple[ImageFacts | None, list[Finding]]] = {}
+    pool = ThreadPoolExecutor(workers or min(os.cpu_count() or 1, 8), thread_name_prefix="check")
+    try:
+        with warnings.catch_warnings():  # Pillow's, about oddities that do not keep it from reading
+            warnings.simplefilter("ignore")
+            futures = {pool.submit(_inspect_image, path, alone): path for path in paths}
+            for done, future in enumerate(as_completed(futures), start=1):
+                results[futures[future]] = future.result()
+                progress("images", done, len(paths))
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+    facts = {path: fact for path in paths if (fact := results[path][0]) is not None}
+    return facts, [finding for path in paths for finding in results[path][1]]
+
+
+def _inspect_image(path: Path, alone: threading.Lock) -> tuple[ImageFacts | None, list[Finding]]:
+    """Facts of one image, None where it cannot be read, and findings; ``alone`` is held while a very large one is decoded."""
+    find = partial(Finding, path, None)
+    try:
+        with open_image(path) as image:
+            pixels, orientation = image.width * image.height, _stored_orientation(image)
+            findings = list(_head_findings(path, image, orientation))
+        with alone if pixels > _ALONE else nullcontext():
+            array = read_image(path)
+            upright = height, width = array.shape[0], array.shape[1]
+            facts = ImageFacts(upright, upright[::-1] if orientation >= 5 else upright, orientation, content_key(array))
+    except UnusableImage as error:
+        return None, [find("error", error.kind, error.reason)]
+    except MemoryError:
+        return None, [find("error", "too-large", f"not enough memory for {pixels:,} pixels")]
+    if min(upright) < SMALL:
+        findings.append(find("note", "small", f"only {width} x {height} pixels; sides below {SMALL} are magnified"))
+    if max(upright) > LONG * min(upright):
+        message = f"{width} x {height} pixels, longer than 1:{LONG}: it is stretched rather than kept in shape"
+        findings.append(find("note", "long", message))
+    return facts, findings
+
+
+def _stored_orientation(image: Image.Image) -> int:
+    if image.format != "TIFF":
+        return exif_orientation(image)
+    try:  # Pillow turns TIFF by itself, and `image.size` is already the turned one
+        return int(image.tag_v2.get(EXIF_ORIENTATION, 1))  # type: ignore[attr-defined]
+    except (TypeError, ValueError):
+        return 1
+
+
+def _head_findings(path: Path, image: Image.Image, orientation: int) -> Iterator[Finding]:
+    find, ending, kind = partial(Finding, path, None), path.suffix.lower(), image.format or ""
+    expected = Image.registered_extensions().get(ending, ending[1:].upper())  # Pillow does not know all, such as HEIC
+    if expected and _SAME_FORMAT.get(kind, kind) != _SAME_FORMAT.get(expected, expected):
+        message = f"a {kind} image under the ending {path.suffix}: read all the same, but other programs may refuse it"
+        yield find("warning", "misnamed", message)
+    if orientation != 1:
+        message = f"stored turned or flipped (EXIF orientation {orientation}); it is set upright on reading"
+        yield find("note", "turned", message)
+    try:
+        frames = int(getattr(image, "n_frames", 1))
+    except Exception:  # a damaged later frame: the first is what counts, and that is read next
+        frames = 1
+    if kind != "MPO" and frames > 1:  # the second picture of an MPO is the camera's own preview or depth map
+        yield find("note", "animated", f"holds {frames} frames or pages; only the first is used")
+
+
 def _size_summary(sizes: Sequence[tuple[int, int]]) -> dict[str, dict[str, float]]:
-    if not sizes:
-        return {}
     measures = {
         "short_side": [float(min(size)) for size in sizes],
         "long_side": [float(max(size)) for size in sizes],
         "aspect": [round(width / height, 3) for height, width in sizes],
     }
-    return {
-        name: {"min": min(values), "median": round(median(values), 3), "max": max(values)}
-        for name, values in measures.items()
-    }
-
-
-def _as_dicts(findings: Sequence[Finding]) -> list[dict[str, Any]]:
-    return [{"file": str(f.path), "line": f.line, "kind": f.kind, "message": f.message} for f in findings]
+    given = {name: values for name, values in measures.items() if values}
+    return {name: {"min": min(v), "median": round(median(v), 3), "max": max(v)} for name, v in given.items()}
 
 
 def _number(count: int, one: str, many: str | None = None) -> str:

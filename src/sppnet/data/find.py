@@ -10,12 +10,8 @@ from pathlib import Path
 
 from sppnet.errors import ImageError, UserError
 
-IMAGE_ENDINGS = frozenset(
-    (
-        *(".avif", ".bmp", ".dib", ".gif", ".heic", ".heif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg"),
-        *(".mpo", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"),
-    )
-)
+_FORMATS = "avif bmp dib gif heic heif j2k jfif jp2 jpe jpeg jpg mpo pbm pgm png pnm ppm tga tif tiff webp"
+IMAGE_ENDINGS = frozenset(f".{name}" for name in _FORMATS.split())
 _MADE_BY_MACHINES = {"__MACOSX", "@eaDir"}  # by macOS when it zips, by network drives for thumbnails: as good as hidden
 
 

@@ -133,10 +133,8 @@ def scaled_size(size: tuple[int, int], short_side: int, long_side: int, minimum:
         ((600, 800), (1000, 32))
     """
     if min(*size, short_side, long_side, minimum) < 1:
-        raise ValueError(
-            "scaled_size: every length must be at least 1, got "
-            f"size={size}, short_side={short_side}, long_side={long_side}, minimum={minimum}"
-        )
+        given = f"size={size}, short_side={short_side}, long_side={long_side}, minimum={minimum}"
+        raise ValueError(f"scaled_size: every length must be at least 1, got {given}")
     scale = min(short_side / min(size), long_side / max(size))
     height, width = (max(minimum, int(side * scale + 0.5)) for side in size)
     return height, width
@@ -207,9 +205,7 @@ def open_image(source: ImageFile) -> Iterator[Image.Image]:
     try:
         image = _open_without_limit(file)
     except UnidentifiedImageError as error:
-        what = _foreign(file)
-        reason = f"not an image: {what}" if what else "not an image that can be read (JPEG, PNG, WebP, TIFF ...)"
-        raise UnusableImage(name, "not-an-image", reason) from error
+        raise UnusableImage(name, "not-an-image", f"not an image{_foreign(file)}") from error
     except OSError as error:
         kind = "unreadable" if isinstance(error, PermissionError) else "damaged"
         raise UnusableImage(name, kind, f"cannot be read: {error.strerror or error}") from error
@@ -278,11 +274,12 @@ def _open_without_limit(file: Path | io.BytesIO) -> Image.Image:
             Image.MAX_IMAGE_PIXELS = limit
 
 
-def _foreign(file: Path | io.BytesIO) -> str | None:
+def _foreign(file: Path | io.BytesIO) -> str:
     """What a file is that is no image, where its first bytes tell."""
     with file.open("rb") if isinstance(file, Path) else io.BytesIO(file.getvalue()) as stream:
         head = stream.read(64).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    return next((what for start, what in _FOREIGN.items() if re.match(start, head, re.DOTALL)), None)
+    known = (f": {what}" for start, what in _FOREIGN.items() if re.match(start, head, re.DOTALL))
+    return next(known, " that can be read (JPEG, PNG, WebP, TIFF ...)")
 
 
 def _check_pixels(image: Image.Image, name: str) -> None:
@@ -293,8 +290,8 @@ def _check_pixels(image: Image.Image, name: str) -> None:
         limit = f"more than {MAX_PIXELS // 1_000_000} megapixels"
         raise UnusableImage(name, "too-large", f"{width} x {height} is {limit}; scale it down first")
     if image.format in _VECTOR_FORMATS:
-        reason = f"{image.format} is a drawing, not a photo; convert it to PNG first"
-        raise UnusableImage(name, "not-an-image", reason)
+        what = f"{image.format} is a drawing, not a photo; convert it to PNG first"
+        raise UnusableImage(name, "not-an-image", what)
 
 
 def _from_pillow(image: Image.Image) -> np.ndarray:
@@ -327,23 +324,17 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def _to_8_bit(gray: np.ndarray, known_range: bool) -> np.ndarray:
     """Scale by the smallest usual range that holds all values: 0..1 (floating point), 0..255, 0..65535, 0..largest."""
     gray = np.nan_to_num(gray.astype(np.float32), posinf=0, neginf=0).clip(min=0)
-    largest = float(gray.max())
-    if known_range:
-        top = 65535.0
-    else:
-        whole = bool((gray == np.floor(gray)).all())
-        ranges = (255.0, 65535.0, largest) if whole else (1.0, 255.0, 65535.0, largest)
-        top = next(r for r in ranges if largest <= r)
+    largest, whole = float(gray.max()), bool((gray == np.floor(gray)).all())
+    usual = (65535.0,) if known_range else (255.0, 65535.0) if whole else (1.0, 255.0, 65535.0)
+    top = next((top for top in usual if largest <= top), largest)
     return (gray * (255.0 / top) + 0.5).astype(np.uint8)
 
 
 def _from_array(array: np.ndarray) -> np.ndarray:
     gray = array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 1)
     if array.dtype != np.uint8 or not (gray or (array.ndim == 3 and array.shape[2] in (3, 4))):
-        raise ImageError(
-            f"an image array must be [height, width, 3] uint8 RGB, got shape {array.shape} {array.dtype}; "
-            "move channels last and scale to 0..255"
-        )
+        found = f"got shape {array.shape} {array.dtype}; move channels last and scale to 0..255"
+        raise ImageError(f"an image array must be [height, width, 3] uint8 RGB, {found}")
     if array.size == 0:
         raise ImageError(f"the image array has no pixels: shape {array.shape}")
     if gray:
@@ -358,10 +349,9 @@ def _from_tensor(tensor: Any) -> np.ndarray:
     last = tensor.ndim == 3 and tensor.shape[2] == 3
     floating = first and tensor.is_floating_point()
     if not floating and not (str(tensor.dtype) == "torch.uint8" and (first or last)):
-        raise ImageError(
-            "an image tensor must be [3, H, W] or [H, W, 3] uint8, or [3, H, W] of floating point in 0..1, "
-            f"got {list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}; of a batch, give one image"
-        )
+        expected = "[3, H, W] or [H, W, 3] uint8, or [3, H, W] of floating point in 0..1"
+        found = f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+        raise ImageError(f"an image tensor must be {expected}, got {found}; of a batch, give one image")
     array = (tensor.detach().cpu().float() if floating else tensor.cpu()).numpy()
     if floating:
         if not ((array >= 0) & (array <= 1)).all():

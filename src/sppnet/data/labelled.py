@@ -1,4 +1,4 @@
-"""Image files, each of one class, and how parts of them are drawn: by share, or the same number of every class.
+"""Image files, each of one class, and how a share of every class is drawn for validation.
 
 Labels count from 0 (there is no background class, as detection has). Nothing is opened before it is asked for.
 """
@@ -12,9 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sppnet.data.formats import some
 from sppnet.data.images import read_image
-from sppnet.errors import UserError
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,15 +33,12 @@ class LabelledImages:
 
     def __post_init__(self) -> None:
         if self.labels.shape != (len(self.paths),) or self.labels.dtype != np.int64:
-            raise ValueError(
-                f"LabelledImages: expected labels [{len(self.paths)}] int64, one for each path, "
-                f"got {list(self.labels.shape)} {self.labels.dtype}"
-            )
+            found = f"{list(self.labels.shape)} {self.labels.dtype}"
+            expected = f"labels [{len(self.paths)}] int64, one for each path"
+            raise ValueError(f"LabelledImages: expected {expected}, got {found}")
         if len(self.labels) and not (self.labels.min() >= 0 and self.labels.max() < len(self.class_names)):
-            raise ValueError(
-                f"LabelledImages: expected labels from 0 to {len(self.class_names) - 1}, "
-                f"got {self.labels.min()} to {self.labels.max()}"
-            )
+            last, found = len(self.class_names) - 1, f"{self.labels.min()} to {self.labels.max()}"
+            raise ValueError(f"LabelledImages: expected labels from 0 to {last}, got {found}")
 
     def __len__(self) -> int:
         """Count the images."""
@@ -66,9 +61,7 @@ class LabelledImages:
         Raises:
             ValueError: not whole numbers, or out of range.
         """
-        chosen = np.asarray(indices)
-        if not chosen.size:
-            chosen = chosen.astype(np.int64)
+        chosen = np.asarray(indices) if len(indices) else np.zeros(0, np.int64)
         if chosen.ndim != 1 or not np.issubdtype(chosen.dtype, np.integer):
             raise ValueError(f"subset: expected a list of whole numbers, got {list(chosen.shape)} {chosen.dtype}")
         if chosen.size and not (chosen.min() >= 0 and chosen.max() < len(self)):
@@ -101,83 +94,13 @@ def split_off(images: LabelledImages, share: float = 0.2, *, seed: int) -> tuple
     """
     if not 0 < share < 1:
         raise ValueError(f"split_off: share must be between 0 and 1, got {share}")
-    kept, validation = [], []
-    for order in _shuffled_classes(images, seed):
-        count = min(max(math.floor(share * len(order) + 0.5), 1), len(order) - 1)
-        validation.append(order[:count])
-        kept.append(order[count:])
-    return images.subset(_in_order(kept)), images.subset(_in_order(validation))
+    drawn = np.zeros(len(images), bool)
+    for order in shuffled_classes(images, seed):
+        drawn[order[: min(max(math.floor(share * len(order) + 0.5), 1), len(order) - 1)]] = True
+    return images.subset(np.flatnonzero(~drawn)), images.subset(np.flatnonzero(drawn))
 
 
-def per_class(
-    images: LabelledImages, count: int, *, seed: int, at_most: int | None = None
-) -> tuple[LabelledImages, LabelledImages]:
-    """Draw the same number of images from every class: Caltech-101's protocol, 30 to train and at most 50 to test.
-
-    Args:
-        images: what to draw from.
-        count: images of each class to choose, at least 1.
-        seed: 0 or more; the same seed gives the same parts. Repeated splits take one seed each.
-        at_most: of what is left, at most so many of each class; None keeps all.
-
-    Returns:
-        (chosen, rest), both in the order of ``images``. A class of exactly ``count`` images has none in the rest.
-
-    Raises:
-        UserError: classes with fewer than ``count`` images. The message names them.
-        ValueError: a count or ``at_most`` below 1, or a negative seed.
-
-    Source: He, Zhang, Ren, Sun, arXiv:1406.4729, section 3.3 (Caltech-101: 30 a class to train, up to 50 to test,
-    10 random splits).
-
-    Example:
-        >>> photos = LabelledImages(tuple(Path(f"{i}.jpg") for i in range(12)), np.repeat([0, 1], [9, 3]), ("a", "b"))
-        >>> [part.counts().tolist() for part in per_class(photos, 2, seed=0, at_most=5)]
-        [[2, 2], [5, 1]]
-    """
-    if count < 1 or (at_most is not None and at_most < 1):
-        raise ValueError(f"per_class: count and at_most must be at least 1, got {count} and {at_most}")
-    few = [f"{name} ({n})" for name, n in zip(images.class_names, images.counts(), strict=True) if n < count]
-    if few:
-        raise UserError(f"expected at least {count} images of every class; fewer in: {some(few)}")
-    chosen, rest = [], []
-    for order in _shuffled_classes(images, seed):
-        chosen.append(order[:count])
-        rest.append(order[count:] if at_most is None else order[count : count + at_most])
-    return images.subset(_in_order(chosen)), images.subset(_in_order(rest))
-
-
-def merge(first: LabelledImages, *others: LabelledImages) -> LabelledImages:
-    """Put parts of one set together again, for instance to draw other splits from the whole.
-
-    Args:
-        first, others: parts with the same class names.
-
-    Returns:
-        All their images, part after part.
-
-    Raises:
-        ValueError: parts with different names.
-
-    Example:
-        >>> photos = LabelledImages((Path("a.jpg"), Path("b.jpg")), np.array([0, 1]), ("cat", "dog"))
-        >>> len(merge(photos.subset([0]), photos.subset([1])))
-        2
-    """
-    for part in others:
-        if part.class_names != first.class_names:
-            raise ValueError(
-                f"merge: expected parts with the same class names, got {first.class_names} and {part.class_names}"
-            )
-    parts = (first, *others)
-    return LabelledImages(
-        tuple(path for part in parts for path in part.paths),
-        np.concatenate([part.labels for part in parts]),
-        first.class_names,
-    )
-
-
-def _shuffled_classes(images: LabelledImages, seed: int) -> Iterator[np.ndarray]:
+def shuffled_classes(images: LabelledImages, seed: int) -> Iterator[np.ndarray]:
     """Indices of each class that has images, in an order that depends on the seed, its name and its number only."""
     if seed < 0:
         raise ValueError(f"seed must be 0 or more, got {seed}")
@@ -186,7 +109,3 @@ def _shuffled_classes(images: LabelledImages, seed: int) -> Iterator[np.ndarray]
         if len(indices):
             rng = np.random.default_rng([seed, *name.encode("utf-8", "surrogatepass")])
             yield rng.permutation(indices)
-
-
-def _in_order(parts: list[np.ndarray]) -> np.ndarray:
-    return np.sort(np.concatenate(parts)) if parts else np.zeros(0, dtype=np.int64)

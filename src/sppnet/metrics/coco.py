@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from sppnet.errors import UserError
-from sppnet.metrics.detections import ImageArrays, checked_images, json_number, shown
+from sppnet.metrics import ImageArrays, checked_images, json_number, shown
 
 _PARTS = {
     "ap": "map",
@@ -104,13 +104,9 @@ def evaluate_coco(
 
     metric = _metric()
     for image in images:
-        found = {
-            "boxes": image.boxes.astype(np.float32),
-            "scores": image.scores.astype(np.float32),
-            "labels": image.labels,
-        }
-        truth = {"boxes": image.gt_boxes.astype(np.float32), "labels": image.gt_labels}
-        truth["iscrowd"] = image.difficult.astype(np.int64)
+        boxes, scores, gt_boxes = (a.astype(np.float32) for a in (image.boxes, image.scores, image.gt_boxes))
+        found = {"boxes": boxes, "scores": scores, "labels": image.labels}
+        truth = {"boxes": gt_boxes, "labels": image.gt_labels, "iscrowd": image.difficult.astype(np.int64)}
         tensors = [{name: from_numpy(values) for name, values in arrays.items()} for arrays in (found, truth)]
         metric.update(tensors[:1], tensors[1:])
     measured = metric.compute()

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sppnet.metrics.detections import ImageArrays, JudgedImage, checked_images, json_number, known_mean, overlaps
+from sppnet.metrics import ImageArrays, JudgedImage, checked_images, json_number, known_mean, overlaps
 from sppnet.metrics.voc import IGNORED, TRUE_POSITIVE, average_precision, match_image
 
 KINDS = ("localisation", "other class", "background", "missed")
@@ -48,6 +48,11 @@ class ClassErrors:
     ap: float  # area; NaN without objects
     ap_without: dict[str, float]  # for each of KINDS
 
+    def shares(self) -> list[str]:
+        """How many of the detections looked at are correct, poorly localised, of another class, background: in per cent."""
+        counts = (self.correct, self.localisation, self.other_class, self.background)
+        return [_share(count, sum(counts)) for count in counts]
+
 
 @dataclass(frozen=True, eq=False)
 class DetectionErrors:
@@ -67,10 +72,8 @@ class DetectionErrors:
     def total(self) -> ClassErrors:
         """All classes together: counts are sums, average precisions means."""
         known = [errors for errors in self.classes if errors.n_objects]
-        counts = {
-            field: sum(getattr(errors, field) for errors in self.classes)
-            for field in ("n_objects", "correct", "localisation", "other_class", "background", "missed")
-        }
+        fields = ("n_objects", "correct", "localisation", "other_class", "background", "missed")
+        counts = {field: sum(getattr(errors, field) for errors in self.classes) for field in fields}
         without = {kind: known_mean([errors.ap_without[kind] for errors in known]) for kind in KINDS}
         ap = known_mean([errors.ap for errors in known])
         return ClassErrors(name="all", confused_with={}, ap=ap, ap_without=without, **counts)
@@ -83,12 +86,10 @@ class DetectionErrors:
             'most confident detections, as many as objects: 100% correct, 0% poorly localised, 0% another class, 0% background; objects missed: 0%'
         """
         total = self.total()
-        seen = total.correct + total.localisation + total.other_class + total.background
-        return (
-            f"most confident detections, as many as objects: {_share(total.correct, seen)} correct, "
-            f"{_share(total.localisation, seen)} poorly localised, {_share(total.other_class, seen)} another class, "
-            f"{_share(total.background, seen)} background; objects missed: {_share(total.missed, total.n_objects)}"
-        )
+        kinds = ("correct", "poorly localised", "another class", "background")
+        found = ", ".join(f"{share} {kind}" for share, kind in zip(total.shares(), kinds, strict=True))
+        missed = _share(total.missed, total.n_objects)
+        return f"most confident detections, as many as objects: {found}; objects missed: {missed}"
 
     def table(self) -> str:
         """A table for people: of each class's most confident detections, and of its objects, how many are what, in per cent.
@@ -106,21 +107,16 @@ class DetectionErrors:
         width = max(5, *(len(row.name) for row in rows))
         lines = [f"{'class':{width}}  objects  correct  localisation  other class  background  missed  costs most"]
         for row in rows:
-            seen = row.correct + row.localisation + row.other_class + row.background
-            shares = [_share(n, seen) for n in (row.correct, row.localisation, row.other_class, row.background)]
-            correct, localisation, other, background = shares
-            lines.append(
-                f"{row.name:{width}}  {row.n_objects:7}  {correct:>7}  {localisation:>12}  {other:>11}  {background:>10}  "
-                f"{_share(row.missed, row.n_objects):>6}  {_costliest(row)}"
+            correct, localised, other, background = row.shares()
+            shares = (
+                f"{correct:>7}  {localised:>12}  {other:>11}  {background:>10}  {_share(row.missed, row.n_objects):>6}"
             )
+            lines.append(f"{row.name:{width}}  {row.n_objects:7}  {shares}  {_costliest(row)}")
         return "\n".join(lines)
 
 
 def detection_errors(
-    detections: Sequence[ImageArrays],
-    ground_truth: Sequence[ImageArrays],
-    class_names: Sequence[str],
-    iou: float = 0.5,
+    detections: Sequence[ImageArrays], ground_truth: Sequence[ImageArrays], class_names: Sequence[str], iou: float = 0.5
 ) -> DetectionErrors:
     """Sort what a detector got wrong over a set of images.
 

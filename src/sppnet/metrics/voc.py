@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from sppnet.metrics.detections import (
+from sppnet.metrics import (
     FloatArray,
     ImageArrays,
     JudgedImage,
@@ -135,9 +135,8 @@ def average_precision(recall: npt.ArrayLike, precision: npt.ArrayLike, rule: Lit
     """
     recall, precision = np.asarray(recall, np.float64), np.asarray(precision, np.float64)
     if recall.ndim != 1 or recall.shape != precision.shape:
-        raise ValueError(
-            f"expected recall and precision of one length [D], got {list(recall.shape)} and {list(precision.shape)}"
-        )
+        shapes = f"{list(recall.shape)} and {list(precision.shape)}"
+        raise ValueError(f"expected recall and precision of one length [D], got {shapes}")
     if np.any(np.diff(recall) < 0):
         raise ValueError(
             "recall: expected values that never fall along the curve; sort the detections by falling score"
@@ -176,10 +175,7 @@ def match_detections(detections: ImageArrays, ground_truth: ImageArrays, iou: fl
 
 
 def evaluate_voc(
-    detections: Sequence[ImageArrays],
-    ground_truth: Sequence[ImageArrays],
-    class_names: Sequence[str],
-    iou: float = 0.5,
+    detections: Sequence[ImageArrays], ground_truth: Sequence[ImageArrays], class_names: Sequence[str], iou: float = 0.5
 ) -> VocResult:
     """Average precision of every class over a set of images.
 
@@ -243,10 +239,9 @@ def evaluate_voc_images(
     scores = np.asarray(scores, np.float64)
     scores = scores.reshape(0, len(class_names)) if scores.size == 0 == len(ground_truth) else scores
     if scores.shape != (len(ground_truth), len(class_names)):
-        raise ValueError(
-            f"scores: expected [{len(ground_truth)}, {len(class_names)}], as there are {len(ground_truth)} images and "
-            f"{len(class_names)} class names, got {list(scores.shape)}"
-        )
+        n, k = len(ground_truth), len(class_names)
+        expected = f"[{n}, {k}], as there are {n} images and {k} class names"
+        raise ValueError(f"scores: expected {expected}, got {list(scores.shape)}")
     if not np.isfinite(scores).all():
         raise ValueError("scores: expected finite numbers, got NaN or infinity")
     outcomes = np.full(scores.shape, FALSE_POSITIVE, np.int8)

@@ -1,10 +1,11 @@
-"""The proposals of one image, and of a whole set: choose the method, run over the images, cache the results as files.
+"""The proposals of one image (a grid is laid here), and of a whole set: run over the images, cache the results as files.
 
 image [H, W, 3] -> boxes [R, 4] float32, pixels of the image.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -23,6 +24,72 @@ from sppnet.progress import Progress, no_progress
 from sppnet.proposals.edge_boxes import EdgeBoxes, edge_boxes
 from sppnet.proposals.files import IMPORTED, load_proposals, made_by_import, proposals_path, save_proposals
 from sppnet.proposals.selective_search import SelectiveSearch, drop_near_duplicates, selective_search
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Settings of `grid_boxes`. A box's size is the root of its area, as a share of the root of the image's area."""
+
+    smallest: float = 0.15  # 65 px in a photo of 500 x 375; smaller sizes would double the number of boxes each
+    largest: float = 1.05
+    growth: float = math.sqrt(2)  # from one size to the next: neighbours overlap by an IoU of one half
+    aspects: tuple[float, ...] = (0.5, 1.0, 2.0)  # width / height
+    step: float = 1 / 3  # from one box to the next, as a share of its width and height
+    smallest_side: float = 4.0  # px; shorter boxes are left out, unless the image itself is as short
+
+    def __post_init__(self) -> None:
+        positive = (self.smallest, self.step, self.smallest_side, *self.aspects)
+        if min(positive) <= 0 or self.growth <= 1 or not self.aspects:
+            raise ValueError(f"Grid: sizes, aspects and step must be above 0, growth above 1; got {self}")
+
+
+def grid_boxes(size: tuple[int, int], settings: Grid = Grid()) -> np.ndarray:
+    """Lay boxes of several sizes and aspects evenly over an image of a size, with no look at its pixels, so at no cost.
+
+    Alone they find less than selective search; added to it, they find the small and weakly outlined objects that it misses.
+
+    A box that would be wider or higher than the image gets the image's width or height. In each direction boxes of one
+    kind begin at the edge, end at the other edge, and lie at most ``step`` times their side apart.
+
+    Args:
+        size: (height, width) of the image in pixels, each at least 1.
+        settings: see ``Grid``.
+
+    Returns:
+        [R, 4] float32 xyxy, each box once; the first is the whole image. About 1900 for a photo, whatever its size.
+
+    Raises:
+        ValueError: a size below 1.
+
+    Example:
+        >>> grid_boxes((375, 500)).shape
+        (1887, 4)
+        >>> grid_boxes((1, 1))
+        array([[0., 0., 1., 1.]], dtype=float32)
+    """
+    height, width = size
+    if min(size) < 1:
+        raise ValueError(f"grid_boxes: height and width must be at least 1, got {size}")
+    scale = math.sqrt(height * width)
+    steps = math.floor(math.log(settings.largest / settings.smallest) / math.log(settings.growth) + 1e-9)
+    found = [np.array([[0, 0, width, height]], dtype=np.float32)]
+    for share in (settings.smallest * settings.growth**k for k in range(steps + 1)):
+        for aspect in settings.aspects:
+            box_width = min(float(width), share * scale * math.sqrt(aspect))
+            box_height = min(float(height), share * scale / math.sqrt(aspect))
+            if min(box_width, box_height) >= min(settings.smallest_side, height, width):
+                starts = _starts(width, box_width, settings.step), _starts(height, box_height, settings.step)
+                corners = np.stack(np.meshgrid(*starts), axis=-1).reshape(-1, 2)
+                boxes = np.concatenate([corners, corners + (box_width, box_height)], axis=1)
+                found.append(np.minimum(boxes, [width, height, width, height]).astype(np.float32))
+    boxes = np.concatenate(found)
+    _, first = np.unique(boxes, axis=0, return_index=True)
+    return boxes[np.sort(first)]
+
+
+def _starts(length: int, side: float, step: float) -> np.ndarray:
+    return np.linspace(0, length - side, math.ceil((length - side) / (side * step) - 1e-9) + 1)
+
 
 METHODS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "selective-search": selective_search,
@@ -64,16 +131,9 @@ def method_settings(method: str) -> dict[str, Any]:
     """
     if method == IMPORTED:
         return made_by_import()
-    grid = Grid()
-    used = {
-        "selective-search": {"selective_search": asdict(SelectiveSearch())},
-        "grid": {"grid": asdict(grid) | {"aspects": list(grid.aspects)}},
-        "edge-boxes": {"edge_boxes": asdict(EdgeBoxes())},
-    }
-    settings: dict[str, Any] = {"method": method, "rules": _RULES}
-    for part in check_method(method):
-        settings |= used[part]
-    return settings
+    used: dict[str, Any] = {"selective-search": SelectiveSearch(), "grid": Grid(), "edge-boxes": EdgeBoxes()}
+    settings = {part.replace("-", "_"): asdict(used[part]) for part in check_method(method)}
+    return {"method": method, "rules": _RULES} | json.loads(json.dumps(settings))
 
 
 def propose(image: np.ndarray, method: str = "selective-search") -> np.ndarray:
@@ -144,9 +204,7 @@ def proposals_for(
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     executor = ThreadPoolExecutor(workers or cores, thread_name_prefix="proposals")
     try:
-        tasks = {
-            executor.submit(_ensure, path, files[image_id], method, settings): image_id for image_id, path in images
-        }
+        tasks = {executor.submit(_ensure, path, files[name], method, settings): name for name, path in images}
         for done, task in enumerate(as_completed(tasks), start=1):
             if error := task.result():
                 errors[tasks[task]] = error
@@ -200,67 +258,3 @@ def _is_made_by(file: Path, wanted: dict[str, Any]) -> bool:
 
 # A plain grid: no look at the pixels, so it costs nothing. Alone it finds less than selective search; added to it, it finds the
 # small and the weakly outlined objects that regions miss.
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Settings of `grid_boxes`. A box's size is the root of its area, as a share of the root of the image's area."""
-
-    smallest: float = 0.15  # 65 px in a photo of 500 x 375; smaller sizes would double the number of boxes each
-    largest: float = 1.05
-    growth: float = math.sqrt(2)  # from one size to the next: neighbours overlap by an IoU of one half
-    aspects: tuple[float, ...] = (0.5, 1.0, 2.0)  # width / height
-    step: float = 1 / 3  # from one box to the next, as a share of its width and height
-    smallest_side: float = 4.0  # px; shorter boxes are left out, unless the image itself is as short
-
-    def __post_init__(self) -> None:
-        positive = (self.smallest, self.step, self.smallest_side, *self.aspects)
-        if min(positive) <= 0 or self.growth <= 1 or not self.aspects:
-            raise ValueError(f"Grid: sizes, aspects and step must be above 0, growth above 1; got {self}")
-
-
-def grid_boxes(size: tuple[int, int], settings: Grid = Grid()) -> np.ndarray:
-    """Lay boxes of several sizes and aspects evenly over an image of a size.
-
-    A box that would be wider or higher than the image gets the image's width or height. In each direction boxes of one
-    kind begin at the edge, end at the other edge, and lie at most ``step`` times their side apart.
-
-    Args:
-        size: (height, width) of the image in pixels, each at least 1.
-        settings: see ``Grid``.
-
-    Returns:
-        [R, 4] float32 xyxy, each box once; the first is the whole image. About 1900 for a photo, whatever its size.
-
-    Raises:
-        ValueError: a size below 1.
-
-    Example:
-        >>> grid_boxes((375, 500)).shape
-        (1887, 4)
-        >>> grid_boxes((1, 1))
-        array([[0., 0., 1., 1.]], dtype=float32)
-    """
-    height, width = size
-    if min(size) < 1:
-        raise ValueError(f"grid_boxes: height and width must be at least 1, got {size}")
-    scale = math.sqrt(height * width)
-    steps = math.floor(math.log(settings.largest / settings.smallest) / math.log(settings.growth) + 1e-9)
-    found = [np.array([[0, 0, width, height]], dtype=np.float32)]
-    for share in (settings.smallest * settings.growth**k for k in range(steps + 1)):
-        for aspect in settings.aspects:
-            box_width = min(float(width), share * scale * math.sqrt(aspect))
-            box_height = min(float(height), share * scale / math.sqrt(aspect))
-            if min(box_width, box_height) >= min(settings.smallest_side, height, width):
-                x0 = _starts(width, box_width, settings.step)
-                y0 = _starts(height, box_height, settings.step)
-                corners = np.stack(np.meshgrid(x0, y0), axis=-1).reshape(-1, 2)
-                boxes = np.concatenate([corners, corners + (box_width, box_height)], axis=1)
-                found.append(np.minimum(boxes, [width, height, width, height]).astype(np.float32))
-    boxes = np.concatenate(found)
-    _, first = np.unique(boxes, axis=0, return_index=True)
-    return boxes[np.sort(first)]
-
-
-def _starts(length: int, side: float, step: float) -> np.ndarray:
-    return np.linspace(0, length - side, math.ceil((length - side) / (side * step) - 1e-9) + 1)

@@ -9,6 +9,7 @@ random forest instead.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -29,9 +30,7 @@ class EdgeBoxes:
     max_boxes: int = 2000  # of each view, the best
     smallest_area: int = 200  # px at the working size; a seventh of that of 64 px in a photo of 500
     step: float = 0.65  # IoU of neighbouring boxes in the search; more is finer and slower
-    nms_iou: float = (
-        0.7  # of two boxes overlapping more than this, the better stays; suits a detector's IoU of .5 to .7
-    )
+    nms_iou: float = 0.7  # of two boxes overlapping more, the better stays; suits a detector's IoU of .5 to .7
     widest_aspect: float = 3.0  # of the boxes
 
     def __post_init__(self) -> None:
@@ -95,11 +94,11 @@ def edge_map(image: np.ndarray, smoothing: float) -> tuple[np.ndarray, np.ndarra
     strength = np.minimum(1, strength / max(full, _FAINT))
     along_x, along_y = np.cos(direction), np.sin(direction)
     y, x = np.mgrid[: strength.shape[0], : strength.shape[1]].astype(np.float32)
-    sides = [
+    ahead, behind = (
         cv2.remap(strength, x + sign * along_x, y + sign * along_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         for sign in (1, -1)
-    ]
-    ridge = strength >= np.maximum(*sides) - 1e-6  # a step between two pixels makes both of them as strong
+    )
+    ridge = strength >= np.maximum(ahead, behind) - 1e-6  # a step between two pixels makes both of them as strong
     return np.where(ridge, strength, 0).astype(np.float32), direction
 
 
@@ -113,12 +112,9 @@ def _search(view: np.ndarray, settings: EdgeBoxes) -> np.ndarray:
     if (height, width) != size:
         part = cv2.resize(part, (width, height), interpolation=cv2.INTER_AREA)
     strength, direction = edge_map(part, settings.smoothing)
+    most: dict[str, Any] = {"maxBoxes": settings.max_boxes, "maxAspectRatio": settings.widest_aspect}
     search = cv2.ximgproc.createEdgeBoxes(
-        alpha=settings.step,
-        beta=settings.nms_iou,
-        maxBoxes=settings.max_boxes,
-        minBoxArea=settings.smallest_area,
-        maxAspectRatio=settings.widest_aspect,
+        alpha=settings.step, beta=settings.nms_iou, minBoxArea=settings.smallest_area, **most
     )
     found = np.asarray(search.getBoundingBoxes(strength, direction)[0], dtype=np.float64).reshape(-1, 4)
     # OpenCV counts the first edge pixel from 1 and gives the way to the last one: both edges run through pixels' centres

@@ -86,9 +86,8 @@ def load_proposals(path: str | os.PathLike[str]) -> tuple[np.ndarray, dict[str, 
     except Exception as error:  # what zip and npy readers raise on damage is of many kinds
         raise UserError(f"{path}: not a file of proposals, or damaged; delete it to have it made anew") from error
     if boxes.ndim != 2 or boxes.shape[1] != 4 or boxes.dtype != np.float32 or not isinstance(made_by, dict):
-        raise UserError(
-            f"{path}: not a file of proposals: boxes are {boxes.shape} {boxes.dtype}, expected [R, 4] float32"
-        )
+        there = f"{boxes.shape} {boxes.dtype}"
+        raise UserError(f"{path}: not a file of proposals: boxes are {there}, expected [R, 4] float32")
     return boxes, made_by
 
 
@@ -143,9 +142,8 @@ def read_boxes(source: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         return {path.stem: load_proposals(path)[0]}
     for name, boxes in arrays.items():
         if boxes.size and (boxes.shape[1:] != (4,) or boxes.dtype.kind not in "fiu" or not np.isfinite(boxes).all()):
-            raise UserError(
-                f"{path}: image {name!r}: boxes are {list(boxes.shape)} {boxes.dtype}; expected finite numbers [R, 4]"
-            )
+            there = f"{list(boxes.shape)} {boxes.dtype}"
+            raise UserError(f"{path}: image {name!r}: boxes are {there}; expected finite numbers [R, 4]")
     return {name: boxes.astype(np.float32).reshape(-1, 4) for name, boxes in arrays.items()}
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from sppnet.data.annotations import DetectionData
 from sppnet.errors import UserError
-from sppnet.metrics.detections import overlaps
+from sppnet.metrics import overlaps
 
 SIZES = {"small": (0.0, 64.0), "medium": (64.0, 160.0), "large": (160.0, float("inf"))}  # root of the area, px
 
@@ -46,21 +46,16 @@ def recall_report(
     images = [image for image in data.images if image.image_id in proposals]
     if not images:
         raise UserError(f"no proposals for any of the {len(data)} images of split {data.split!r}; compute them first")
-    boxes_count = 0
-    best_ious, side_lengths = [], []
-    for image in images:
-        boxes = proposals[image.image_id]
-        gt_boxes = image.gt_boxes[~image.difficult]
-        boxes_count += len(boxes)
-        best_ious.append(overlaps(gt_boxes, boxes).max(axis=1, initial=0.0))
-        side_lengths.append(np.sqrt((gt_boxes[:, 2] - gt_boxes[:, 0]) * (gt_boxes[:, 3] - gt_boxes[:, 1])))
-    best, sides = np.concatenate(best_ious), np.concatenate(side_lengths)
+    boxes = [proposals[image.image_id] for image in images]
+    objects = [image.gt_boxes[~image.difficult] for image in images]
+    best = np.concatenate([overlaps(*pair).max(axis=1, initial=0.0) for pair in zip(objects, boxes, strict=True)])
+    sides = np.sqrt(np.concatenate([(found[:, 2:] - found[:, :2]).prod(axis=1) for found in objects]))
     masks = {"all": np.ones(len(best), dtype=bool)}
     masks |= {name: (sides >= low) & (sides < high) for name, (low, high) in SIZES.items()}
     return {
         "images": len(images),
         "images_left_out": len(data) - len(images),
-        "boxes_per_image": boxes_count / len(images),
+        "boxes_per_image": sum(map(len, boxes)) / len(images),
         "ious": [float(iou) for iou in ious],
         "sizes": {name: _summary(best[mask], ious) for name, mask in masks.items()},
     }
@@ -96,6 +91,4 @@ def _summary(best: np.ndarray, ious: Sequence[float]) -> dict[str, Any]:
 
 
 def _share(value: float | None, digits: int) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.{digits}f}".removeprefix("0")
+    return "-" if value is None else f"{value:.{digits}f}".removeprefix("0")

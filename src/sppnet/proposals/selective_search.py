@@ -61,8 +61,10 @@ def selective_search(image: np.ndarray, settings: SelectiveSearch = SelectiveSea
         array([[ 0.,  0., 60., 40.]], dtype=float32)
     """
     checked_size(image, "selective_search")
-    found = search_image(image, lambda view: _search(view, settings))
-    return drop_near_duplicates(_by_falling_area(found), settings.near_duplicate_iou)
+    boxes = search_image(image, lambda view: _search(view, settings))
+    area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    order = np.lexsort((boxes[:, 3], boxes[:, 2], boxes[:, 1], boxes[:, 0], -area))  # OpenCV draws its own at random
+    return drop_near_duplicates(boxes[order], settings.near_duplicate_iou)
 
 
 def drop_near_duplicates(boxes: np.ndarray, iou: float) -> np.ndarray:
@@ -142,17 +144,11 @@ def search_views(size: tuple[int, int]) -> list[tuple[int, int, int, int]]:
     return views
 
 
-def _working_size(size: tuple[int, int], working_size: int) -> tuple[int, int]:
-    """Squeeze to the widest aspect first, then scale down evenly; never up."""
-    sides = [min(side, int(WIDEST_ASPECT * min(size))) for side in size]
-    scale = min(1.0, working_size / max(sides))
-    height, width = (max(1, round(side * scale)) for side in sides)
-    return height, width
-
-
 def _search(view: np.ndarray, settings: SelectiveSearch) -> np.ndarray:
     size = (view.shape[0], view.shape[1])
-    height, width = _working_size(size, settings.working_size)
+    sides = [min(side, int(WIDEST_ASPECT * min(size))) for side in size]  # squeezed to the widest aspect first,
+    scale = min(1.0, settings.working_size / max(sides))  # then scaled down evenly; never up
+    height, width = (max(1, round(side * scale)) for side in sides)
     if min(height, width) < settings.smallest_side:
         return np.empty((0, 4))  # no box could be large enough
     part = np.ascontiguousarray(view[..., ::-1])  # OpenCV wants BGR
@@ -167,9 +163,3 @@ def _search(view: np.ndarray, settings: SelectiveSearch) -> np.ndarray:
     found = found[found[:, 2:].min(axis=1) >= settings.smallest_side]
     boxes = np.concatenate([found[:, :2], found[:, :2] + found[:, 2:]], axis=1)
     return boxes * np.array([size[1] / width, size[0] / height] * 2)
-
-
-def _by_falling_area(boxes: np.ndarray) -> np.ndarray:
-    """One order for one set of boxes: OpenCV draws its own at random."""
-    area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    return boxes[np.lexsort((boxes[:, 3], boxes[:, 2], boxes[:, 1], boxes[:, 0], -area))]

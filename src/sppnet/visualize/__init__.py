@@ -3,26 +3,3 @@
 What is called ``draw_*`` returns an image [H, W, 3] uint8 RGB, for `save_image`; what is called ``plot_*`` writes a file. Every
 file bears our mark (`sppnet.files.MADE_BY`): the next run replaces it, and replaces nothing else.
 """
-
-from sppnet.visualize.draw import draw_classification, draw_detections, draw_mistakes, save_image
-from sppnet.visualize.plots import (
-    plot_comparison,
-    plot_confusion,
-    plot_errors,
-    plot_format,
-    plot_precision_recall,
-    plot_training,
-)
-
-__all__ = [
-    "draw_classification",
-    "draw_detections",
-    "draw_mistakes",
-    "plot_comparison",
-    "plot_confusion",
-    "plot_errors",
-    "plot_format",
-    "plot_precision_recall",
-    "plot_training",
-    "save_image",
-]

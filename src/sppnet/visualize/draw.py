@@ -226,9 +226,8 @@ def save_image(image: Photo, path: str | Path) -> None:
     formats = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
     form = formats.get(path.suffix.lower())
     if form is None:
-        raise OutputError(
-            f"{path}: expected a file name that ends in .png, .jpg or .webp, got {path.suffix or 'no ending'}"
-        )
+        ending = path.suffix or "no ending"
+        raise OutputError(f"{path}: expected a file name that ends in .png, .jpg or .webp, got {ending}")
     mark = Image.Exif()
     mark[ExifTags.Base.Software] = MADE_BY
     # Level 3: a photo barely gets smaller at Pillow's usual 6, and takes twice as long.
@@ -296,10 +295,7 @@ def _at_readable_size(image: Photo) -> tuple[Image.Image, tuple[float, float], i
 def _draw_boxes(photo: Image.Image, boxes: Sequence[tuple[Boxes, Color]], font_size: int) -> None:
     """Outlines, each with a dark rim that sets it off against a light or like-colored photo."""
     draw, line = ImageDraw.Draw(photo, "RGBA"), max(2, round(font_size / 5))
-    rim, beyond = (
-        max(1, line // 3),
-        3 * line,
-    )  # beyond: an edge is not seen there; the true one may be too far for Pillow
+    rim, beyond = max(1, line // 3), 3 * line  # an edge beyond is not seen; the true one may be too far for Pillow
     limits = np.array([photo.width, photo.height, photo.width, photo.height])
     for box, color in boxes:
         x0, y0, x1, y1 = np.clip(box, -beyond, limits + beyond).round().astype(int).tolist()

@@ -17,6 +17,8 @@ import numpy.typing as npt
 
 from sppnet.errors import OutputError, UserError
 from sppnet.files import MADE_BY, atomic_write
+from sppnet.metrics import shown as shown_number
+from sppnet.metrics.errors import KINDS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,15 +27,8 @@ if TYPE_CHECKING:
     from sppnet.metrics.errors import DetectionErrors
     from sppnet.metrics.voc import VocResult
 
-BLUE, VERMILION, GREEN, PINK, ORANGE, SKY = (
-    "#0072B2",
-    "#D55E00",
-    "#009E73",
-    "#CC79A7",
-    "#E69F00",
-    "#56B4E9",
-)  # Okabe and Ito
-GRAY = "#999999"
+COLORS = BLUE, VERMILION, GREEN, PINK, ORANGE, SKY = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
+GRAY, DARK = "#999999", "#555555"  # the colors are those of Okabe and Ito
 MOST_CURVES, MOST_BARS = 100, 60  # classes shown, those with the most objects: nobody looks at a plot of a thousand
 # Of a confusion matrix: classes up to which counts are written, and names; most frequent confusions listed.
 MOST_NUMBERS, MOST_NAMES, MOST_PAIRS = 25, 150, 8
@@ -70,7 +65,7 @@ def plot_precision_recall(result: VocResult, path: str | Path) -> None:
     rows = max(1, math.ceil(len(shown) / columns))
     figure = new_figure(max(5.0, 2.3 * columns), 2.05 * rows + 1.0)
     left_out = f", {len(shown)} of {len(result.classes)} classes shown" if len(shown) < len(result.classes) else ""
-    means = f"mean AP {_number(result.map_area)} (area), {_number(result.map07)} (11-point)"
+    means = f"mean AP {shown_number(result.map_area)} (area), {shown_number(result.map07)} (11-point)"
     figure.suptitle(f"{means} at IoU {result.iou:g}{left_out}", fontsize=13)
     plots = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat
     for axes, curve in zip(plots, shown, strict=False):
@@ -81,7 +76,7 @@ def plot_precision_recall(result: VocResult, path: str | Path) -> None:
             axes.plot(curve.recall, curve.precision, color=BLUE, linewidth=1.2)
         else:
             axes.text(0.5, 0.5, "no objects", ha="center", va="center", color="0.5", fontsize=9)
-        axes.set_title(f"{curve.name}   {_number(curve.ap_area)}", fontsize=10, loc="left")
+        axes.set_title(f"{curve.name}   {shown_number(curve.ap_area)}", fontsize=10, loc="left")
         axes.set(xlim=(0, 1), ylim=(0, 1.02), xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
         _tidy(axes)
     for axes in plots[len(shown) :]:
@@ -110,13 +105,7 @@ def plot_errors(errors: DetectionErrors, path: str | Path) -> None:
         >>> truth = ([[0, 0, 9, 9]], [1], [False])
         >>> plot_errors(detection_errors([([[0, 0, 9, 9]], [0.8], [1])], [truth], ("cat",)), "errors.png")
     """
-    colors = {
-        "correct": GREEN,
-        "localisation": SKY,
-        "other class": ORANGE,
-        "background": VERMILION,
-        "missed": "#555555",
-    }
+    colors = dict(zip(("correct", *KINDS), (GREEN, SKY, ORANGE, VERMILION, DARK), strict=True))
     shown = sorted((row for row in errors.classes if row.n_objects), key=lambda row: -row.n_objects)[:MOST_BARS]
     total = errors.total()
     rows = [total, *sorted(shown, key=lambda row: -row.ap)]
@@ -131,8 +120,7 @@ def plot_errors(errors: DetectionErrors, path: str | Path) -> None:
     xlabel = "of the most confident detections, as many as objects"
     bars.set(xlim=(0, 1), yticks=indices, yticklabels=names, xlabel=xlabel)
     bars.legend(ncols=4, fontsize=8, frameon=False, loc="lower left", bbox_to_anchor=(0, 1))
-    shares_missed = [row.missed / max(1, row.n_objects) for row in rows]
-    missed.barh(indices, shares_missed, color=colors["missed"], height=0.75)
+    missed.barh(indices, [row.missed / max(1, row.n_objects) for row in rows], color=colors["missed"], height=0.75)
     missed.set(xlim=(0, 1), yticks=[], xlabel="objects missed")
     for axes in (bars, missed):
         axes.set_ylim(len(rows) - 0.5, -0.5)
@@ -146,7 +134,7 @@ def plot_errors(errors: DetectionErrors, path: str | Path) -> None:
     costs.set(xlim=(0, max(0.01, *gains) * 1.3), ylim=(len(kinds) - 0.5, -0.5))
     for axes in (bars, missed, costs):
         _tidy(axes, grid="none")
-    figure.suptitle(f"mean AP {_number(total.ap)} (area) at IoU {errors.iou:g}: kinds of error", fontsize=12)
+    figure.suptitle(f"mean AP {shown_number(total.ap)} (area) at IoU {errors.iou:g}: kinds of error", fontsize=12)
     save_figure(figure, path)
 
 
@@ -192,8 +180,7 @@ def plot_confusion(confusion: npt.ArrayLike, class_names: Sequence[str], path: s
         ink = "white" if shares[i, j] > 0.55 else "0.15"
         axes.text(j, i, str(counts[i, j]), ha="center", va="center", color=ink, fontsize=min(9, size))
     if pairs:
-        lines = [f"{counts[i, j]}  {names[i]} → {names[j]}" for i, j in pairs]
-        text = "\n".join(["most often:", *lines])
+        text = "\n".join(["most often:", *(f"{counts[i, j]}  {names[i]} → {names[j]}" for i, j in pairs)])
         figure.supxlabel(text, fontsize=8, x=0.02, ha="left", family="monospace")
     save_figure(figure, path)
 
@@ -217,7 +204,7 @@ def plot_training(log: Mapping[str, Sequence[Any]], path: str | Path) -> None:
     Example:
         >>> plot_training({"epoch": [0, 1, 2], "train_loss": [2.0, 1.1, 0.7], "val_loss": [2.1, 1.3, 1.2]}, "training.png")
     """
-    columns = {name: np.array([_as_number(value) for value in values]) for name, values in log.items()}
+    columns = {name: np.array([_asshown_number(value) for value in values]) for name, values in log.items()}
     if len({len(values) for values in columns.values()}) > 1:
         raise ValueError(f"log: expected columns of one length, got { {name: len(v) for name, v in columns.items()} }")
     along = next((name for name in ("step", "epoch") if name in columns), "")
@@ -233,19 +220,16 @@ def plot_training(log: Mapping[str, Sequence[Any]], path: str | Path) -> None:
     plots = figure.subplots(rows, 2 if wide else 1, squeeze=False).flat
     for axes in plots[len(curves) :]:
         axes.set_axis_off()
-    line_colors = (BLUE, VERMILION, GREEN, PINK, ORANGE, SKY)
     for axes, (measure, its_curves) in zip(plots, curves.items(), strict=False):
         for index, (split, values) in enumerate(its_curves.items()):
-            color, there = line_colors[index % len(line_colors)], np.isfinite(values)
+            color, there = COLORS[index % len(COLORS)], np.isfinite(values)
             x, y = (columns[along] if along else np.arange(len(values)))[there], values[there]
             axes.plot(x, y, color=color, linewidth=1.4, marker="o" if len(y) < 30 else None, markersize=3, label=split)
             if split.startswith("val"):
                 best = int(y.argmin() if "loss" in measure or "error" in measure else y.argmax())
                 axes.plot(x[best], y[best], "o", color=color, markersize=8, fillstyle="none")
-                axes.annotate(
-                    f"{y[best]:.3g}", (x[best], y[best]), (0, 7),
-                    textcoords="offset points", ha="center", fontsize=8, color=color,
-                )  # fmt: skip
+                above = {"textcoords": "offset points", "ha": "center", "fontsize": 8, "color": color}
+                axes.annotate(f"{y[best]:.3g}", (x[best], y[best]), (0, 7), **above)
         axes.set_title(measure, fontsize=10, loc="left")
         axes.set_xlabel(along or "row", fontsize=9)
         axes.locator_params(axis="x", integer=True)
@@ -296,15 +280,13 @@ def plot_comparison(
         reach = [[100 * (share - low)], [100 * (high - share)]]
         color = BLUE if name == reference else GRAY
         bars.barh(row, 100 * share, color=color, height=0.62, xerr=reach, ecolor="0.25", capsize=3)
-        bars.annotate(
-            f"{100 * share:.1f}", (100 * high, row), (5, 0), textcoords="offset points", va="center", fontsize=9
-        )
+        beside = {"textcoords": "offset points", "va": "center", "fontsize": 9}
+        bars.annotate(f"{100 * share:.1f}", (100 * high, row), (5, 0), **beside)
         if name in differences:
             mean, (low, high) = differences[name]
-            shown = not low <= 0 <= high
-            color = "0.1" if shown else "0.55"
+            color, inside = ("0.55", "white") if low <= 0 <= high else ("0.1", "0.1")
             gaps.plot((100 * low, 100 * high), (row, row), color=color, linewidth=2.2)
-            gaps.plot(100 * mean, row, "o", color=color, markersize=7, markerfacecolor=color if shown else "white")
+            gaps.plot(100 * mean, row, "o", color=color, markersize=7, markerfacecolor=inside)
     bars.set_xlim(0, 1.14 * max(1.0, *(100 * high for _, (_, high) in accuracies.values())))
     bars.set_yticks(range(len(accuracies)), list(accuracies), fontsize=10)
     bars.invert_yaxis()
@@ -343,9 +325,8 @@ def plot_format(path: str | Path) -> str:
     """
     form = Path(path).suffix.lstrip(".").lower()
     if form not in METADATA:
-        raise OutputError(
-            f"{path}: expected a file name that ends in .png, .jpg, .pdf or .svg, got {form or 'no ending'}"
-        )
+        ending = form or "no ending"
+        raise OutputError(f"{path}: expected a file name that ends in .png, .jpg, .pdf or .svg, got {ending}")
     return form
 
 
@@ -366,12 +347,8 @@ def _parts_of(name: str) -> tuple[str, str]:
     return parts[1] + parts[3].replace("_", " "), parts[2]
 
 
-def _as_number(value: Any) -> float:
+def _asshown_number(value: Any) -> float:
     try:
         return float(value)
     except (TypeError, ValueError):
         return math.nan
-
-
-def _number(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.3f}"

@@ -81,6 +81,9 @@ def draw_pyramid(
     size = max(round(width * zoom), least), max(round(height * zoom), least)
     photo, band, font = resized(image, size), round(2.2 * FONT), font_of(FONT)
     scale = np.array([size[0] / width, size[1] / height])  # panel pixels per image pixel; squeezed strips have two
+    step, first = stride * scale, offset * scale
+    cells = product(*map(range, map_size)) if step.min() >= 5 else ()  # px apart; closer, dots would cover the photo
+    centers = [(first[0] + step[0] * column, first[1] + step[1] * row) for row, column in cells]
     columns = len(levels) if len(levels) <= 3 or size[1] > 1.6 * size[0] else math.ceil(math.sqrt(len(levels)))
     rows = math.ceil(len(levels) / columns)
     panels_end = rows * (size[1] + band + GAP) + GAP
@@ -89,12 +92,10 @@ def draw_pyramid(
     draw, start = ImageDraw.Draw(sheet), 0
     for index, level in enumerate(levels):
         left, top = GAP + index % columns * (size[0] + GAP), GAP + index // columns * (size[1] + band + GAP)
-        across, down = (
-            _sides(map_size[1 - axis], level, stride * scale[axis], offset * scale[axis], size[axis]) for axis in (0, 1)
-        )
+        across, down = (_sides(map_size[1 - i], level, step[i], first[i], size[i]) for i in (0, 1))
         boxes = [(x0, y0, x1, y1) for (y0, y1), (x0, x1) in product(down, across)]
         if bins is None:
-            panel = _framed(photo, boxes, level, map_size, stride * scale, offset * scale)
+            panel = _framed(photo, boxes, level, centers)
         else:
             panel = _colored(photo, boxes, bins[start : start + level * level], float(np.abs(bins).max()))
         start += level * level
@@ -120,14 +121,7 @@ def _sides(cells: int, level: int, step: float, offset: float, limit: int) -> li
     return sides
 
 
-def _framed(
-    photo: Image.Image,
-    boxes: Bins,
-    level: int,
-    map_size: tuple[int, int],
-    step: npt.NDArray[np.float64],
-    offset: npt.NDArray[np.float64],
-) -> Image.Image:
+def _framed(photo: Image.Image, boxes: Bins, level: int, centers: Sequence[tuple[float, float]]) -> Image.Image:
     """The photo with every bin's frame, each in a color that its neighbors do not have, and the centers of the cells."""
     panel = Image.fromarray((np.asarray(photo) * DIMMED).astype(np.uint8))
     draw = ImageDraw.Draw(panel, "RGBA")
@@ -135,10 +129,8 @@ def _framed(
         color = FRAMES[2 * (index // level % 2) + index % level % 2]
         inside = (x0 + 1, y0 + 1, max(x0 + 1, x1 - 2), max(y0 + 1, y1 - 2))
         draw.rounded_rectangle(inside, radius=7, fill=(*color, 45 if level > 1 else 0), outline=(*color, 255), width=2)
-    if step.min() >= 5:  # px apart; closer, they would cover the photo
-        for row, column in product(range(map_size[0]), range(map_size[1])):
-            x, y = offset + step * (column, row)
-            draw.ellipse((x - 1.2, y - 1.2, x + 1.2, y + 1.2), fill=(255, 255, 255, 200))
+    for x, y in centers:
+        draw.ellipse((x - 1.2, y - 1.2, x + 1.2, y + 1.2), fill=(255, 255, 255, 200))
     return panel
 
 
@@ -175,5 +167,5 @@ def _numbers(name: str, values: npt.ArrayLike, count: int, of: str) -> npt.NDArr
 
 def _cells(side: int, level: int) -> str:
     """How many cells a bin has along a side: "4", or "4-5"."""
-    lengths = {last - first for first, last in bin_edges(side, level)}
-    return "-".join(map(str, sorted({min(lengths), max(lengths)})))
+    lengths = sorted({last - first for first, last in bin_edges(side, level)})
+    return f"{lengths[0]}-{lengths[-1]}" if len(lengths) > 1 else str(lengths[0])

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from sppnet.data import read_annotated
 from sppnet.data.check import check_folder
-from sppnet.data.dataset import read_annotated
 from sppnet.errors import UserError
 
 SPLITS = ("train", "val")

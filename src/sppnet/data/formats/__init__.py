@@ -28,7 +28,7 @@ Size = tuple[int, int]  # (height, width)
 Box = tuple[float, float, float, float]  # xyxy, pixels, half-open
 
 TOLERANCE = 1.0  # pixels a box may reach over the edge (annotators and decimals round); it is then cut to the image
-_MOST_PIXELS = 10**9  # of a side: files may hold numbers too large to calculate with
+MOST_PIXELS = 10**9  # of a side: files may hold numbers too large to calculate with
 _UNKNOWN = (10**6, 10**6)  # an image that cannot be read is an error by itself; its boxes are judged all the same
 _SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 SPLIT_NAMES = tuple(name for names in _SPLITS.values() for name in names)
@@ -96,14 +96,11 @@ class Entry:
     def annotated(self, label_of: dict[str, int]) -> AnnotatedImage:
         """The form that training works on; an `ImageError` where the size is not stated and cannot be measured."""
         assert self.path is not None, "a missing image is an error, which was raised before"
-        return AnnotatedImage(
-            image_id=self.image_id,
-            path=self.path,
-            size=self.stated or image_size(self.path),
-            gt_boxes=np.array([found.box for found in self.objects], np.float32).reshape(-1, 4),
-            gt_labels=np.array([label_of[found.name] for found in self.objects], np.int64),
-            difficult=np.array([found.difficult for found in self.objects], bool),
-        )
+        boxes = np.array([found.box for found in self.objects], np.float32).reshape(-1, 4)
+        labels = np.array([label_of[found.name] for found in self.objects], np.int64)
+        difficult = np.array([found.difficult for found in self.objects], bool)
+        size = self.stated or image_size(self.path)
+        return AnnotatedImage(self.image_id, self.path, size, boxes, labels, difficult)
 
 
 @dataclass
@@ -168,7 +165,7 @@ def checked_limit(limit: int | None) -> int | None:
 
 def checked_size(height: int, width: int) -> Size | None:
     """A stated size, where it can be one: many tools write 0 for what they do not know."""
-    return (height, width) if min(height, width) >= 1 and max(height, width) <= _MOST_PIXELS else None
+    return (height, width) if min(height, width) >= 1 and max(height, width) <= MOST_PIXELS else None
 
 
 def cut_box(box: Box, size: Size, name: str, given: object, expected: str) -> Box:

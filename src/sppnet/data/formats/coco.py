@@ -12,7 +12,7 @@ import json
 import os
 import re
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import accumulate
@@ -30,7 +30,6 @@ _LISTS = ("images", "annotations", "categories")
 _OTHER_TASKS = ("captions_", "person_keypoints_", "panoptic_", "stuff_", "image_info_")
 _LIST_OF_COCO = re.compile(rb'"(images|annotations|categories)"\s*:\s*\[\s*[\[{\]]')
 _SNIFFED = 65536  # bytes: "info" and "licenses", which may come before the first list, are shorter
-_MOST = 10**9  # pixels: a JSON's whole numbers may be too large to calculate with
 
 
 def recognize(root: Path) -> bool:
@@ -98,25 +97,24 @@ class _File:
 
     path: Path
     split: str  # as the file is named, such as "train2017"
-    images: Sequence[Any]
-    annotations: Sequence[Any]
-    categories: Sequence[Any]
+    content: Mapping[str, list[Any]]  # the three lists, by name
 
     @cached_property
     def classes(self) -> dict[int, str]:
         """Names by category id, by rising id; without an export's head category that no annotation uses."""
         names: dict[int, str] = {}
-        for index, entry in enumerate(self.categories):
+        categories, annotations = self.content["categories"], self.content["annotations"]
+        for index, entry in enumerate(categories):
             number, name = (entry.get("id"), entry.get("name")) if isinstance(entry, dict) else (None, None)
             if not _is_whole(number) or not isinstance(name, str) or not name.strip():
                 raise self.error("categories", index, f"expected an id and a name, got {formats.shown(entry)}")
             if number in names:
                 raise self.error("categories", index, f"the id {number} is given twice; number them apart")
             names[number] = name.strip()
-        heads = {name for name in names.values() if any(c.get("supercategory") == name for c in self.categories)}
-        heads &= {c["name"].strip() for c in self.categories if c.get("supercategory") in (None, "", "none")}
+        heads = {name for name in names.values() if any(c.get("supercategory") == name for c in categories)}
+        heads &= {c["name"].strip() for c in categories if c.get("supercategory") in (None, "", "none")}
         if heads:
-            ids = (a.get("category_id") for a in self.annotations if isinstance(a, dict))
+            ids = (a.get("category_id") for a in annotations if isinstance(a, dict))
             used = {number for number in ids if _is_whole(number)}
             names = {number: name for number, name in names.items() if name not in heads or number in used}
         twice = {name for name in names.values() if list(names.values()).count(name) > 1}
@@ -133,7 +131,7 @@ class _File:
 
     def error(self, key: str, index: int, reason: str) -> DataError:
         """What is wrong with an entry."""
-        entry = getattr(self, key)[index]
+        entry = self.content[key][index]
         number = entry.get("id") if isinstance(entry, dict) else None
         name = f"{key}[{index}]" + ("" if number is None else f" (id {number})")
         return DataError(self.path, f"{name}: {reason}", self._lines[key][index])
@@ -166,11 +164,9 @@ def _parse(root: Path, split: str | None = None, limit: int | None = None) -> Pa
         first = first or file
         parsed.class_names = list(dict.fromkeys([*parsed.class_names, *classes]))
         if classes != list(first.classes.values()):
-            only = (
-                formats.some([repr(name) for name in sorted(set(classes) ^ set(first.classes.values()))])
-                or "their order"
-            )
-            message = f"its classes are not those of {first.path.name} ({only}): labels would not mean the same"
+            differing = [repr(name) for name in sorted(set(classes) ^ set(first.classes.values()))]
+            what = f"({formats.some(differing) or 'their order'}): labels would not mean the same"
+            message = f"its classes are not those of {first.path.name} {what}"
             parsed.found(file.path, "error", "classes", message)
         _parse_file(file, parsed, limit)
     return parsed
@@ -179,7 +175,7 @@ def _parse(root: Path, split: str | None = None, limit: int | None = None) -> Pa
 def _parse_file(file: _File, parsed: Parsed, limit: int | None) -> None:
     entries: dict[int | str, Entry | None] = {}  # None: beyond the limit
     find = _ImageFinder(file)
-    for index, content in enumerate(file.images):
+    for index, content in enumerate(file.content["images"]):
         place = partial(file.find, "images", index)
         try:
             number, name, stated = _image_entry(content)
@@ -191,9 +187,9 @@ def _parse_file(file: _File, parsed: Parsed, limit: int | None) -> None:
                 entry.path = find(name)
         except Fault as fault:
             parsed.findings.append(place("error", fault.kind, str(fault)))
-    if not file.images:
+    if not file.content["images"]:
         parsed.found(file.path, "error", "list", "no images in it")
-    for index, content in enumerate(file.annotations):
+    for index, content in enumerate(file.content["annotations"]):
         place = partial(file.find, "annotations", index)
         of_id = content.get("image_id") if isinstance(content, dict) else None
         if not (_is_whole(of_id) or isinstance(of_id, str)) or of_id not in entries:
@@ -217,15 +213,15 @@ def _image_entry(content: Any) -> tuple[int | str, str, tuple[int, int] | None]:
 def _object(content: Mapping[str, Any], classes: Mapping[int, str], size: tuple[int, int]) -> Object:
     category, box = content.get("category_id"), content.get("bbox")
     if not _is_whole(category) or category not in classes:
-        raise Fault(
-            f"category_id {category!r} is none of the categories; known ids: {formats.some([*map(str, classes)])}"
-        )
+        known = formats.some([*map(str, classes)])
+        raise Fault(f"category_id {category!r} is none of the categories; known ids: {known}")
     crowd = content.get("iscrowd", 0) or content.get("ignore", 0) or 0
     if crowd not in (0, 1):
         raise Fault(f"iscrowd (or ignore) is {crowd!r}; expected 0 or 1")
     if not isinstance(box, list) or len(box) != 4 or not all(isinstance(v, int | float) for v in box):
         raise Fault(f"bbox is not four numbers [x, y, width, height]: {formats.shown(box)}")
-    x, y, width, height = (float(max(-_MOST, min(v, _MOST))) if isinstance(v, int) else v for v in box)
+    most = formats.MOST_PIXELS  # a JSON's whole numbers may be too large to calculate with
+    x, y, width, height = (float(max(-most, min(v, most))) if isinstance(v, int) else v for v in box)
     expected = "[x, y, width, height], both above 0"
     cut = formats.cut_box((x, y, x + width, y + height), size, classes[category], box, expected)
     return Object(classes[category], cut, bool(crowd))
@@ -277,14 +273,13 @@ def _looks_like_coco(path: Path) -> bool:
 def _load(path: Path, split: str) -> _File:
     try:
         content = json.loads(formats.read_text(path))
-    except json.JSONDecodeError as error:
-        raise DataError(path, f"not readable as JSON: {error.msg}", error.lineno) from error
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits; lists in lists in lists
-        raise DataError(path, f"not readable as JSON: {error}") from error
+    except (ValueError, RecursionError) as error:  # also a number of thousands of digits; lists in lists in lists
+        reason, line = getattr(error, "msg", error), getattr(error, "lineno", None)
+        raise DataError(path, f"not readable as JSON: {reason}", line) from error
     missing = [key for key in _LISTS if not isinstance(content, dict) or not isinstance(content.get(key), list)]
     if missing:
         raise DataError(path, f"not COCO annotations of boxes: no list {' and '.join(map(repr, missing))} in it")
-    return _File(path, split, *(content[key] for key in _LISTS))
+    return _File(path, split, content)
 
 
 def _starts(text: str) -> dict[str, list[int]]:

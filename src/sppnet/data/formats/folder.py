@@ -20,6 +20,7 @@ from sppnet.errors import DataError
 
 TRAIN = "train"
 PARTS = (TRAIN, "val", "test")
+_Classes = Sequence[tuple[str, Path, Listing]]
 VALIDATION = ("val", "valid", "validation", "test")  # the first of these that is there is the validation part
 
 
@@ -57,9 +58,8 @@ def read(root: str | os.PathLike[str], split: str = TRAIN, limit: int | None = N
     elif split == TRAIN:
         images = read_folder(root)
     else:
-        raise DataError(
-            root, f"no split {split!r}, as it is not split; take 'train', which is all of it, and `split_off`"
-        )
+        what = "as it is not split; take 'train', which is all of it, and `split_off`"
+        raise DataError(root, f"no split {split!r}, {what}")
     turns = np.concatenate([np.arange(count) for count in images.counts()])  # of each image within its class
     return images if limit is None else images.subset(np.sort(np.argsort(turns, kind="stable")[:limit]))
 
@@ -196,9 +196,8 @@ def _parse(root: Path, class_names: Sequence[str] | None = None) -> Parsed:
         class_names: the names that folders may have; None: any, but at least two.
     """
     beside = list_images(root, deep=False)
-    classes = [
-        (unicodedata.normalize("NFC", path.name), path, list_images(path, outside=root)) for path in _folders(root)
-    ]
+    folders = _folders(root)
+    classes = [(unicodedata.normalize("NFC", path.name), path, list_images(path, outside=root)) for path in folders]
     classes.sort(key=lambda entry: (entry[0].casefold(), entry[0], entry[1].name))
     parsed = Parsed("class folders", root, tuple(dict.fromkeys(name for name, _, _ in classes)))
     parsed.listings = [beside, *(listing for _, _, listing in classes)]
@@ -251,12 +250,7 @@ def _folders(root: Path) -> list[Path]:
         raise DataError(root, f"cannot be listed: {error.strerror or error}") from error
 
 
-def _findings(
-    root: Path,
-    beside: Listing,
-    classes: Sequence[tuple[str, Path, Listing]],
-    class_names: Sequence[str] | None,
-) -> Iterator[Finding]:
+def _findings(root: Path, beside: Listing, classes: _Classes, class_names: Sequence[str] | None) -> Iterator[Finding]:
     """What keeps this folder from being read, the gravest first."""
     for listing in (beside, *(listing for _, _, listing in classes)):
         for path, why in listing.unreadable:
@@ -313,9 +307,8 @@ def _name_findings(root: Path, parsed: Parsed) -> Iterator[Finding]:
     for name, count in Counter(entry.label for entry in first).items():
         plain = " ".join(name.casefold().replace("_", " ").replace("-", " ").split())
         if spelled.setdefault(plain, name) != name:
-            message = (
-                f"the class {name!r} is spelled almost like {spelled[plain]!r}: if they are one, make them one folder"
-            )
+            alike = f"spelled almost like {spelled[plain]!r}: if they are one, make them one folder"
+            message = f"the class {name!r} is {alike}"
             yield Finding(root / name, None, "warning", "alike", message)
         if len(parsed.splits) == 1 and count == 1:
             yield Finding(root / name, None, "warning", "lone", "the only image of its class: none is left to test on")

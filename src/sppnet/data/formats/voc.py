@@ -124,8 +124,7 @@ class _Parser:
             paths = sorted((self.folder / "Annotations").glob("*.xml"))
             others = [path for path in paths if path.stem not in entries and not is_hidden(path.name)]
             unlisted = [self._annotation(path, split is None) for path in others]
-            if split is None:
-                self.parsed.splits[""] = unlisted
+            self.parsed.splits |= {"": unlisted} if split is None else {}
         self.parsed.class_names = VOC_CLASSES if _OFFICIAL.issuperset(self.names) else sorted(self.names)
         return self.parsed
 
@@ -232,10 +231,9 @@ def _text(item: ElementTree.Element, path: str) -> str:
 
 def _stated_size(annotation: ElementTree.Element) -> tuple[int, int] | None:
     try:
-        height, width = (int(_text(annotation, f"size/{side}")) for side in ("height", "width"))
+        return formats.checked_size(*(int(_text(annotation, f"size/{side}")) for side in ("height", "width")))
     except ValueError:
         return None
-    return formats.checked_size(height, width)
 
 
 def _object(item: ElementTree.Element, size: tuple[int, int]) -> Object:
@@ -265,8 +263,7 @@ def _name_findings(names: Mapping[str, list[Place]]) -> Iterator[Finding]:
         alike = get_close_matches(name.casefold(), models, n=1, cutoff=0.8)
         message = f"{name!r} stands here only {'once' if count == 1 else f'{count} times'}"
         if official:
-            message = (
-                f"{name!r} is none of VOC's 20 classes ({count} such objects): labels become the folder's own names"
-            )
+            what = f"none of VOC's 20 classes ({count} such objects)"
+            message = f"{name!r} is {what}: labels become the folder's own names"
         if official or alike:
             yield places[0]("warning", "class-name", message + (f"; is it {alike[0]!r}?" if alike else ""))

@@ -98,12 +98,10 @@ def label_path(image: Path) -> Path:
         >>> label_path(Path("images/train/0001.jpg")).as_posix()
         'labels/train/0001.txt'
     """
-    parts = list(image.parts)
-    for index in range(len(parts) - 2, -1, -1):
-        if parts[index] == "images":
-            parts[index] = "labels"
-            break
-    path, beside = Path(*parts).with_suffix(".txt"), image.with_suffix(".txt")
+    beside = path = image.with_suffix(".txt")
+    if "images" in (folders := image.parent.parts):
+        at = len(folders) - 1 - folders[::-1].index("images")
+        path = Path(*folders[:at], "labels", *folders[at + 1 :], beside.name)
     return beside if beside.is_file() and not path.is_file() else path
 
 
@@ -177,21 +175,18 @@ def _object(line: str, class_names: Sequence[str], keypoints: int, size: tuple[i
 
 
 def _find_folder(root: Path) -> _Folder:
-    if root.is_file():
-        return _from_yaml(root)
-    if not root.is_dir():
+    if not root.exists():
         raise DataError(root, f"no such file or folder; expected a YOLO folder: {LAYOUT}")
-    for name in _YAML:
-        if (root / name).is_file():
-            return _from_yaml(root / name)
+    for path in (root, *(root / name for name in _YAML)):
+        if path.is_file():
+            return _from_yaml(path)
     splits = _split_folders(root)
     if not splits:
         raise DataError(root, f"not a YOLO folder; expected {LAYOUT}")
-    files = [root / name for name in _NAMES_FILES if (root / name).is_file()]
-    if not files:
+    file = next((root / name for name in _NAMES_FILES if (root / name).is_file()), None)
+    if file is None:
         raise DataError(root, "no class names; expected data.yaml or classes.txt, one name a line")
-    names = [line.strip() for line in formats.read_text(files[0]).strip().splitlines()]
-    return _Folder(root, _checked_names(names, files[0]), splits, files[0])
+    return _Folder(root, _checked_names(formats.read_text(file).strip().splitlines(), file), splits, file)
 
 
 def _split_folders(root: Path) -> dict[str, tuple[Path, ...]]:
@@ -203,9 +198,8 @@ def _split_folders(root: Path) -> dict[str, tuple[Path, ...]]:
                 splits[name] = (folder,)
     if not splits and (root / "images").is_dir():
         inside = sorted(path for path in (root / "images").iterdir() if path.is_dir() and not is_hidden(path.name))
-        splits = {path.name: (path,) for path in inside if (root / "labels" / path.name).is_dir()}
-    if not splits and (root / "images").is_dir():
-        splits = {"train": (root / "images",)}
+        splits |= {path.name: (path,) for path in inside if (root / "labels" / path.name).is_dir()}
+        splits = splits or {"train": (root / "images",)}
     return splits
 
 
@@ -213,9 +207,7 @@ def _from_yaml(path: Path) -> _Folder:
     import yaml  # type: ignore[import-untyped]
 
     try:
-        content = yaml.load(
-            formats.read_text(path), yaml.BaseLoader
-        )  # which leaves names as written: no, 010, 1.10, null
+        content = yaml.load(formats.read_text(path), yaml.BaseLoader)  # leaves names as written: no, 010, 1.10, null
     except (yaml.YAMLError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         reason = f"not readable as YAML: {getattr(error, 'problem', None) or error}"
@@ -226,14 +218,14 @@ def _from_yaml(path: Path) -> _Folder:
     if isinstance(names, dict):
         numbers = [str(number) for number in range(len(names))]
         if set(names) != set(numbers):
-            raise DataError(
-                path, f"names are numbered {formats.shown(sorted(names))}; expected 0, 1, 2 ... without gaps"
-            )
+            there = formats.shown(sorted(names))
+            raise DataError(path, f"names are numbered {there}; expected 0, 1, 2 ... without gaps")
         names = [names[number] for number in numbers]
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise DataError(path, "names are not a list of names, nor a mapping from 0, 1, 2 ... to names")
-    checked = _checked_names([name.strip() for name in names], path)
+    checked = _checked_names(names, path)
     nc, base, shape = content.get("nc"), content.get("path"), content.get("kpt_shape")
+    shape = shape if isinstance(shape, list) else ["0"]
     if isinstance(nc, str) and nc != str(len(checked)):
         raise DataError(path, f"nc is {formats.shown(nc)}, but there are {len(checked)} names; correct one")
     root = path.parent / base if isinstance(base, str) else path.parent
@@ -246,9 +238,7 @@ def _from_yaml(path: Path) -> _Folder:
             splits[name] = places
     if not splits:
         raise DataError(path, "no splits; expected train and val, each a folder of images or a list of images")
-    sides = (
-        [int(side) for side in shape if isinstance(side, str) and side.isdecimal()] if isinstance(shape, list) else [0]
-    )
+    sides = [int(side) for side in shape if isinstance(side, str) and side.isdecimal()]
     return _Folder(path.parent, checked, splits, path, math.prod(sides))
 
 
@@ -261,6 +251,7 @@ def _resolved(base: Path, value: str) -> Path:
 
 
 def _checked_names(names: list[str], path: Path) -> tuple[str, ...]:
+    names = [name.strip() for name in names]
     if not names:
         raise DataError(path, "no class names in it; expected one for each class")
     for index, name in enumerate(names):
