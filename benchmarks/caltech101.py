@@ -270,12 +270,8 @@ def write_page(path: Path, text: str, known: dict[str, Any], key: str, axis: str
 def plain(row: dict[str, Any]) -> bool:
     """Whether a row belongs to the table of layers, fits and levels, rather than to that of other settings."""
     setting = row["setting"]
-    return (
-        len(setting["short_sides"]) == 1
-        and setting["short_sides"][0] == 224
-        and not setting["mirrored"]
-        and (setting["reduce"], setting["power"], setting["normalise"]) == ("max", 1, "whole")
-    )
+    rest = tuple(setting[name] for name in ("mirrored", "reduce", "power", "normalise"))
+    return list(setting["short_sides"]) == [224] and rest == (False, "max", 1, "whole")
 
 
 def plot_layers(known: dict[str, Any], key: str, axis: str, path: Path) -> None:
@@ -405,21 +401,16 @@ def differences(known: dict[str, Any]) -> list[str]:
     for row in known.values():
         if not plain(row):
             continue
-        setting = Setting(
-            **{
-                **row["setting"],
-                "levels": tuple(row["setting"]["levels"]),
-                "short_sides": tuple(row["setting"]["short_sides"]),
-            }
-        )
-        against = []
-        if setting.fit == "native" and setting.levels != (1,):
-            against.append((f"{setting.levels} against (1,), full", replace(setting, levels=(1,))))
-        if setting.fit == "native":
-            against += [
-                (f"full against {FIT_NAMES[fit]}, {setting.levels}", replace(setting, fit=fit))
-                for fit in ("crop", "squash")
-            ]
+        lists = {name: tuple(row["setting"][name]) for name in ("levels", "short_sides")}
+        setting = Setting(**(row["setting"] | lists))
+        if setting.fit != "native":
+            continue
+        against = [
+            (f"full against {FIT_NAMES[fit]}, {setting.levels}", replace(setting, fit=fit))
+            for fit in ("crop", "squash")
+        ]
+        if setting.levels != (1,):
+            against.insert(0, (f"{setting.levels} against (1,), full", replace(setting, levels=(1,))))
         for text, other in against:
             reference = known.get(other.label())
             if reference and reference["protocol"] == row["protocol"]:

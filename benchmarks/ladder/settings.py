@@ -100,8 +100,7 @@ class Settings:
         """
         fields = dataclasses.asdict(self) | {"data": self.data.name}
         fields["weights"] = None if self.weights is None else Path(self.weights).name
-        told: dict[str, Any] = json.loads(json.dumps(fields))
-        return told
+        return dict(json.loads(json.dumps(fields)))
 
 
 @dataclass(frozen=True, eq=False)
