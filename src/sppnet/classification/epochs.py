@@ -139,7 +139,7 @@ def train_epochs(
 
     def logits(inputs: Any) -> Tensor:
         if not settings.train_backbone:
-            return model.image_classifier(model.fully_connected(inputs.to(model.device)))
+            return model.image_logits(inputs.to(model.device))
         if isinstance(inputs, Tensor):
             return model(inputs.to(model.device).contiguous(memory_format=torch.channels_last))
         return model([image.to(model.device) for image in inputs])

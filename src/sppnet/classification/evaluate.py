@@ -22,10 +22,10 @@ from sppnet.classification.views import Views, view_scores, views_for
 from sppnet.data.images import image_or_error, read_ahead
 from sppnet.data.labelled import LabelledImages
 from sppnet.errors import ImageError, SettingsError
+from sppnet.metrics import json_number
 from sppnet.models.sppnet import SPPNet
 from sppnet.progress import Progress, no_progress
 
-DECIMALS = 4  # of accuracies: of a million images, the last digit is a hundred
 TOP = 5
 
 
@@ -112,15 +112,15 @@ class ClassifierEvaluation:
         for k, name in enumerate(self.class_names):
             order = [j for j in np.argsort(-self.confusion[k], kind="stable") if j != k and self.confusion[k, j]]
             taken_for = {self.class_names[j]: int(self.confusion[k, j]) for j in order}
-            classes[name] = {"accuracy": _number(accuracies[k]), "images": int(images[k]), "taken_for": taken_for}
+            classes[name] = {"accuracy": json_number(accuracies[k]), "images": int(images[k]), "taken_for": taken_for}
         return {
-            "top1": _number(self.top1),
-            "top1_interval": [_number(end) for end in self.interval],
-            "top5": _number(self.top5),
-            "mean_class": _number(self.mean_class),
+            "top1": json_number(self.top1),
+            "top1_interval": [json_number(end) for end in self.interval],
+            "top5": None if self.top5 is None else json_number(self.top5),
+            "mean_class": json_number(self.mean_class),
             "images": len(self.paths),
             "broken": [{"path": str(path), "error": error} for path, error in self.broken],
-            "seconds_per_image": _number(self.seconds_per_image),
+            "seconds_per_image": json_number(self.seconds_per_image),
             "classes": classes,
         }
 
@@ -187,7 +187,7 @@ def evaluate_features(model: SPPNet, images: LabelledImages, features: PooledFea
     """`evaluate_classifier` where the images' pooled features are computed already: only the head is asked."""
     with model.inference(bfloat16=False):
         pooled = (features.read(index)[None].float().to(model.device) for index in range(len(features)))
-        logits = torch.cat([model.image_classifier(model.fully_connected(each)) for each in pooled])
+        logits = torch.cat([model.image_logits(each) for each in pooled])
         probabilities = model.image_classifier.probabilities(logits).cpu().numpy()
     return ClassifierEvaluation(
         model.class_names, images.paths, _labels_of_model(model, images), probabilities, views_for(model, "single")
@@ -209,10 +209,6 @@ def _labels_of_model(model: SPPNet, images: LabelledImages) -> np.ndarray:
         )
     label_of = [known.index(name) if name in known else -1 for name in images.class_names]
     return np.array(label_of, np.int64)[images.labels]
-
-
-def _number(value: float | None) -> float | None:
-    return None if value is None or math.isnan(value) else round(float(value), DECIMALS)
 
 
 # How often the right class comes first. Labels count from 0 here, as the columns of the scores do.

@@ -190,7 +190,7 @@ def _features(model: SPPNet, image: np.ndarray, flip: bool) -> Tensor:
     images, _ = model.preprocess(image)
     with model.inference():
         images = torch.cat([images, images.flip(3)]) if flip else images
-        return model.features(images.to(model.device).contiguous(memory_format=torch.channels_last))
+        return model.image_features(images)
 
 
 def _folder(model: SPPNet, cache: Path) -> Path:

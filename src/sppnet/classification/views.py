@@ -187,8 +187,7 @@ def view_scores(image: np.ndarray, model: SPPNet, views: Views, *, chunk_size: i
             logits = _crop_logits(model, list(scales), chunk_size)
         else:
             pooled = torch.cat([_pooled_views(model, *scale) for scale in scales])
-            parts = pooled.split(WINDOW_CHUNK)
-            logits = torch.cat([model.image_classifier(model.fully_connected(part)) for part in parts])
+            logits = torch.cat([model.image_logits(part) for part in pooled.split(WINDOW_CHUNK)])
         return model.image_classifier.probabilities(logits).cpu()
 
 
