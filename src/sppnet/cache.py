@@ -117,10 +117,8 @@ def check_room(folder: Path, needed: int, what: str) -> None:
     make_folder(folder)
     free = shutil.disk_usage(folder).free
     if needed > free:
-        raise OutputError(
-            f"{what} need {needed / 1e9:.1f} GB below {folder}, where {free / 1e9:.1f} GB are free: make room, or give another folder "
-            "with --cache"
-        )
+        remedy = f"where {free / 1e9:.1f} GB are free: make room, or give another folder with --cache"
+        raise OutputError(f"{what} need {needed / 1e9:.1f} GB below {folder}, {remedy}")
 
 
 def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:

@@ -13,11 +13,8 @@ class UserError(ValueError):
     """
 
     def __reduce__(self) -> Any:
-        return _again, (
-            type(self),
-            self.args,
-            vars(self),
-        )  # comes whole out of a worker, whatever its class is made from
+        # Comes whole out of a worker, whatever its class is made from.
+        return _again, (type(self), self.args, vars(self))
 
 
 def _again(kind: type[UserError], args: tuple[Any, ...], attributes: dict[str, Any]) -> UserError:

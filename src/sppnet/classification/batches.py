@@ -8,6 +8,7 @@ holds what the network takes, normalized images [N, 3, h, w], or a list of [3, h
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, get_args
 
 import numpy as np
@@ -126,10 +127,8 @@ class EpochOrder:
         self, sizes: np.ndarray, batch_size: int, seed: int, devices: int = 1, smallest_batch: int = 1
     ) -> None:
         size = max(batch_size, smallest_batch)
-        self.ranks = [
-            SizeBuckets(sizes, size, seed=seed, ranks=devices, rank=rank, smallest_batch=smallest_batch)
-            for rank in range(devices)
-        ]
+        buckets = partial(SizeBuckets, sizes, size, seed=seed, ranks=devices, smallest_batch=smallest_batch)
+        self.ranks = [buckets(rank=rank) for rank in range(devices)]
         self.steps = len(self.ranks[0])  # in an epoch, on each device
         self._planned: tuple[tuple[int, int], list[list[int]]] = ((-1, -1), [])
 

@@ -7,7 +7,7 @@ the processor is fast at it; softmax over the classes of a folder; as many fully
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -125,17 +125,17 @@ def train_epochs(
     seen = _seen_sizes(model, train) if native else np.ones((len(train.images), 2), np.int64)
     order = EpochOrder(seen, settings.batch_size, settings.seed, settings.devices, smallest)
     key = _key(model, train, validation, settings)
+    heads = nn.ModuleList([model.fully_connected, model.image_classifier])
+    trained = model if settings.train_backbone else heads
     batches: ImageBatches | FeatureBatches
     features: PooledFeatures | None = None
     if settings.train_backbone:
         how = settings.sizes, settings.least_region, settings.light, settings.seed
         batches = ImageBatches(train, order, model.preprocess, *how)
-        trained: nn.Module = model
     else:
         paths, count = [*train.images.paths, *validation.images.paths], len(train.images)
         pooled = pooled_features(model, paths, cache / "features", flip=True, progress=progress)
         batches, features = FeatureBatches(pooled[:count], train.images.labels, order, settings.seed), pooled[count:]
-        trained = nn.ModuleList([model.fully_connected, model.image_classifier])
 
     def logits(inputs: Any) -> Tensor:
         if not settings.train_backbone:
@@ -170,11 +170,11 @@ def train_epochs(
         return {"val_wrong": wrong, "val_loss": loss / images, "val_accuracy": 1 - wrong / images}
 
     steps = order.steps * settings.epochs
-    rate, decay = settings.learning_rate, settings.weight_decay
+    decay = settings.weight_decay
     groups = parameter_groups(
-        [*model.fully_connected.parameters(), *model.image_classifier.parameters()],
+        heads.parameters(),
         model.backbone.parameters() if settings.train_backbone else (),
-        learning_rate=LEARNING_RATES[settings.optimizer] if rate is None else rate,
+        learning_rate=settings.learning_rate or LEARNING_RATES[settings.optimizer],
         backbone_rate=settings.backbone_rate,
         weight_decay=WEIGHT_DECAYS[settings.optimizer] if decay is None else decay,
         by_width=settings.optimizer == "adamw",
@@ -221,11 +221,11 @@ def _key(model: SPPNet, train: ReadableImages, validation: ReadableImages, setti
     parts: list[Any] = []
     for images in (train, validation):
         parts += [*map(str, images.images.paths), images.images.labels, images.sizes]
-    changed = {each.name: str(getattr(settings, each.name)) for each in fields(settings) if each.name not in NOT_IN_KEY}
-    usual = EpochSettings()
+    usual, given = vars(EpochSettings()), vars(settings).items()
+    changed = {name: str(value) for name, value in given if name not in NOT_IN_KEY and str(value) != str(usual[name])}
     return {
         "images": fingerprint(parts, size=8),
         "weights": fingerprint([model.state_dict()], size=8),
         "preprocess": str(model.preprocess),
-        **{name: value for name, value in changed.items() if value != str(getattr(usual, name))},
+        **changed,
     }

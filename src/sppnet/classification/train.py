@@ -118,16 +118,13 @@ class ClassifierSettings:
     def for_epochs(self, devices: int, workers: int) -> EpochSettings:
         """What `sppnet.classification.epochs.train_epochs` needs of them."""
         given = {name: getattr(self, name) for name in ("epochs", "batch_size", "learning_rate")}
-        several = len(self.sides) > 1
-        return EpochSettings(
-            train_backbone=self.train_layers == "all",
-            backbone_rate=1.0 if self.weights == RANDOM else 0.1,
-            sizes=TrainingSizes("multi" if several else "single", self.sides) if self.sides else TrainingSizes(),
-            seed=self.seed,
-            devices=devices,
-            workers=workers,
-            **{name: value for name, value in given.items() if value is not None},
-        )
+        given = {name: value for name, value in given.items() if value is not None}
+        if self.sides:
+            given["sizes"] = TrainingSizes("multi" if len(self.sides) > 1 else "single", self.sides)
+        if self.weights == RANDOM:
+            given["backbone_rate"] = 1.0
+        everything = self.train_layers == "all"
+        return EpochSettings(everything, seed=self.seed, devices=devices, workers=workers, **given)
 
 
 def train_classifier(
