@@ -44,7 +44,7 @@ def test_every_image_once_an_epoch(devices: int) -> None:
     assert of_epoch == [Counter(range(41))] * 2
     again = EpochOrder(sizes, 6, seed=0, devices=devices)
     assert [again.batch(n) for n in (7, 2, 11)] == [order.batch(n) for n in (7, 2, 11)]  # whatever was asked for before
-    assert 0 < order.padding_share() < 0.2
+    assert 0 < order.ranks[0].padding_share() < 0.2
 
 
 # What they hold

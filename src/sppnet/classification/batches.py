@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sppnet.classification.features import PooledFeatures, ReadableImages
+from sppnet.classification.features import LARGEST_ASPECT, PooledFeatures, ReadableImages
 from sppnet.data.images import read_image, resize_image, scaled_size
 from sppnet.data.samplers import SizeBuckets, corner_crop, random_flip, random_region, vary_light
 from sppnet.errors import SettingsError
@@ -25,7 +25,6 @@ SizeRule = Literal["native", "single", "multi", "random", "random-batch"]
 SIZE_RULES: tuple[SizeRule, ...] = get_args(SizeRule)
 
 SHORT_SIDE_PER_CROP = 8 / 7  # the paper's 256 for a crop of 224
-LARGEST_ASPECT = 4  # of the image a square is cut from: longer ones are squeezed, as one may be 20000 x 20
 
 Images = Tensor | list[Tensor]
 
@@ -139,10 +138,6 @@ class EpochOrder:
         if self._planned[0] != (epoch, rank):
             self._planned = ((epoch, rank), self.ranks[rank].batches(epoch))
         return epoch, number, self._planned[1][number]
-
-    def padding_share(self) -> float:
-        """Of all pixels of an epoch's batches, 0 to 1."""
-        return self.ranks[0].padding_share()
 
 
 @dataclass(frozen=True)

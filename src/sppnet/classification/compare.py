@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sppnet.cache import cache_directory
-from sppnet.classification.features import pooled_features, readable_images
+from sppnet.classification.features import LARGEST_ASPECT, pooled_features, readable_images
 from sppnet.data.labelled import LabelledImages
 from sppnet.errors import SettingsError
 from sppnet.linear.selection import fold_accuracies, mean_interval, stratified_folds
@@ -38,7 +38,6 @@ from sppnet.progress import Progress, no_progress
 
 OWN_SHAPE = "keep-aspect"  # the mode that the squares are compared with
 LEVELS = (3, 2, 1)
-LARGEST_ASPECT = 4  # longer images are looked at smaller: one may be 20000 x 20
 
 
 @dataclass(frozen=True)

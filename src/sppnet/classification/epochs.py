@@ -31,8 +31,8 @@ from sppnet.training.loop import LoopSettings, Precision, Validation, adamw, fit
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-LEARNING_RATES = {"adamw": 1e-3, "sgd": 1e-2}  # where none is given (paper, section 3.1)
-WEIGHT_DECAYS = {"adamw": 1e-2, "sgd": 5e-4}
+# Of each name the optimizer, and its learning rate and weight decay where none is given (sgd: the paper's, section 3.1).
+OPTIMIZERS = {"adamw": (adamw, 1e-3, 1e-2), "sgd": (sgd, 1e-2, 5e-4)}
 # Settings that do not count for whether a checkpoint fits, or are in the loop's own key.
 NOT_IN_KEY = ("checkpoint_interval", "devices", "workers")
 
@@ -77,8 +77,8 @@ class EpochSettings:
                 raise SettingsError(f"{name} must be above 0 and at most 1: got {getattr(self, name)}")
         if min(self.weight_decay or 0, self.light) < 0:
             raise SettingsError(f"weight_decay and light must be 0 or more: got {self.weight_decay} and {self.light}")
-        if self.optimizer not in LEARNING_RATES:
-            raise SettingsError(f"optimizer must be one of {', '.join(LEARNING_RATES)}: got {self.optimizer!r}")
+        if self.optimizer not in OPTIMIZERS:
+            raise SettingsError(f"optimizer must be one of {', '.join(OPTIMIZERS)}: got {self.optimizer!r}")
 
 
 class TrainedEpochs(NamedTuple):
@@ -170,16 +170,16 @@ def train_epochs(
         return {"val_wrong": wrong, "val_loss": loss / images, "val_accuracy": 1 - wrong / images}
 
     steps = order.steps * settings.epochs
-    decay = settings.weight_decay
+    optimize, rate, decay = OPTIMIZERS[settings.optimizer]
     groups = parameter_groups(
         heads.parameters(),
         model.backbone.parameters() if settings.train_backbone else (),
-        learning_rate=settings.learning_rate or LEARNING_RATES[settings.optimizer],
+        learning_rate=settings.learning_rate or rate,
         backbone_rate=settings.backbone_rate,
-        weight_decay=WEIGHT_DECAYS[settings.optimizer] if decay is None else decay,
+        weight_decay=decay if settings.weight_decay is None else settings.weight_decay,
         by_width=settings.optimizer == "adamw",
     )
-    optimizer, schedule = (sgd if settings.optimizer == "sgd" else adamw)(groups, steps)
+    optimizer, schedule = optimize(groups, steps)
     trained.train()
     loop = LoopSettings(
         steps, settings.checkpoint_interval, min(10, order.steps), settings.seed,
@@ -197,7 +197,7 @@ def train_epochs(
     figures = {
         "steps": steps,
         "best_epoch": round(history.best["step"]) // order.steps if history.best else None,
-        "padding_share": round(order.padding_share(), 4) if native else 0.0,
+        "padding_share": round(order.ranks[0].padding_share(), 4) if native else 0.0,
     }
     return TrainedEpochs(figures, history.log, history.rank)
 

@@ -28,6 +28,7 @@ from sppnet.progress import Progress, no_progress
 
 IN_MEMORY = 1_000_000_000  # bytes of pooled pyramids up to which all of them are held in memory
 SCALE_IMAGES = 32  # whose features set their scale
+LARGEST_ASPECT = 4  # longer images are looked at smaller, squares cut from a squeezed image: one may be 20000 x 20
 LISTED = 5  # bad files that one message names
 
 

@@ -22,12 +22,13 @@ from torch.nn import functional as F
 from sppnet.classification.views import Views, view_scores, views_for
 from sppnet.data.images import read_ahead, read_image
 from sppnet.errors import SettingsError
+from sppnet.metrics import json_number
+from sppnet.models.geometry import Geometry
 from sppnet.models.sppnet import SPPNet
 from sppnet.ops.bins import whole_windows
 from sppnet.results import Classification
 
 VALUES_CHUNK = 1 << 24  # of pooled bins in one pass of the head: 64 MB
-DECIMALS = 4  # of logits
 
 
 def classify(source: Any, model: SPPNet, *, views: Views | str = "single") -> Classification:
@@ -126,15 +127,14 @@ class BinContributions:
     together: npt.NDArray[np.float32]  # [L] the same for all bins of a level at once; their sum, if all is linear
     seen: npt.NDArray[np.uint8]  # [h, w, 3], the photo as the backbone saw it
     map_size: tuple[int, int]  # (height, width) in cells
-    stride: int  # pixels of ``seen`` from one cell's center to the next
-    offset: float  # pixels to the center of cell 0
+    geometry: Geometry  # where the cells are in ``seen``
 
     def draw(self) -> npt.NDArray[np.uint8]:
         """The bins over the photo, colored by what they add: [H', W', 3] uint8 RGB."""
         from sppnet.visualize.pyramid import draw_pyramid
 
         return draw_pyramid(
-            self.seen, self.levels, self.map_size, self.stride, self.offset, contributions=self.bins,
+            self.seen, self.levels, self.map_size, self.geometry.stride, self.geometry.offset, contributions=self.bins,
             together=self.together, title=f"{self.class_name} {self.score:.2f} (logit {self.logit:+.2f})",
         )  # fmt: skip
 
@@ -146,9 +146,9 @@ class BinContributions:
         """
         starts, levels = np.cumsum([level * level for level in self.levels])[:-1], []
         for level, together, bins in zip(self.levels, self.together, np.split(self.bins, starts), strict=True):
-            rows = bins.reshape(level, level).astype(float).round(DECIMALS).tolist()
-            levels.append({"level": level, "together": round(float(together), DECIMALS), "bins": rows})
-        return {"class": self.class_name, "logit": round(self.logit, DECIMALS), "levels": levels}
+            rows = bins.reshape(level, level).astype(float).round(4).tolist()
+            levels.append({"level": level, "together": json_number(together), "bins": rows})
+        return {"class": self.class_name, "logit": json_number(self.logit), "levels": levels}
 
 
 def bin_contributions(model: SPPNet, source: Any, class_name: str | None = None) -> BinContributions:
@@ -203,8 +203,7 @@ def bin_contributions(model: SPPNet, source: Any, class_name: str | None = None)
         together=added[model.pool.bins :],
         seen=model.preprocess.pixels(prepared),
         map_size=(features.shape[2], features.shape[3]),
-        stride=model.geometry.stride,
-        offset=model.geometry.offset,
+        geometry=model.geometry,
     )
 
 

@@ -22,11 +22,11 @@ from sppnet.cache import cache_directory
 from sppnet.classification.batches import TrainingSizes
 from sppnet.classification.epochs import EpochSettings, TrainedEpochs, has_batch_norm, train_epochs
 from sppnet.classification.evaluate import ClassifierEvaluation, evaluate_classifier, evaluate_features
-from sppnet.classification.features import pooled_features, readable_images, scale_features
+from sppnet.classification.features import LARGEST_ASPECT, pooled_features, readable_images, scale_features
 from sppnet.data.images import read_image
 from sppnet.data.labelled import LabelledImages, split_off
 from sppnet.errors import ModelError, SettingsError, UserError
-from sppnet.files import check_replaceable, is_ours, write_json
+from sppnet.files import check_replaceable, write_json
 from sppnet.linear.selection import SVMChoice, train_calibrated_svms
 from sppnet.linear.svm import label_targets
 from sppnet.models.backbones import COMPACT, RANDOM, build_backbone, check_not_random, pretrained_weights
@@ -39,7 +39,6 @@ from sppnet.training.checkpoints import write_log
 from sppnet.visualize.draw import draw_mistakes, save_image
 from sppnet.visualize.plots import plot_confusion, plot_training
 
-LARGEST_ASPECT = 4  # longer images are seen smaller: one may be 20000 x 20
 VALIDATION_SHARE = 0.15  # of every class
 MAX_IMAGES = 20_000  # that SVMs learn from: their products take 1.6 GB, and twice that while they are solved
 RECORDED = ("top1", "top1_interval", "top5", "mean_class", "images")
@@ -341,10 +340,11 @@ def _figures(evaluation: ClassifierEvaluation) -> dict[str, Any]:
 def _write_report(
     folder: Path, log: dict[str, list[float]], evaluation: ClassifierEvaluation | None, document: dict[str, Any]
 ) -> None:
-    for name in PICTURES:  # of an earlier model of this name
-        if is_ours(folder / name):
-            (folder / name).unlink()
-    (folder / "log.csv").unlink(missing_ok=True)
+    for name in (
+        *PICTURES,
+        "log.csv",
+    ):  # of an earlier model of this name: nobody else's, as was checked before the work
+        (folder / name).unlink(missing_ok=True)
     if log:
         write_log(log, folder / "log.csv")
         plot_training(log, folder / "curves.png")

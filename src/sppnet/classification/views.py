@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sppnet.classification.features import LARGEST_ASPECT
 from sppnet.data.images import resize_image, scaled_size
 from sppnet.errors import SettingsError
 from sppnet.models.sppnet import WINDOW_CHUNK, SPPNet
@@ -32,7 +33,6 @@ SIDE_MIDDLES: tuple[Position, ...] = ((0.5, 0), (0, 0.5), (1, 0.5), (0.5, 1))
 PAPER_WINDOW = 224  # pixels
 PAPER_SHORT_SIDES = (224, 256, 300, 360, 448, 560)
 PAPER_SHORT_SIDE = 256  # of the tests at one scale
-LARGEST_ASPECT = 4  # longer images are looked at smaller (full) or squeezed (windows): one may be 20000 x 20
 CROP_CHUNK = 32  # bounds the memory of crops through the network
 
 ViewName = Literal["single", "center-crop", "10-view", "full", "multi-view", "multi-view+full"]
