@@ -107,8 +107,7 @@ class Detections:
             >>> Detections([[0, 0, 1, 1], [0, 0, 2, 2]], [0.9, 0.2], [1, 2], ("a", "b")).select([1]).class_names
             ('b',)
         """
-        index = np.asarray(index)
-        index = index.astype(np.int64) if index.size == 0 else index  # an empty list reads as float
+        index = np.asarray(index) if np.size(index) else np.empty(0, np.int64)  # an empty list reads as float
         rows = np.arange(len(self))[index]
         class_names = tuple(self.class_names[row] for row in rows)
         return Detections(self.boxes[rows], self.scores[rows], self.labels[rows], class_names, self.score_kind)

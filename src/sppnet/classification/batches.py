@@ -63,9 +63,7 @@ class TrainingSizes:
         if not self.sides or min(self.sides) < 1:
             raise SettingsError(f"training sizes: expected sides of at least 1 pixel, got {list(self.sides)}")
         if self.rule in ("multi", "random", "random-batch") and len(set(self.sides)) < 2:
-            raise SettingsError(
-                f"training sizes: {self.rule!r} needs at least two different sides, got {list(self.sides)}"
-            )
+            raise SettingsError(f"training sizes: {self.rule!r} needs two different sides, got {list(self.sides)}")
 
     def side(self, seed: int, epoch: int, batch: int) -> int | None:
         """The side of the squares of one batch, the same on every rank; None where each image has its own size.

@@ -249,9 +249,8 @@ def compare_resize_modes(
     if model is None:
         weights = settings.weights or pretrained_weights(settings.backbone)
         check_not_random(settings.backbone, weights)
-        architecture = Architecture(
-            images.class_names, settings.backbone, LEVELS, (), detects=False, multi_label=False, unit_length=True
-        )
+        layers = images.class_names, settings.backbone, LEVELS, ()
+        architecture = Architecture(*layers, detects=False, multi_label=False, unit_length=True)
         model = build_model(architecture, backbone=build_backbone(settings.backbone, weights)).eval()
         model.to(choose_device(device))
     least = model.preprocess.smallest_side
@@ -263,10 +262,8 @@ def compare_resize_modes(
     if classes < 2 or len(images) < 2 * folds:
         found, wanted = f"{len(images)} images of {classes} classes", f"{2 * folds} images or more, for {folds} folds"
         raise SettingsError(f"too little to compare on: {found}; expected two classes or more, and {wanted}")
-    assignments = [
-        stratified_folds(images.labels, folds, np.random.default_rng([settings.seed, turn]))
-        for turn in range(settings.repeats)
-    ]
+    draws = [np.random.default_rng([settings.seed, turn]) for turn in range(settings.repeats)]
+    assignments = [stratified_folds(images.labels, folds, draw) for draw in draws]
     results = []
     with cache_directory(cache) as folder:
         for mode in RESIZE_MODES:

@@ -184,9 +184,8 @@ def evaluate_features(model: SPPNet, images: LabelledImages, features: PooledFea
         pooled = (features.read(index)[None].float().to(model.device) for index in range(len(features)))
         logits = torch.cat([model.image_logits(each) for each in pooled])
         probabilities = model.image_classifier.probabilities(logits).cpu().numpy()
-    return ClassifierEvaluation(
-        model.class_names, images.paths, _labels_of_model(model, images), probabilities, views_for(model, "single")
-    )
+    labels, views = _labels_of_model(model, images), views_for(model, "single")
+    return ClassifierEvaluation(model.class_names, images.paths, labels, probabilities, views)
 
 
 def _labels_of_model(model: SPPNet, images: LabelledImages) -> np.ndarray:

@@ -77,9 +77,8 @@ def readable_images(
         progress(stage, index + 1, len(images))
     if broken and not (skip_bad and sizes):
         raise _unreadable([reason for _, reason in broken], len(images))
-    return ReadableImages(
-        images.subset(list(sizes)), np.array([*sizes.values()], np.int64).reshape(-1, 2), tuple(broken)
-    )
+    read = np.array([*sizes.values()], np.int64).reshape(-1, 2)
+    return ReadableImages(images.subset(list(sizes)), read, tuple(broken))
 
 
 @dataclass(frozen=True, eq=False)

@@ -290,10 +290,9 @@ def _start(settings: ClassifierSettings, class_names: tuple[str, ...]) -> SPPNet
         architecture = Architecture(*layers, detects=False, multi_label=False, unit_length=settings.svm)
         model = build_model(architecture, preprocess, backbone=backbone)
     least = model.preprocess.smallest_side
-    if settings.sides and min(settings.sides) < least:
-        raise SettingsError(
-            f"sides must be at least {least} pixels with {settings.backbone}: got {min(settings.sides)}"
-        )
+    smallest = min(settings.sides, default=least)
+    if smallest < least:
+        raise SettingsError(f"sides must be at least {least} pixels with {settings.backbone}: got {smallest}")
     if settings.train_layers == "head":
         round_to_stored(model.backbone)  # so that cached features are those of the model file
     model.eval().backbone.to(memory_format=torch.channels_last)
@@ -340,10 +339,7 @@ def _figures(evaluation: ClassifierEvaluation) -> dict[str, Any]:
 def _write_report(
     folder: Path, log: dict[str, list[float]], evaluation: ClassifierEvaluation | None, document: dict[str, Any]
 ) -> None:
-    for name in (
-        *PICTURES,
-        "log.csv",
-    ):  # of an earlier model of this name: nobody else's, as was checked before the work
+    for name in (*PICTURES, "log.csv"):  # of an earlier model: nobody else's, as was checked before the work
         (folder / name).unlink(missing_ok=True)
     if log:
         write_log(log, folder / "log.csv")
