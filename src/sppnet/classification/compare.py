@@ -32,7 +32,7 @@ from sppnet.linear.selection import fold_accuracies, mean_interval, stratified_f
 from sppnet.metrics import json_number
 from sppnet.models.backbones import COMPACT, build_backbone, check_not_random, pretrained_weights
 from sppnet.models.precision import choose_device
-from sppnet.models.preprocess import RESIZE_MODES, Preprocess
+from sppnet.models.preprocess import LONGEST_SIDE, RESIZE_MODES, Preprocess
 from sppnet.models.sppnet import Architecture, SPPNet, build_model
 from sppnet.progress import Progress, no_progress
 
@@ -302,8 +302,8 @@ def equal_short_side(sizes: Sequence[tuple[int, int]], side: int, preprocess: Pr
     def area(short_side: int) -> float:
         return _mean_area(sizes, _preprocess(preprocess, short_side, OWN_SHAPE))
 
-    # Areas grow with the short side; at side * side, that of a line of pixels is larger already.
-    longest = bisect_right(range(1, side * side + 1), float(side * side), key=area)  # of no more pixels than a square
+    shorts = range(1, LONGEST_SIDE // LARGEST_ASPECT)
+    longest = bisect_right(shorts, float(side * side), key=area)  # areas grow with it: no more than a square's
     return min((max(1, longest), longest + 1), key=lambda short: abs(area(short) - side * side))
 
 
