@@ -91,10 +91,10 @@ def _starts(length: int, side: float, step: float) -> np.ndarray:
     return np.linspace(0, length - side, math.ceil((length - side) / (side * step) - 1e-9) + 1)
 
 
-METHODS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "selective-search": selective_search,
-    "grid": lambda image: grid_boxes(checked_size(image, "grid")),
-    "edge-boxes": edge_boxes,
+METHODS: dict[str, tuple[Callable[[np.ndarray], np.ndarray], Any]] = {  # with the settings that its boxes depend on
+    "selective-search": (selective_search, SelectiveSearch()),
+    "grid": (lambda image: grid_boxes(checked_size(image, "grid")), Grid()),
+    "edge-boxes": (edge_boxes, EdgeBoxes()),
 }
 NEAR_DUPLICATE_IOU = 0.95  # of the boxes of a union that overlap more, the first stays
 _RULES = 1  # raise when the code begins to give other boxes for the same settings: cached files are then computed anew
@@ -115,10 +115,9 @@ def check_method(method: str) -> tuple[str, ...]:
     """
     parts = tuple(method.split("+"))
     if method != IMPORTED and (set(parts) - set(METHODS) or len(set(parts)) < len(parts)):
-        raise SettingsError(
-            f"no proposals called {method!r}; choose one of: {', '.join(METHODS)}; or several, each once, "
-            f"joined by +, such as selective-search+grid; or {IMPORTED}"
-        )
+        several = "or several, each once, joined by +, such as selective-search+grid"
+        expected = f"choose one of: {', '.join(METHODS)}; {several}; or {IMPORTED}"
+        raise SettingsError(f"no proposals called {method!r}; {expected}")
     return parts
 
 
@@ -131,8 +130,7 @@ def method_settings(method: str) -> dict[str, Any]:
     """
     if method == IMPORTED:
         return made_by_import()
-    used: dict[str, Any] = {"selective-search": SelectiveSearch(), "grid": Grid(), "edge-boxes": EdgeBoxes()}
-    settings = {part.replace("-", "_"): asdict(used[part]) for part in check_method(method)}
+    settings = {part.replace("-", "_"): asdict(METHODS[part][1]) for part in check_method(method)}
     return {"method": method, "rules": _RULES} | json.loads(json.dumps(settings))
 
 
@@ -158,7 +156,7 @@ def propose(image: np.ndarray, method: str = "selective-search") -> np.ndarray:
     parts = check_method(method)
     if method == IMPORTED:
         raise UserError("imported proposals are made elsewhere, not computed; give the image's boxes as proposals")
-    found = [METHODS[part](image) for part in parts]
+    found = [METHODS[part][0](image) for part in parts]
     return found[0] if len(found) == 1 else drop_near_duplicates(np.concatenate(found), NEAR_DUPLICATE_IOU)
 
 
@@ -254,7 +252,3 @@ def _is_made_by(file: Path, wanted: dict[str, Any]) -> bool:
     except UserError:
         return False
     return all(made_by.get(key) == value for key, value in wanted.items())
-
-
-# A plain grid: no look at the pixels, so it costs nothing. Alone it finds less than selective search; added to it, it finds the
-# small and the weakly outlined objects that regions miss.

@@ -129,10 +129,8 @@ def read_boxes(source: str | os.PathLike[str]) -> dict[str, np.ndarray]:
             raise UserError(f"{path}: no .npz files in this folder; expected one for each image, named by its id")
         return {image_id: load_proposals(file)[0] for image_id, file in found.items()}
     if path.suffix.lower() != ".npz":
-        raise UserError(
-            f"{path}: expected .npz, got {path.suffix or 'no ending'}; "
-            "help(sppnet.proposals.files.read_boxes) converts .mat and .pkl in three lines"
-        )
+        remedy = "help(sppnet.proposals.files.read_boxes) converts .mat and .pkl in three lines"
+        raise UserError(f"{path}: expected .npz, got {path.suffix or 'no ending'}; {remedy}")
     try:
         with np.load(path, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
@@ -163,10 +161,9 @@ def cut_boxes(boxes: np.ndarray, size: tuple[int, int], name: str) -> np.ndarray
     wrong = ((boxes < -_OUTSIDE) | (boxes > corners + _OUTSIDE)).any(axis=1) | (boxes[:, 2:] < boxes[:, :2]).any(axis=1)
     if wrong.sum() > _MOST_WRONG * len(boxes):
         example = " ".join(f"{value:g}" for value in boxes[wrong][0])
-        raise UserError(
-            f"{name}: expected boxes x0 y0 x1 y1 inside the image's {width} x {height} pixels, got {wrong.sum()} of "
-            f"{len(boxes)} that are not, such as {example}; put the columns in order, or find the right image"
-        )
+        expected = f"expected boxes x0 y0 x1 y1 inside the image's {width} x {height} pixels"
+        found = f"got {wrong.sum()} of {len(boxes)} that are not, such as {example}"
+        raise UserError(f"{name}: {expected}, {found}; put the columns in order, or find the right image")
     cut: np.ndarray = np.clip(boxes, 0, corners)
     return cut[(cut[:, :2] < cut[:, 2:]).all(axis=1)]
 
