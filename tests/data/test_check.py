@@ -164,10 +164,11 @@ def test_very_large_images_are_decoded_one_at_a_time(photos: Path, monkeypatch: 
 
     monkeypatch.setattr(check, "read_image", slow_read)
     paths = sorted(path for path in photos.rglob("*") if path.is_file())
-    facts, findings = inspect_images(paths, workers=4)
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    facts, findings = inspect_images(paths)
     assert (len(facts), findings, most) == (6, [], 1)
     monkeypatch.setattr(check, "_ALONE", 10**9)
-    inspect_images(paths, workers=4)
+    inspect_images(paths)
     assert most > 1
 
 
@@ -364,7 +365,7 @@ def test_what_passes_can_be_read(tmp_path_factory: pytest.TempPathFactory, names
             Image.new("L", (40, 40), zlib.crc32(name.encode()) % 256).save(root / name)
         else:
             (root / name).touch()
-    report = check_folder(root, layout="classes", workers=1)
+    report = check_folder(root, layout="classes")
     try:
         split_folder(root)
     except UserError:
@@ -477,10 +478,14 @@ def test_the_report_as_text(photos: Path) -> None:
     assert str(Finding(Path("a.xml"), 7, "error", "box", "wrong")) == "error: a.xml:7: wrong"
 
 
-def test_the_same_report_whatever_the_number_of_threads(photos: Path) -> None:
+def test_the_same_report_whatever_the_number_of_threads(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, (make, _, _) in BAD.items():
         make(photos / "cat" / name)
-    assert check_folder(photos, workers=1) == check_folder(photos, workers=7)
+    reports = []
+    for cores in (1, 7):
+        monkeypatch.setattr("os.cpu_count", lambda cores=cores: cores)
+        reports.append(check_folder(photos))
+    assert reports[0] == reports[1]
 
 
 @pytest.mark.slow

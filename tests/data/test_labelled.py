@@ -6,7 +6,7 @@ import os
 import re
 import sys
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -160,14 +160,14 @@ def test_no_folder_or_a_file(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_listed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     touch(tmp_path, ["a/1.jpg", "b/locked/2.jpg"])
-    real = os.listdir
+    real = os.scandir
 
-    def locked(path: Path) -> list[str]:
+    def locked(path: str) -> Iterator[os.DirEntry[str]]:
         if Path(path).name == "locked":
-            raise PermissionError(13, "Permission denied")
+            raise PermissionError(13, "Permission denied", path)
         return real(path)
 
-    monkeypatch.setattr(os, "listdir", locked)
+    monkeypatch.setattr(os, "scandir", locked)
     with pytest.raises(UserError, match=r"locked: cannot be listed: Permission denied"):
         read_folder(tmp_path)
 

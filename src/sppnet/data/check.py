@@ -12,7 +12,7 @@ import threading
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -86,18 +86,13 @@ class CheckReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Give everything as plain lists and numbers, ready for JSON."""
-        report: dict[str, Any] = {
-            "data": str(self.root),
-            "layout": self.layout,
-            "images": self.images,
-            "readable": len(self.sizes),
-        }
-        report |= {"classes": dict(self.classes), "sizes": _size_summary(self.sizes), "counts": self.counts()}
-        for level in _SEVERITIES:
-            fields = ((str(of.path), of.line, of.kind, of.message) for of in self._of(level))
-            names = ("file", "line", "kind", "message")
-            report[f"{level}s"] = [dict(zip(names, values, strict=True)) for values in fields]
-        return report
+        findings: dict[str, list[dict[str, Any]]] = {f"{level}s": [] for level in _SEVERITIES}
+        for of in self.findings:
+            entry = {"file": str(of.path), "line": of.line, "kind": of.kind, "message": of.message}
+            findings[f"{of.severity}s"].append(entry)
+        about = {"data": str(self.root), "layout": self.layout, "images": self.images, "readable": len(self.sizes)}
+        summary = {"classes": dict(self.classes), "sizes": _size_summary(self.sizes), "counts": self.counts()}
+        return {**about, **summary, **findings}
 
     def lines(self) -> list[str]:
         """Write the report as text: every error and warning, the first few notes of each kind, and a summary."""
@@ -128,11 +123,7 @@ class CheckReport:
 
 
 def check_folder(
-    root: str | os.PathLike[str],
-    *,
-    layout: Layout = "auto",
-    progress: Progress = no_progress,
-    workers: int | None = None,
+    root: str | os.PathLike[str], *, layout: Layout = "auto", progress: Progress = no_progress
 ) -> CheckReport:
     """Check every image in a folder, its labels and its annotations.
 
@@ -148,7 +139,6 @@ def check_folder(
             one of the last three where there are annotations, a plain folder where no subfolder holds an image, else
             class folders.
         progress: of the stage "images".
-        workers: number of threads; None: one a processor core, at most 8.
 
     Returns:
         The report. Memory stays small, except for the one largest image at a time; pictures are compared by hashes.
@@ -171,7 +161,7 @@ def check_folder(
     check = {"classes": folder.check, "images": _plain_folder, "voc": voc.check, "coco": coco.check, "yolo": yolo.check}
     parsed = check[layout](root)
     groups, leaks = _groups(parsed)
-    facts, of_images = inspect_images(list(groups), progress, workers)
+    facts, of_images = inspect_images(list(groups), progress)
     findings = [*parsed.findings, *leaks, *of_images, *_passed_over(parsed), *_same_pictures(facts, groups)]
     if parsed.layout.startswith(_WITH_OBJECTS):
         findings += _object_findings(parsed, facts)
@@ -275,14 +265,13 @@ def _disguised_image(path: Path) -> Finding | None:
 
 
 def inspect_images(
-    paths: Sequence[Path], progress: Progress = no_progress, workers: int | None = None
+    paths: Sequence[Path], progress: Progress = no_progress
 ) -> tuple[dict[Path, ImageFacts], list[Finding]]:
-    """Read many image files completely, in threads (decoders let go of Python's lock).
+    """Read many image files completely, in threads (decoders let go of Python's lock): one a processor core, at most 8.
 
     Args:
         paths: the files, each once.
         progress: of the stage "images", in the caller's thread.
-        workers: number of threads, at least 1; None: one a processor core, at most 8.
 
     Returns:
         (facts of the files that could be read, findings), both in the order of ``paths``.
@@ -292,19 +281,21 @@ def inspect_images(
         ({}, [])
     """
     alone = threading.Lock()
-    results: dict[Path, tuple[ImageFacts | None, list[Finding]]] = {}
-    pool = ThreadPoolExecutor(workers or min(os.cpu_count() or 1, 8), thread_name_prefix="check")
-    try:
-        with warnings.catch_warnings():  # Pillow's, about oddities that do not keep it from reading
-            warnings.simplefilter("ignore")
-            futures = {pool.submit(_inspect_image, path, alone): path for path in paths}
-            for done, future in enumerate(as_completed(futures), start=1):
-                results[futures[future]] = future.result()
+    facts: dict[Path, ImageFacts] = {}
+    findings: list[Finding] = []
+    pool = ThreadPoolExecutor(min(os.cpu_count() or 1, 8), "check")
+    with warnings.catch_warnings():  # Pillow's, about oddities that do not keep it from reading
+        warnings.simplefilter("ignore")
+        try:
+            results = pool.map(lambda path: _inspect_image(path, alone), paths)
+            for done, (path, (fact, of_image)) in enumerate(zip(paths, results, strict=True), start=1):
+                if fact is not None:
+                    facts[path] = fact
+                findings += of_image
                 progress("images", done, len(paths))
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-    facts = {path: fact for path in paths if (fact := results[path][0]) is not None}
-    return facts, [finding for path in paths for finding in results[path][1]]
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return facts, findings
 
 
 def _inspect_image(path: Path, alone: threading.Lock) -> tuple[ImageFacts | None, list[Finding]]:

@@ -22,6 +22,7 @@ from sppnet.files import atomic_write
 from sppnet.progress import Progress, no_progress
 
 IMPORTED = "imported"  # the method of boxes made elsewhere
+IMPORT: dict[str, Any] = {"method": IMPORTED, "rules": 1}  # stands as the method's settings in the files of an import
 _OUTSIDE = 1.5  # px that a box may reach over the edge before it counts as one of another image
 _MOST_WRONG = 0.02  # share of such boxes in an image; more means other columns, or another image
 
@@ -221,16 +222,11 @@ def import_proposals(
             boxes = cut_boxes(boxes_of[key], image.size, f"{source}: {image.image_id!r}")
             count, dropped = count + len(boxes), dropped + len(boxes_of[key]) - len(boxes)
             files[image.image_id] = proposals_path(folder, image.image_id)
-            made_by = {"proposer": made_by_import(), "image": content_key(image.path), "source": Path(source).name}
+            made_by = {"proposer": IMPORT, "image": content_key(image.path), "source": Path(source).name}
             save_proposals(files[image.image_id], boxes, made_by)
         progress("import", done, len(data))
     missing = tuple(image_id for image_id, key in keys.items() if key is None)
     return Imported(files, missing, len(boxes_of) - len(used), count, dropped)
-
-
-def made_by_import() -> dict[str, Any]:
-    """What stands as the method's settings in the files of an import."""
-    return {"method": IMPORTED, "rules": 1}
 
 
 def _key_of(image: AnnotatedImage, boxes_of: Mapping[str, np.ndarray]) -> str | None:
