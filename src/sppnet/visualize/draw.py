@@ -153,42 +153,33 @@ def draw_classification(image: Photo, classification: Classification, title: str
 TILE = (220, 165)  # px: width and height of a photo on a contact sheet
 
 
-def draw_mistakes(
-    images: Sequence[Photo],
-    truths: Sequence[str],
-    answers: Sequence[str],
-    scores: Sequence[float],
-    title: str | None = None,
-) -> Photo:
+def draw_mistakes(mistakes: Sequence[tuple[Photo, str, str, float]], title: str | None = None) -> Photo:
     """A contact sheet of photos that were taken for something else: each with the answer, its score, and the truth.
 
     Args:
-        images: of each photo [H, W, 3] uint8 RGB, any size; at least one. Not modified.
-        truths: the true class of each.
-        answers: the answer to each.
-        scores: of the answers, 0..1.
+        mistakes: at least one: the photo [H, W, 3] uint8 RGB, of any size, which is not modified; its true class; the
+            answer to it; and the score of that, 0..1.
         title: a line above the sheet; cut short if it does not fit.
 
     Returns:
         [H', W', 3] uint8 RGB, about 4 : 3 with many photos.
 
     Raises:
-        ValueError: no images, lists of different lengths, or an image of another form.
+        ValueError: no mistakes, or an image of another form.
 
     Example:
-        >>> draw_mistakes([np.zeros((30, 40, 3), np.uint8)], ["cat"], ["dog"], [0.9]).shape
+        >>> draw_mistakes([(np.zeros((30, 40, 3), np.uint8), "cat", "dog", 0.9)]).shape
         (232, 244, 3)
     """
-    if not images or not len(images) == len(truths) == len(answers) == len(scores):
-        lengths = len(images), len(truths), len(answers), len(scores)
-        raise ValueError(f"expected at least one image, and a truth, an answer and a score for each, got {lengths}")
+    if not mistakes:
+        raise ValueError("expected at least one image with its truth, answer and score, got none")
     (width, height), gap, size = TILE, 12, LEAST_FONT
     text_height, font = round(3.3 * size), font_of(size)
-    columns = min(math.ceil(math.sqrt(1.25 * len(images))), len(images))
-    rows = math.ceil(len(images) / columns)
+    columns = min(math.ceil(math.sqrt(1.25 * len(mistakes))), len(mistakes))
+    rows = math.ceil(len(mistakes) / columns)
     sheet = Image.new("RGB", (columns * (width + gap) + gap, rows * (height + text_height + gap) + gap), BACKGROUND)
     draw = ImageDraw.Draw(sheet)
-    for index, image in enumerate(images):
+    for index, (image, truth, answer, score) in enumerate(mistakes):
         row, column = divmod(index, columns)
         left, top = gap + column * (width + gap), gap + row * (height + text_height + gap)
         draw.rectangle((left, top, left + width - 1, top + height - 1), fill=(0, 0, 0))
@@ -196,11 +187,11 @@ def draw_mistakes(
         scale = min(width / w, height / h)
         photo = resized(image, (round(w * scale), round(h * scale)))
         sheet.paste(photo, (left + (width - photo.width) // 2, top + (height - photo.height) // 2))
-        score, y = f" {scores[index]:.2f}", top + height + 0.95 * size
-        answer = fit_text(answers[index], font, width - font.getlength(score))
-        draw.text((left, y), answer, color_of(answers[index]), font, anchor="lm")
-        draw.text((left + font.getlength(answer), y), score, FOREGROUND, font, anchor="lm")
-        draw.text((left, y + 1.4 * size), fit_text(f"is {truths[index]}", font, width), MUTED, font, anchor="lm")
+        after, y = f" {score:.2f}", top + height + 0.95 * size
+        text = fit_text(answer, font, width - font.getlength(after))
+        draw.text((left, y), text, color_of(answer), font, anchor="lm")
+        draw.text((left + font.getlength(text), y), after, FOREGROUND, font, anchor="lm")
+        draw.text((left, y + 1.4 * size), fit_text(f"is {truth}", font, width), MUTED, font, anchor="lm")
     return np.array(sheet if title is None else with_title(sheet, title, size))
 
 
