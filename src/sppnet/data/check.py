@@ -348,13 +348,11 @@ def _head_findings(path: Path, image: Image.Image, orientation: int) -> Iterator
 
 
 def _size_summary(sizes: Sequence[tuple[int, int]]) -> dict[str, dict[str, float]]:
-    measures = {
-        "short_side": [float(min(size)) for size in sizes],
-        "long_side": [float(max(size)) for size in sizes],
-        "aspect": [round(width / height, 3) for height, width in sizes],
-    }
-    given = {name: values for name, values in measures.items() if values}
-    return {name: {"min": min(v), "median": round(median(v), 3), "max": max(v)} for name, v in given.items()}
+    if not sizes:
+        return {}
+    sides = {"short_side": [float(min(size)) for size in sizes], "long_side": [float(max(size)) for size in sizes]}
+    measures = {**sides, "aspect": [round(width / height, 3) for height, width in sizes]}
+    return {name: {"min": min(v), "median": round(median(v), 3), "max": max(v)} for name, v in measures.items()}
 
 
 def _number(count: int, one: str, many: str | None = None) -> str:

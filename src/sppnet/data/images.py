@@ -290,8 +290,7 @@ def _check_pixels(image: Image.Image, name: str) -> None:
         limit = f"more than {MAX_PIXELS // 1_000_000} megapixels"
         raise UnusableImage(name, "too-large", f"{width} x {height} is {limit}; scale it down first")
     if image.format in _VECTOR_FORMATS:
-        what = f"{image.format} is a drawing, not a photo; convert it to PNG first"
-        raise UnusableImage(name, "not-an-image", what)
+        raise UnusableImage(name, "not-an-image", f"{image.format} is a drawing, not a photo; convert it to PNG first")
 
 
 def _from_pillow(image: Image.Image) -> np.ndarray:

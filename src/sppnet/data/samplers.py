@@ -86,16 +86,11 @@ class SizeBuckets:
     @property
     def repeated(self) -> int:
         """Samples used a second time in every epoch, over all ranks, where batches could not be filled otherwise."""
-        return max(0, self._total_batches * self.smallest_batch - len(self.sizes))
-
-    @property
-    def _total_batches(self) -> int:
-        steps = -(-len(self.sizes) // (self.batch_size * self.ranks))
-        return steps * self.ranks
+        return max(0, len(self) * self.ranks * self.smallest_batch - len(self.sizes))
 
     def __len__(self) -> int:
         """Count the batches of an epoch on this rank (all ranks have as many)."""
-        return self._total_batches // self.ranks
+        return -(-len(self.sizes) // (self.batch_size * self.ranks))
 
     def batches(self, epoch: int) -> list[list[int]]:
         """Give this rank's batches of an epoch, in order.

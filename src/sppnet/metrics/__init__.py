@@ -90,11 +90,11 @@ def overlaps(boxes1: npt.ArrayLike, boxes2: npt.ArrayLike) -> np.ndarray:
     return np.divide(shared, whole, out=np.zeros_like(shared), where=whole > 0)
 
 
-def json_number(value: float) -> float | None:
-    """Four decimals; None for NaN, which JSON does not have.
+def rounded(value: float) -> float | None:
+    """Four decimals, for JSON; None for NaN, which that does not have.
 
     Example:
-        >>> json_number(1 / 3), json_number(math.nan)
+        >>> rounded(1 / 3), rounded(math.nan)
         (0.3333, None)
     """
     return None if math.isnan(value) else round(float(value), 4)

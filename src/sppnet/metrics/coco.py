@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from sppnet.errors import UserError
-from sppnet.metrics import ImageArrays, checked_images, json_number, shown
+from sppnet.metrics import ImageArrays, checked_images, rounded, shown
 
 _SIZES = ("small", "medium", "large")
 _PARTS = {"ap": "map", "ap50": "map_50", "ap75": "map_75"} | {size: f"map_{size}" for size in _SIZES}
@@ -47,8 +47,8 @@ class CocoResult:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for ``json.dumps``; what cannot be measured is None."""
         return {
-            "coco": {name: json_number(getattr(self, name)) for name in _PARTS},
-            "classes": {name: json_number(ap) for name, ap in self.classes.items()},
+            "coco": {name: rounded(getattr(self, name)) for name in _PARTS},
+            "classes": {name: rounded(ap) for name, ap in self.classes.items()},
         }
 
     def table(self) -> str:

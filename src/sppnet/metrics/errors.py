@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from sppnet.metrics import ImageArrays, JudgedImage, checked_images, json_number, known_mean, overlaps
+from sppnet.metrics import ImageArrays, JudgedImage, checked_images, known_mean, overlaps, rounded
 from sppnet.metrics.voc import IGNORED, TRUE_POSITIVE, average_precision, match_image
 
 KINDS = ("localisation", "other class", "background", "missed")
@@ -195,8 +195,8 @@ def _entry(errors: ClassErrors) -> dict[str, Any]:
     return {
         "objects": errors.n_objects,
         **{field: getattr(errors, field) for field in counts},
-        "ap": json_number(errors.ap),
-        "ap_without": {kind: json_number(value) for kind, value in errors.ap_without.items()},
+        "ap": rounded(errors.ap),
+        "ap_without": {kind: rounded(value) for kind, value in errors.ap_without.items()},
     }
 
 

@@ -20,16 +20,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from sppnet.metrics import (
-    ImageArrays,
-    JudgedImage,
-    check_labels,
-    checked_images,
-    json_number,
-    known_mean,
-    overlaps,
-    shown,
-)
+from sppnet.metrics import ImageArrays, JudgedImage, check_labels, checked_images, known_mean, overlaps, rounded, shown
 
 TRUE_POSITIVE, FALSE_POSITIVE, IGNORED = 1, 0, -1  # what became of a detection
 
@@ -76,14 +67,12 @@ class VocResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for ``json.dumps``; what cannot be measured is None."""
-        return {
-            "map": {"voc07": json_number(self.map07), "area": json_number(self.map_area)},
-            "iou": self.iou,
-            "classes": {
-                of.name: {"voc07": json_number(of.ap07), "area": json_number(of.ap_area), "objects": of.n_objects}
-                for of in self.classes
-            },
+        classes = {
+            of.name: {"voc07": rounded(of.ap07), "area": rounded(of.ap_area), "objects": of.n_objects}
+            for of in self.classes
         }
+        means = {"voc07": rounded(self.map07), "area": rounded(self.map_area)}
+        return {"map": means, "iou": self.iou, "classes": classes}
 
     def table(self) -> str:
         """A table for people: a line for each class, the mean in the last; "-" where a class has no objects.

@@ -181,10 +181,7 @@ class Imported:
 
 
 def import_proposals(
-    source: str | os.PathLike[str],
-    data: DetectionData,
-    folder: str | os.PathLike[str],
-    progress: Progress = no_progress,
+    source: str | os.PathLike[str], data: DetectionData, folder: str | Path, progress: Progress = no_progress
 ) -> Imported:
     """Write the boxes of a file for the images of a data set, where ``proposals_for(..., "imported")`` looks for them.
 

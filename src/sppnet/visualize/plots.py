@@ -236,12 +236,12 @@ def plot_training(log: Mapping[str, Sequence[float]], path: str | Path) -> None:
     save_figure(figure, path)
 
 
-Estimate = tuple[float, tuple[float, float]]  # a value and its interval
+Estimates = Mapping[str, tuple[float, tuple[float, float]]]  # by name, a value and its interval
 
 
 def plot_comparison(
-    accuracies: Mapping[str, Estimate],
-    differences: Mapping[str, Estimate],
+    accuracies: Estimates,
+    differences: Estimates,
     path: str | Path,
     *,
     reference: str = "native",

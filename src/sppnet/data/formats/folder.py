@@ -58,9 +58,8 @@ def read(root: str | os.PathLike[str], split: str = TRAIN, limit: int | None = N
     elif split == TRAIN:
         images = read_folder(root)
     else:
-        raise DataError(
-            root, f"no split {split!r}, as it is not split; take 'train', which is all of it, and `split_off`"
-        )
+        remedy = "take 'train', which is all of it, and `split_off`"
+        raise DataError(root, f"no split {split!r}, as it is not split; {remedy}")
     turns = np.concatenate([np.arange(count) for count in images.counts()])  # of each image within its class
     return images if limit is None else images.subset(np.sort(np.argsort(turns, kind="stable")[:limit]))
 
@@ -270,10 +269,8 @@ def _findings(root: Path, beside: Listing, classes: _Classes, class_names: Seque
         yield _error(root, "one-class", f"one class only, {names[0]!r}; a classifier needs at least two; {example}")
     known = {unicodedata.normalize("NFC", name) for name in (names if class_names is None else class_names)}
     for folder in (folder for name, folder, _ in classes if name not in known):
-        expected = f"the classes are {some([repr(name) for name in class_names or ()])}"
-        yield _error(
-            folder, "unknown-class", f"a class folder that is not expected; {expected}; rename it or move it away"
-        )
+        what = f"not expected; the classes are {some([repr(name) for name in class_names or ()])}"
+        yield _error(folder, "unknown-class", f"a class folder that is {what}; rename it or move it away")
 
 
 def _stray_findings(root: Path, beside: Listing) -> Iterator[Finding]:
@@ -289,8 +286,7 @@ def _differences(train: Parsed, part: Parsed) -> Iterator[Finding]:
     }
     if part.class_names and train.class_names and any(only.values()):
         differences = "; ".join(f"only in {name}: {some(names)}" for name, names in only.items() if names)
-        message = f"expected the same classes as in {train.place}; {differences}"
-        yield _error(part.place, "differing-classes", message)
+        yield _error(part.place, "differing-classes", f"expected the same classes as in {train.place}; {differences}")
 
 
 def _name_findings(root: Path, parsed: Parsed) -> Iterator[Finding]:
