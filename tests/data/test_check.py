@@ -21,7 +21,7 @@ from PIL import Image
 from sppnet.data import decode, images
 from sppnet.data.check import CheckReport, check_folder, inspect_images
 from sppnet.data.formats import Finding
-from sppnet.data.formats.folder import split_folder
+from sppnet.data.formats.folder import training_images
 from sppnet.data.images import read_image
 from sppnet.errors import DataError, UserError
 
@@ -347,7 +347,7 @@ def test_folders_that_cannot_be_read_are_errors(tmp_path: Path, files: list[str]
     report = check_folder(tmp_path)
     assert sorted(error.kind for error in report.errors) == sorted(expected)
     with pytest.raises(DataError) as caught:
-        split_folder(tmp_path)
+        training_images(tmp_path)
     assert (caught.value.path, caught.value.reason.partition(" (and ")[0]) in [
         (e.path, e.message) for e in report.errors
     ]
@@ -369,7 +369,7 @@ def test_what_passes_can_be_read(tmp_path_factory: pytest.TempPathFactory, names
             (root / name).touch()
     report = check_folder(root, layout="classes")
     try:
-        split_folder(root)
+        training_images(root)
     except UserError:
         assert report.exit_status == 2
     else:
@@ -381,7 +381,7 @@ def test_an_unlabelled_test_part_beside_val_is_a_warning(tmp_path: Path) -> None
         picture(tmp_path / name)
     report = check_folder(tmp_path)
     assert kinds(report, tmp_path) == {"test": ["warning no-class"]}
-    assert split_folder(tmp_path)[1] is not None
+    assert training_images(tmp_path)[1] is not None
 
 
 def test_every_empty_class_is_named(photos: Path) -> None:

@@ -168,13 +168,14 @@ def _class_errors(
 ) -> ClassErrors:
     """From one class's detections by falling score."""
     first = kinds[:n_objects]
-    counts = np.bincount(first, minlength=4).tolist()  # correct, localisation, other class, background
+    correct, localisation, other, background = np.bincount(first, minlength=4).tolist()
     taken = np.bincount(others[:n_objects][first == _OTHER], minlength=len(class_names) + 1)
     missed = n_objects - int((kinds == _CORRECT).sum())
     without = {kind: _ap(kinds[kinds != code], n_objects) for code, kind in enumerate(KINDS[:3], start=_LOCALISATION)}
     without["missed"] = _ap(kinds, (n_objects - missed) or n_objects)
     confused = {class_names[k - 1]: int(taken[k]) for k in np.argsort(-taken, kind="stable") if taken[k]}
-    return ClassErrors(name, n_objects, *counts, missed, confused, _ap(kinds, n_objects), without)
+    counts = correct, localisation, other, background, missed
+    return ClassErrors(name, n_objects, *counts, confused, _ap(kinds, n_objects), without)
 
 
 def _ap(kinds: np.ndarray, n_objects: int) -> float:

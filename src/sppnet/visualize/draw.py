@@ -70,8 +70,8 @@ def draw_detections(image: Photo, detections: Detections, title: str | None = No
     photo, scale, size = _at_readable_size(image)
     width, height = photo.size
     boxes = detections.boxes.astype(np.float64) * [*scale, *scale]
-    visible = (boxes[:, :2] < (width, height)).all(axis=1) & (boxes[:, 2:] > 0).all(axis=1)
-    order = [row for row in np.argsort(-detections.scores, kind="stable").tolist() if visible[row]]
+    within = np.hstack([boxes[:, :2] < (width, height), boxes[:, 2:] > 0])  # [R, 4]; all, where a box can be seen
+    order = [row for row in np.argsort(-detections.scores, kind="stable").tolist() if within[row].all()]
     _draw_boxes(photo, [(boxes[row], color_of(detections.class_names[row])) for row in reversed(order)], size)
 
     font, padding, chip_height = font_of(size), round(0.4 * size), round(1.55 * size)

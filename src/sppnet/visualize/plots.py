@@ -224,7 +224,7 @@ def plot_training(log: Mapping[str, Sequence[float]], path: str | Path) -> None:
             if split.startswith("val"):
                 best = int(y.argmin() if "loss" in measure or "error" in measure else y.argmax())
                 axes.plot(x[best], y[best], "o", color=color, markersize=8, fillstyle="none")
-                above = {"textcoords": "offset points", "ha": "center", "fontsize": 8, "color": color}
+                above: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "fontsize": 8, "color": color}
                 axes.annotate(f"{y[best]:.3g}", (x[best], y[best]), (0, 7), **above)
         axes.set_title(measure, fontsize=10, loc="left")
         axes.set_xlabel(along or "row", fontsize=9)

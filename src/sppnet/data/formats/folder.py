@@ -100,12 +100,12 @@ def read_folder(root: str | os.PathLike[str], *, class_names: Sequence[str] | No
     return _labelled(parsed, "", parsed.class_names if class_names is None else class_names)
 
 
-def split_folder(root: str | os.PathLike[str]) -> tuple[LabelledImages, LabelledImages | None]:
-    """Read a folder that may already be split: ``photos/train/cat/1.jpg`` beside ``photos/val/cat/2.jpg``.
+def training_images(root: str | os.PathLike[str]) -> tuple[LabelledImages, LabelledImages | None]:
+    """Read what a training takes of a folder that may be split: ``photos/train/cat/1.jpg`` beside ``photos/val/cat/2.jpg``.
 
-    The validation part is the first of val, valid, validation, test that is there (any case); so where there are both val
-    and test, test stays untouched; other folders beside "train" are passed over. Without a folder "train", or where
-    "train" is a class among others, the whole is the training part.
+    The validation part is the first of val, valid, validation that is there (any case). Images called "test" choose nothing;
+    without a validation part they are checked, and left out. Other folders beside "train" are passed over. Without a
+    folder "train", or where "train" is a class among others, the whole is the training part.
 
     Args:
         root: the folder that holds train and the validation part, or the class folders themselves.
@@ -120,7 +120,7 @@ def split_folder(root: str | os.PathLike[str]) -> tuple[LabelledImages, Labelled
         >>> for name in ("train/cat/1.jpg", "train/dog/2.jpg", "val/cat/3.jpg", "val/dog/4.jpg"):
         ...     Path("photos", name).parent.mkdir(parents=True, exist_ok=True)
         ...     Path("photos", name).touch()
-        >>> train, validation = split_folder("photos")
+        >>> train, validation = training_images("photos")
         >>> len(train), len(validation)
         (2, 2)
     """
@@ -130,13 +130,7 @@ def split_folder(root: str | os.PathLike[str]) -> tuple[LabelledImages, Labelled
     names = list(parts)[:2]
     parsed = _parse_parts(Path(root), {name: parts[name] for name in names})
     train, *validation = (_labelled(parsed, name, parsed.class_names) for name in names)
-    return train, validation[0] if validation else None
-
-
-def training_images(root: str | os.PathLike[str]) -> tuple[LabelledImages, LabelledImages | None]:
-    """What a training takes of a folder: as `split_folder`, but images called "test" alone choose nothing."""
-    train, validation = split_folder(root)
-    return train, None if list(split_parts(root)) == [TRAIN, "test"] else validation
+    return train, validation[0] if validation and names != [TRAIN, "test"] else None
 
 
 def evaluation_images(root: str | os.PathLike[str], split: str, class_names: Sequence[str]) -> LabelledImages:
