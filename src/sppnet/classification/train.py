@@ -348,9 +348,9 @@ def _write_report(
         return
     write_json(folder / "evaluation.json", {**evaluation.to_dict(), **document})
     plot_confusion(evaluation.confusion, evaluation.class_names, folder / "confusion.png")
-    wrong = int(np.count_nonzero(evaluation.ranks))
-    if wrong:
-        paths, truths, answers, scores = zip(*evaluation.mistakes(), strict=True)
+    mistakes = evaluation.mistakes()
+    if mistakes:
+        wrong = int(np.count_nonzero(evaluation.ranks))
         title = f"the most confident of {wrong} mistakes in {len(evaluation.paths)} validation images"
-        sheet = draw_mistakes([read_image(path) for path in paths], truths, answers, scores, title)
-        save_image(sheet, folder / "mistakes.jpg")
+        photos = [(read_image(path), truth, answer, score) for path, truth, answer, score in mistakes]
+        save_image(draw_mistakes(photos, title), folder / "mistakes.jpg")
