@@ -29,7 +29,7 @@ from sppnet.classification.features import LARGEST_ASPECT, pooled_features, read
 from sppnet.data.labelled import LabelledImages
 from sppnet.errors import SettingsError
 from sppnet.linear.selection import fold_accuracies, mean_interval, stratified_folds
-from sppnet.metrics import json_number
+from sppnet.metrics import rounded
 from sppnet.models.backbones import COMPACT, build_backbone, check_not_random, pretrained_weights
 from sppnet.models.precision import choose_device
 from sppnet.models.preprocess import LONGEST_SIDE, RESIZE_MODES, Preprocess
@@ -190,13 +190,13 @@ class Comparison:
 
         modes, differences = {}, []
         for mode in self.modes:
-            interval = [json_number(end) for end in mode.interval]
+            interval = [rounded(end) for end in mode.interval]
             looked_at = {"short_side": mode.short_side, "pixels": round(mode.pixels)}
-            modes[mode.resize_mode] = {"accuracy": json_number(mode.accuracy), "interval": interval, **looked_at}
+            modes[mode.resize_mode] = {"accuracy": rounded(mode.accuracy), "interval": interval, **looked_at}
         for each in self.differences:
-            interval = [json_number(end) for end in each.interval]
-            rounded = {"mean": json_number(each.mean), "interval": interval}
-            differences.append({**each._asdict(), **rounded, "shown": each.shown})
+            interval = [rounded(end) for end in each.interval]
+            figures = {"mean": rounded(each.mean), "interval": interval}
+            differences.append({**each._asdict(), **figures, "shown": each.shown})
         return {
             "modes": modes,
             "differences": differences,

@@ -22,7 +22,7 @@ from sppnet.classification.views import Views, view_scores, views_for
 from sppnet.data.images import image_or_error, read_ahead
 from sppnet.data.labelled import LabelledImages
 from sppnet.errors import ImageError, SettingsError
-from sppnet.metrics import json_number
+from sppnet.metrics import rounded
 from sppnet.models.sppnet import SPPNet
 from sppnet.progress import Progress, no_progress
 
@@ -108,15 +108,15 @@ class ClassifierEvaluation:
         for k, name in enumerate(self.class_names):
             order = [j for j in np.argsort(-self.confusion[k], kind="stable") if j != k and self.confusion[k, j]]
             taken_for = {self.class_names[j]: int(self.confusion[k, j]) for j in order}
-            classes[name] = {"accuracy": json_number(accuracies[k]), "images": int(images[k]), "taken_for": taken_for}
+            classes[name] = {"accuracy": rounded(accuracies[k]), "images": int(images[k]), "taken_for": taken_for}
         return {
-            "top1": json_number(self.top1),
-            "top1_interval": [json_number(end) for end in self.interval],
-            "top5": None if self.top5 is None else json_number(self.top5),
-            "mean_class": json_number(self.mean_class),
+            "top1": rounded(self.top1),
+            "top1_interval": [rounded(end) for end in self.interval],
+            "top5": None if self.top5 is None else rounded(self.top5),
+            "mean_class": rounded(self.mean_class),
             "images": len(self.paths),
             "broken": [{"path": str(path), "error": error} for path, error in self.broken],
-            "seconds_per_image": json_number(self.seconds_per_image),
+            "seconds_per_image": rounded(self.seconds_per_image),
             "classes": classes,
         }
 

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from sppnet.classification.views import Views, view_scores, views_for
 from sppnet.data.images import read_ahead, read_image
 from sppnet.errors import SettingsError
-from sppnet.metrics import json_number
+from sppnet.metrics import rounded
 from sppnet.models.geometry import Geometry
 from sppnet.models.sppnet import SPPNet
 from sppnet.ops.bins import whole_windows
@@ -147,8 +147,8 @@ class BinContributions:
         starts, levels = np.cumsum([level * level for level in self.levels])[:-1], []
         for level, together, bins in zip(self.levels, self.together, np.split(self.bins, starts), strict=True):
             rows = bins.reshape(level, level).astype(float).round(4).tolist()
-            levels.append({"level": level, "together": json_number(together), "bins": rows})
-        return {"class": self.class_name, "logit": json_number(self.logit), "levels": levels}
+            levels.append({"level": level, "together": rounded(together), "bins": rows})
+        return {"class": self.class_name, "logit": rounded(self.logit), "levels": levels}
 
 
 def bin_contributions(model: SPPNet, source: Any, class_name: str | None = None) -> BinContributions:
