@@ -51,7 +51,7 @@ def forward(features: Tensor, windows: Tensor, levels: tuple[int, ...], reduce: 
         return pooled
     shape = pooled.shape[1], height, width, channels
     windows = windows.contiguous()
-    magnitude, _, _ = _magnitude_infinity_nan(features.dtype)
+    magnitude = torch.iinfo(INTEGERS[features.dtype]).max
     block = _block(channels, 64 if features.dtype == torch.float64 else 128)  # a tile of 16 cells fits into registers
     with torch.cuda.device_of(features):
         cells = _keys(features, one_zero=False) if reduce == "max" else _readable(_channels_last(features))
