@@ -44,7 +44,6 @@ def solve_dual(
         float(bias_input),
         float(tolerance),
         MAX_ROUNDS,
-        _SEED,
     )
     return weights, float(bias), float(gap)
 
@@ -59,7 +58,7 @@ def _compile() -> Callable[..., Any]:
     import numba
 
     vector = "float64[::1]"
-    signature = f"Tuple((float32[::1], float64, float64))(float32[:, ::1], {vector}, {vector}, {vector}, float64, float64, int64, int64)"
+    signature = f"Tuple((float32[::1], float64, float64))(float32[:, ::1], {vector}, {vector}, {vector}, float64, float64, int64)"
     # sums in any order, so that they vectorize; nothing else of "fast math": infinities must stay what they are
     options: dict[str, Any] = {"nogil": True, "fastmath": {"reassoc", "contract"}, "error_model": "numpy"}
     try:
@@ -68,7 +67,7 @@ def _compile() -> Callable[..., Any]:
         return numba.njit(signature, **options)(_ascend)
 
 
-def _ascend(x, y, upper, diagonal, bias_input, tolerance, max_rounds, seed):  # type: ignore[no-untyped-def]
+def _ascend(x, y, upper, diagonal, bias_input, tolerance, max_rounds):  # type: ignore[no-untyped-def]
     """Weights, bias, and the relative gap to the dual that was reached.
 
     The dual is sum(a) - |sum a y x|^2 / 2 - sum(diagonal a^2) / 2 with 0 <= a <= upper: for the hinge the diagonal is 0, for
@@ -84,7 +83,7 @@ def _ascend(x, y, upper, diagonal, bias_input, tolerance, max_rounds, seed):  # 
             square += x[i, j] * x[i, j]
         curvature[i] = square + bias_input * bias_input + diagonal[i]
 
-    np.random.seed(seed)  # noqa: NPY002 -- compiled: a generator of this thread's own
+    np.random.seed(_SEED)  # noqa: NPY002 -- compiled: a generator of this thread's own
     order, active = np.arange(count), count
     highest, lowest = np.inf, -np.inf  # gradients beyond these: not worth a visit
     spread = 0.1  # of the gradients, below which all rows are looked at, as they are now and then anyway
