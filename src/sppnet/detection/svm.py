@@ -86,9 +86,8 @@ class SVMSettings:
 
     def key(self) -> dict[str, Any]:
         """What decides the result, by name. A field that comes later belongs here only where it is not at its default."""
-        return {
-            each.name: getattr(self, each.name) for each in fields(SVMSettings) if each.name != "checkpoint_interval"
-        }
+        names = [field.name for field in fields(SVMSettings) if field.name != "checkpoint_interval"]
+        return {name: getattr(self, name) for name in names}
 
 
 def train_svms(
@@ -165,17 +164,11 @@ def cached_windows(state: Path, *, group_size: int = 1000) -> list[ImageWindows]
     stored = read_tensors(state)
     if stored is None or not {"positives", "cache.features"} <= stored[0].keys():
         return []
-    features = torch.cat([stored[0]["positives"], stored[0]["cache.features"]])
-
-    return [
-        ImageWindows(
-            torch.zeros(len(part), 4),
-            torch.zeros(len(part), dtype=torch.int64),
-            torch.zeros(len(part), 1),
-            part.__getitem__,
-        )
-        for part in features.split(group_size)
-    ]
+    groups = []
+    for features in torch.cat([stored[0]["positives"], stored[0]["cache.features"]]).split(group_size):
+        zeros = torch.zeros(len(features), 4)
+        groups.append(ImageWindows(zeros, zeros[:, 0].long(), zeros[:, :1], features.__getitem__))
+    return groups
 
 
 class _Mining:
