@@ -141,10 +141,8 @@ def train_svms(
         progress("SVMs", mining.done, total)
     untrained = (~mining.trained).nonzero().flatten().tolist()
     if untrained:
-        raise UserError(
-            f"no window overlaps the objects of class {class_names[untrained[0]]!r} by less than {settings.negative_iou}: add images "
-            "without them"
-        )
+        name, iou = class_names[untrained[0]], settings.negative_iou
+        raise UserError(f"no window overlaps the objects of class {name!r} by less than {iou}: add images without them")
     return mining.svms
 
 
@@ -243,14 +241,9 @@ class _Mining:
         joined = torch.empty(len(positives) + len(negatives), self.weights.shape[1])  # the one copy in single precision
         joined[: len(positives)], joined[len(positives) :] = positives, negatives
         scaled = joined.mul_(self.scale).numpy()
-        svm = solve_svms(
-            scaled,
-            np.repeat((1, -1), (len(positives), len(negatives)))[:, None],
-            self.settings.cost,
-            positive_weight=self.settings.positive_weight,
-            bias_input=self.settings.bias_input,
-            loss="hinge",
-        )
+        signs = np.repeat((1, -1), (len(positives), len(negatives)))[:, None]
+        cost, weight, bias_input = self.settings.cost, self.settings.positive_weight, self.settings.bias_input
+        svm = solve_svms(scaled, signs, cost, positive_weight=weight, bias_input=bias_input, loss="hinge")
         scores = svm.decision_scores(scaled[len(positives) :])[:, 0]
         return torch.from_numpy(svm.weights[0]), float(svm.biases[0]), torch.from_numpy(scores)
 

@@ -34,17 +34,12 @@ def solve_dual(
     Returns:
         Weights [D] float32, bias, and the gap that is left; above the tolerance where `MAX_ROUNDS` were too few.
     """
-    costs = costs.astype(np.float64)
-    squared = loss == "squared_hinge"
-    weights, bias, gap = _compiled()(
-        np.ascontiguousarray(features),
-        signs.astype(np.float64),
-        np.full(len(signs), np.finfo(np.float64).max) if squared else costs,
-        0.5 / costs if squared else np.zeros(len(signs)),
-        float(bias_input),
-        float(tolerance),
-        MAX_ROUNDS,
-    )
+    x, y, costs = np.ascontiguousarray(features), signs.astype(np.float64), costs.astype(np.float64)
+    if loss == "squared_hinge":
+        upper, diagonal = np.full(len(y), np.finfo(np.float64).max), 0.5 / costs
+    else:
+        upper, diagonal = costs, np.zeros(len(y))
+    weights, bias, gap = _compiled()(x, y, upper, diagonal, float(bias_input), float(tolerance), MAX_ROUNDS)
     return weights, float(bias), float(gap)
 
 

@@ -85,13 +85,12 @@ def train_calibrated_svms(
     if parts > 1:  # of each class its share
         drawn = np.flatnonzero(stratified_folds(_strata(signs), parts, np.random.default_rng([seed, 0])) == 0)
     done, total = count(1), len(COSTS) * min(FOLDS, len(drawn)) + 1
-    choice = choose_cost(
-        gram if parts == 1 else gram[np.ix_(drawn, drawn)],
-        signs[drawn],
-        multi_label=multi_label,
-        seed=seed,
-        progress=lambda: progress("SVMs", next(done), total),
-    )
+
+    def fold_done() -> None:
+        progress("SVMs", next(done), total)
+
+    of_drawn = gram if parts == 1 else gram[np.ix_(drawn, drawn)]
+    choice = choose_cost(of_drawn, signs[drawn], multi_label=multi_label, seed=seed, progress=fold_done)
     yes, no = (signs > 0).any(0), (signs < 0).any(0)
     both = np.flatnonzero(yes & no)
     weights = np.zeros((signs.shape[1], features.shape[1]), np.float32)
