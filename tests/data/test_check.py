@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from sppnet.data import check, images
+from sppnet.data import decode, images
 from sppnet.data.check import CheckReport, check_folder, inspect_images
 from sppnet.data.formats import Finding
 from sppnet.data.formats.folder import split_folder
@@ -105,7 +105,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "paper.jpg": (lambda path: path.write_bytes(b"%PDF-1.7 ..."), "not-an-image", "a PDF document"),
     "phone.jpg": (lambda path: path.write_bytes(b"\0\0\0\x18ftypheic" + b"\0" * 99), "not-an-image", "HEIC photo"),
     "drawing.jpg": (lambda path: Image.new("RGB", (9, 9)).save(path, "EPS"), "not-an-image", "a drawing, not a photo"),
-    "bomb.png": (bomb, "too-large", "60000 x 50000 is more than 500 megapixels"),
+    "bomb.png": (bomb, "too-large", "60000 x 50000 takes 21.0 GB to decode"),
     "gone.jpg": (lambda path: path.symlink_to("nowhere.jpg"), "missing", "a link to a file that is not there"),
     "pipe.jpg": (os.mkfifo, "unreadable", "not a regular file"),
 }
@@ -144,15 +144,14 @@ def test_a_bomb_takes_no_memory(tmp_path: Path) -> None:
 
 
 def test_the_limit_is_that_of_reading(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(images, "MAX_PIXELS", 1999)
+    monkeypatch.setattr(decode, "MOST_MEMORY", 13_999)
     assert check_folder(photos).counts()["error"] == {"too-large": 6}
 
 
 def test_very_large_images_are_decoded_one_at_a_time(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(check, "_ALONE", 1999)
-    inside, most, lock = 0, 0, threading.Lock()
+    inside, most, lock, convert = 0, 0, threading.Lock(), decode._upright_rgb
 
-    def slow_read(path: Path) -> np.ndarray:
+    def slow(image: Image.Image, orientation: int) -> np.ndarray:
         nonlocal inside, most
         with lock:
             inside += 1
@@ -160,24 +159,27 @@ def test_very_large_images_are_decoded_one_at_a_time(photos: Path, monkeypatch: 
         time.sleep(0.01)
         with lock:
             inside -= 1
-        return read_image(path)
+        return convert(image, orientation)
 
-    monkeypatch.setattr(check, "read_image", slow_read)
+    monkeypatch.setattr(decode, "_upright_rgb", slow)
     paths = sorted(path for path in photos.rglob("*") if path.is_file())
+    monkeypatch.setattr(decode, "LARGE", 1999)
     facts, findings = inspect_images(paths, workers=4)
     assert (len(facts), findings, most) == (6, [], 1)
-    monkeypatch.setattr(check, "_ALONE", 10**9)
+    monkeypatch.setattr(decode, "LARGE", 10**9)
     inspect_images(paths, workers=4)
     assert most > 1
 
 
 def test_too_little_memory_is_an_error_of_that_file(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def read(path: Path) -> np.ndarray:
-        if path.name == "2.png":
-            raise MemoryError
-        return read_image(path)
+    convert = decode._upright_rgb
 
-    monkeypatch.setattr(check, "read_image", read)
+    def short(image: Image.Image, orientation: int) -> np.ndarray:
+        if str(image.filename).endswith("2.png"):
+            raise MemoryError
+        return convert(image, orientation)
+
+    monkeypatch.setattr(decode, "_upright_rgb", short)
     assert kinds(check_folder(photos), photos) == {"cat/2.png": ["error too-large"]}
 
 
@@ -488,3 +490,11 @@ def test_the_real_caltech_101(shared_data: Path) -> None:
     report = check_folder(shared_data / "caltech101")
     assert report.errors == ()
     assert len(report.classes) == 102
+
+
+def test_12_bits_in_16_are_seen_almost_black(tmp_path: Path) -> None:
+    for name, most in (("dark", 4095), ("full", 65535)):
+        Image.fromarray(np.linspace(0, most, 1600).astype(np.uint16).reshape(40, 40)).save(tmp_path / f"{name}.png")
+    (warning,) = check_folder(tmp_path).warnings
+    assert warning.path.name == "dark.png"
+    assert "stretch" in warning.message

@@ -23,7 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from sppnet.data import images
+from sppnet.data import decode, images
 from sppnet.data.find import find_images
 from sppnet.data.images import content_key, image_size, read_image, resize_image, scaled_size
 from sppnet.errors import ImageError
@@ -309,7 +309,7 @@ def test_damaged_files_give_an_image_or_an_image_error(
 
 def test_too_many_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.new("RGB", (50, 40)).save(tmp_path / "a.png")
-    monkeypatch.setattr(images, "MAX_PIXELS", 1999)
+    monkeypatch.setattr(decode, "MOST_MEMORY", 13_999)  # 4 bytes a pixel in Pillow, 3 in the result
     with pytest.raises(ImageError, match="50 x 40"):
         read_image(tmp_path / "a.png")
 
@@ -324,7 +324,9 @@ def test_a_decompression_bomb_is_refused_by_its_head(tmp_path: Path) -> None:
     tracemalloc.start()
     try:
         for read in (read_image, image_size):
-            with pytest.raises(ImageError, match=r"60000 x 50000 is more than 500 megapixels; scale it down"):
+            with pytest.raises(
+                ImageError, match=r"60000 x 50000 takes 21.0 GB to decode, more than 1.4 GB; scale it down"
+            ):
                 read(tmp_path / "a.png")
         assert tracemalloc.get_traced_memory()[1] < 1_000_000
     finally:
@@ -453,3 +455,47 @@ def test_a_pipe_is_refused_instead_of_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jpg")
     with pytest.raises(ImageError, match="regular file"):
         read_image(tmp_path / "pipe.jpg")
+
+
+def test_fractions_slightly_above_1_are_white(tmp_path: Path) -> None:
+    """As sharpening and interpolation leave them; until 1.05 they do not change what gray is."""
+    gray = np.linspace(0, 1, 60, dtype=np.float32).reshape(6, 10)
+    Image.fromarray(gray).save(tmp_path / "exact.tif")
+    gray[5, 9] = 1.03
+    Image.fromarray(gray).save(tmp_path / "above.tif")
+    np.testing.assert_array_equal(read_image(tmp_path / "above.tif"), read_image(tmp_path / "exact.tif"))
+
+
+@pytest.mark.parametrize("after_the_pixels", [False, True])
+@pytest.mark.parametrize("kind", [b"zTXt", b"iTXt", b"iCCP", b"tEXt"])
+def test_long_texts_in_a_png_do_not_matter(tmp_path: Path, kind: bytes, after_the_pixels: bool) -> None:
+    """Pillow alone refuses what unpacks to more than a million bytes, though the picture is sound."""
+    picture = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, format="PNG")
+    text = b"Comment\0\0" + (b"\0\0\0" if kind == b"iTXt" else b"") + zlib.compress(bytes(20_000_000))
+    chunk = struct.pack(">I", len(text)) + kind + text + struct.pack(">I", zlib.crc32(kind + text))
+    content = file.getvalue()
+    at = len(content) - 12 if after_the_pixels else 33  # before the last chunk, or behind the first
+    (tmp_path / "a.png").write_bytes(content[:at] + chunk + content[at:])
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), picture)
+    np.testing.assert_array_equal(read_image((tmp_path / "a.png").read_bytes()), picture)
+
+
+def test_memory_is_bounded_by_mode_and_format(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gray image takes less than a colored one, and a WebP more, as its decoder holds the pixels too."""
+    files = {}
+    for mode, kind in (("L", "PNG"), ("RGB", "PNG"), ("RGB", "WEBP")):
+        files[mode, kind] = io.BytesIO()
+        Image.new(mode, (100, 100)).save(files[mode, kind], format=kind)
+    for most, readable in ((39_999, 0), (69_999, 1), (70_000, 2), (200_000, 3)):
+        monkeypatch.setattr(decode, "MOST_MEMORY", most)
+        found = [images.image_or_error(file.getvalue()) for file in files.values()]
+        assert [isinstance(one, np.ndarray) for one in found] == [True] * readable + [False] * (3 - readable)
+
+
+def test_warnings_and_pillows_limit_are_put_back(tmp_path: Path) -> None:
+    Image.new("RGB", (5, 4)).save(tmp_path / "a.tif")
+    before = Image.MAX_IMAGE_PIXELS, warnings.filters[:]
+    list(images.read_ahead([tmp_path / "a.tif"] * 9))
+    assert (Image.MAX_IMAGE_PIXELS, warnings.filters[:]) == before

@@ -200,7 +200,7 @@ def test_windows_of_any_number_and_maps_of_any_size(
 def test_ten_thousand_random_windows(exported_regions: tuple[InOnnxRuntime, tuple[int, ...], str]) -> None:
     pool, levels, reduce = exported_regions
     for seed in range(500):
-        features, windows = random_maps(seed, count=20, largest=60)
+        features, windows = random_maps(seed, channels=3, count=20, largest=60)
         expected = definition(features, windows, levels, reduce)
         agree(pool(features=features, windows=windows), expected, reduce)
 

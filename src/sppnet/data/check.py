@@ -8,12 +8,9 @@ annotations. Every image is decoded completely, as training would. What passes h
 from __future__ import annotations
 
 import os
-import threading
-import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,9 +20,10 @@ from typing import Any, Literal
 from PIL import Image
 
 from sppnet.data import annotated_layout
+from sppnet.data.decode import EXIF_ORIENTATION, UnusableImage, exif_orientation, open_image
 from sppnet.data.find import list_images
 from sppnet.data.formats import Entry, Finding, Parsed, Severity, coco, folder, plain_split, some, voc, yolo
-from sppnet.data.images import EXIF_ORIENTATION, UnusableImage, content_key, exif_orientation, open_image, read_image
+from sppnet.data.images import content_key, read_image
 from sppnet.errors import ImageError, UserError
 from sppnet.progress import Progress, no_progress
 
@@ -35,7 +33,7 @@ _SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 _WITH_OBJECTS = ("VOC", "COCO", "YOLO")
 SMALL = 32  # pixels: the least side that images are resized to, so that a smaller one is magnified
 LONG = 30  # beyond about 1:30, 1000 x 32 pixels, an image is stretched rather than kept in shape
-_ALONE = 50_000_000  # pixels (150 MB as RGB): such images are decoded one at a time, whatever the number of threads
+DARK = 17  # of 255: 12-bit values in 16 bits reach 16
 _SAME_FORMAT = {"MPO": "JPEG", "DIB": "BMP"}  # written and read alike, and named alike by cameras and programs
 
 
@@ -137,7 +135,7 @@ def check_folder(
     """Check every image in a folder, its labels and its annotations.
 
     *Errors*, which training would stop at: files that are empty, damaged, cut short, not images, unreadable, of more
-    than 500 megapixels; class folders and annotations that `sppnet.read_dataset` refuses, each
+    than 1.4 GB in memory; class folders and annotations that `sppnet.read_dataset` refuses, each
     box with file and line. *Warnings*: content of another format than the ending says; images passed over for their ending;
     the same picture under two labels, or on both sides of a split; boxes on pictures that EXIF turns; and what looks
     like a slip in class names. *Notes*: tiny, very long, turned, animated images; copies; hidden and other files.
@@ -291,37 +289,36 @@ def inspect_images(
         >>> inspect_images([])
         ({}, [])
     """
-    alone = threading.Lock()
     results: dict[Path, tuple[ImageFacts | None, list[Finding]]] = {}
     pool = ThreadPoolExecutor(workers or min(os.cpu_count() or 1, 8), thread_name_prefix="check")
     try:
-        with warnings.catch_warnings():  # Pillow's, about oddities that do not keep it from reading
-            warnings.simplefilter("ignore")
-            futures = {pool.submit(_inspect_image, path, alone): path for path in paths}
-            for done, future in enumerate(as_completed(futures), start=1):
-                results[futures[future]] = future.result()
-                progress("images", done, len(paths))
+        futures = {pool.submit(_inspect_image, path): path for path in paths}
+        for done, future in enumerate(as_completed(futures), start=1):
+            results[futures[future]] = future.result()
+            progress("images", done, len(paths))
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
     facts = {path: fact for path in paths if (fact := results[path][0]) is not None}
     return facts, [finding for path in paths for finding in results[path][1]]
 
 
-def _inspect_image(path: Path, alone: threading.Lock) -> tuple[ImageFacts | None, list[Finding]]:
-    """Facts of one image, None where it cannot be read, and findings; ``alone`` is held while a very large one is decoded."""
+def _inspect_image(path: Path) -> tuple[ImageFacts | None, list[Finding]]:
+    """Facts of one image, None where it cannot be read, and findings."""
     find = partial(Finding, path, None)
     try:
         with open_image(path) as image:
-            pixels, orientation = image.width * image.height, _stored_orientation(image)
+            orientation, deep = _stored_orientation(image), image.mode.startswith("I;16")
             findings = list(_head_findings(path, image, orientation))
-        with alone if pixels > _ALONE else nullcontext():
-            array = read_image(path)
-            upright = height, width = array.shape[0], array.shape[1]
-            facts = ImageFacts(upright, upright[::-1] if orientation >= 5 else upright, orientation, content_key(array))
+        array = read_image(path)
     except UnusableImage as error:
         return None, [find("error", error.kind, error.reason)]
-    except MemoryError:
-        return None, [find("error", "too-large", f"not enough memory for {pixels:,} pixels")]
+    if deep and array.max() < DARK:
+        message = (
+            f"its 16 bits hold values up to about {257 * int(array.max())}: seen almost black; stretch it to 0..65535"
+        )
+        findings.append(find("warning", "dark", message))
+    upright = height, width = array.shape[0], array.shape[1]
+    facts = ImageFacts(upright, upright[::-1] if orientation >= 5 else upright, orientation, content_key(array))
     if min(upright) < SMALL:
         findings.append(find("note", "small", f"only {width} x {height} pixels; sides below {SMALL} are magnified"))
     if max(upright) > LONG * min(upright):

@@ -1,4 +1,4 @@
-"""Read, measure and resize images: everything that decodes image files, and nothing about networks.
+"""Read, measure and resize images, whatever form they come in; nothing about networks.
 
 First step of the method: whatever people have becomes one form, [H, W, 3] uint8 RGB, upright as a person sees it.
 Sizes are (height, width) everywhere.
@@ -7,60 +7,25 @@ Sizes are (height, width) everywhere.
 from __future__ import annotations
 
 import hashlib
-import io
 import os
-import re
-import threading
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from sppnet.data.decode import ImageFile, UnusableImage, check_file, decode, exif_orientation, open_image
 from sppnet.errors import ImageError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-MAX_PIXELS = 500_000_000  # 1.5 GB as RGB; beyond it a file is far more likely broken or hostile than a photo
-EXIF_ORIENTATION = 0x0112
-_VECTOR_FORMATS = frozenset({"EPS", "WMF"})  # drawing them would run another program
-_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://|data:", re.IGNORECASE)
-
-# What people find under the name of an image, by its first bytes, and what to do.
-_FOREIGN = {
-    rb"version https://git-lfs": "a Git LFS pointer; fetch the files with: git lfs pull",
-    rb"<!doctype html|<html": "a web page, saved in place of the image; download it again",
-    rb"<\?xml|<svg": "XML; an SVG drawing must be converted to PNG",
-    rb"%pdf": "a PDF document; convert its pages to PNG",
-    rb"pk\x03\x04": "a ZIP archive; unpack it",
-    rb"....ftyp(hei|mif1)": "a HEIC photo; convert it to JPEG",
-    rb"....ftyp": "a film or another MP4 file",
-}
-
-DECODED_AHEAD = 4  # images: what bounds the memory of `read_ahead`
-ImageFile = str | os.PathLike[str] | bytes | BinaryIO
-
-# Pillow's pixel limit and Python's warning filters belong to the whole process: one thread at a time changes them.
-_header_lock = threading.Lock()
-
-
-class UnusableImage(ImageError):
-    """One image that cannot be used, and why.
-
-    ``kind`` is missing, empty, unreadable, not-an-image, damaged or too-large; ``reason`` is the message without the name.
-    """
-
-    def __init__(self, name: object, kind: str = "damaged", reason: str = "") -> None:
-        super().__init__(f"{name}: {reason}" if reason else name)  # the message alone, as where it is unpickled
-        self.kind, self.reason = kind, reason
+DECODED_AHEAD, BYTES_AHEAD = 4, 400_000_000  # images, and their bytes: what bounds the memory of `read_ahead`
 
 
 def read_image(source: ImageFile | Image.Image | np.ndarray | Tensor) -> np.ndarray:
@@ -78,7 +43,7 @@ def read_image(source: ImageFile | Image.Image | np.ndarray | Tensor) -> np.ndar
         [H, W, 3] uint8, C-contiguous, RGB. May be the array given, where that already has this form.
 
     Raises:
-        ImageError: no file, an empty one, not an image, damaged, cut short, of more than 500 megapixels; an address such
+        ImageError: no file, an empty one, not an image, damaged, cut short, of more than 1.4 GB in memory; an address such
             as https://; an array or tensor of another shape, type or range. The message names the file.
 
     Example:
@@ -91,11 +56,11 @@ def read_image(source: ImageFile | Image.Image | np.ndarray | Tensor) -> np.ndar
     if isinstance(source, np.ndarray):
         return _from_array(source)
     if isinstance(source, Image.Image):
-        return _from_pillow(source)
+        return decode(source)
     if any(base.__module__.partition(".")[0] == "torch" for base in type(source).__mro__):  # torch is not imported
         return _from_tensor(source)
     with open_image(source) as image:  # type: ignore[arg-type]  # only files are left
-        return _from_pillow(image)
+        return decode(image)
 
 
 def image_size(source: ImageFile) -> tuple[int, int]:
@@ -190,144 +155,12 @@ def content_key(source: str | os.PathLike[str] | np.ndarray) -> str:
         digest.update(f"{source.dtype.str} {source.shape}".encode())
         digest.update(np.ascontiguousarray(source).data)
         return digest.hexdigest()
-    _check_file(Path(source))
+    check_file(Path(source))
     try:
         with open(source, "rb") as file:
             return hashlib.file_digest(file, lambda: digest).hexdigest()
     except OSError as error:
         raise UnusableImage(source, "unreadable", f"cannot be read: {error.strerror or error}") from error
-
-
-@contextmanager
-def open_image(source: ImageFile) -> Iterator[Image.Image]:
-    """Open an image file whose head is sound and promises no more than `MAX_PIXELS`; `UnusableImage` for any other."""
-    file, name = _checked_file(source)
-    try:
-        image = _open_without_limit(file)
-    except UnidentifiedImageError as error:
-        raise UnusableImage(name, "not-an-image", f"not an image{_foreign(file)}") from error
-    except OSError as error:
-        kind = "unreadable" if isinstance(error, PermissionError) else "damaged"
-        raise UnusableImage(name, kind, f"cannot be read: {error.strerror or error}") from error
-    except Exception as error:  # Pillow's readers raise many kinds on damaged heads
-        raise UnusableImage(name, "damaged", f"damaged image: {_one_line(error)}") from error
-    with image:
-        _check_pixels(image, name)
-        yield image
-
-
-def exif_orientation(image: Image.Image) -> int:
-    """EXIF orientation still to be applied: 1 to 8, 1 = upright. Looks only at what the head of the file said."""
-    if image.format == "TIFF":
-        return 1  # Pillow turns TIFF itself, and already gives the turned size
-    with _header_lock, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            # the base class's: PNG's own would first decode the whole image to look for EXIF behind the pixels
-            orientation = Image.Image.getexif(image).get(EXIF_ORIENTATION, 1)
-        except Exception:  # damaged EXIF: the picture itself is still good
-            return 1
-    return orientation if orientation in range(1, 9) else 1
-
-
-def _checked_file(source: object) -> tuple[Path | io.BytesIO, str]:
-    """What Pillow is to open, and its name for messages."""
-    if isinstance(source, bytes | bytearray | memoryview):
-        content, name = bytes(source), "image bytes"
-    elif hasattr(source, "read"):
-        content, name = source.read(), str(getattr(source, "name", "image file"))
-        if not isinstance(content, bytes):
-            raise ImageError(f"{name}: the file is open as text; open it with mode 'rb'")
-    elif isinstance(source, str | os.PathLike):
-        if isinstance(source, str) and _ADDRESS.match(source):
-            raise ImageError(f"{source[:60]}: this is an address; download it first, and give the file or its bytes")
-        _check_file(Path(source))
-        return Path(source), str(source)
-    else:
-        expected = "a path, bytes, an open file, a PIL image, a uint8 array or a tensor"
-        raise ImageError(f"an image must be given as {expected}, got {type(source).__name__}")
-    if not content:
-        raise UnusableImage(name, "empty", "there are no bytes to read; was it read before?")
-    return io.BytesIO(content), name
-
-
-def _check_file(path: Path) -> None:
-    if not path.exists():
-        what = "a link to a file that is not there" if path.is_symlink() else "no such file"
-        raise UnusableImage(path, "missing", what)
-    if not path.is_file():
-        what = "this is a folder" if path.is_dir() else "not a regular file"
-        raise UnusableImage(path, "unreadable", f"{what}; expected an image file")
-    if path.stat().st_size == 0:
-        raise UnusableImage(path, "empty", "the file is empty (0 bytes)")
-
-
-def _open_without_limit(file: Path | io.BytesIO) -> Image.Image:
-    """Open without Pillow's own pixel limit (ours follows) and without its warnings."""
-    with _header_lock, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        limit = Image.MAX_IMAGE_PIXELS
-        Image.MAX_IMAGE_PIXELS = None
-        try:
-            return Image.open(file)
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
-
-
-def _foreign(file: Path | io.BytesIO) -> str:
-    """What a file is that is no image, where its first bytes tell."""
-    with file.open("rb") if isinstance(file, Path) else io.BytesIO(file.getvalue()) as stream:
-        head = stream.read(64).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    known = (f": {what}" for start, what in _FOREIGN.items() if re.match(start, head, re.DOTALL))
-    return next(known, " that can be read (JPEG, PNG, WebP, TIFF ...)")
-
-
-def _check_pixels(image: Image.Image, name: str) -> None:
-    width, height = image.size
-    if width < 1 or height < 1:
-        raise UnusableImage(name, "not-an-image", f"the image has no pixels ({width} x {height})")
-    if width * height > MAX_PIXELS:
-        limit = f"more than {MAX_PIXELS // 1_000_000} megapixels"
-        raise UnusableImage(name, "too-large", f"{width} x {height} is {limit}; scale it down first")
-    if image.format in _VECTOR_FORMATS:
-        what = f"{image.format} is a drawing, not a photo; convert it to PNG first"
-        raise UnusableImage(name, "not-an-image", what)
-
-
-def _from_pillow(image: Image.Image) -> np.ndarray:
-    name = getattr(image, "filename", "") or "image"
-    _check_pixels(image, name)
-    orientation = exif_orientation(image)
-    try:
-        image.load()
-        rgb = _to_rgb(image)
-    except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error ... on damaged data
-        raise UnusableImage(name, "damaged", f"damaged or cut short: {_one_line(error)}") from error
-    array = np.asarray(rgb, dtype=np.uint8)
-    array = array.transpose(1, 0, 2) if orientation >= 5 else array
-    array = array[:, ::-1] if orientation in (2, 3, 6, 7) else array
-    return np.ascontiguousarray(array[::-1] if orientation in (3, 4, 7, 8) else array)
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
-    if image.mode[0] in "IF":  # 16-bit, 32-bit and floating-point gray
-        return Image.fromarray(_to_8_bit(np.asarray(image), known_range=image.mode.startswith("I;16"))).convert("RGB")
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, rgba).convert("RGB")
-    return image.convert("RGB")
-
-
-def _to_8_bit(gray: np.ndarray, known_range: bool) -> np.ndarray:
-    """Scale by the smallest usual range that holds all values: 0..1 (floating point), 0..255, 0..65535, 0..largest."""
-    gray = np.nan_to_num(gray.astype(np.float32), posinf=0, neginf=0).clip(min=0)
-    largest, whole = float(gray.max()), bool((gray == np.floor(gray)).all())
-    usual = (65535.0,) if known_range else (255.0, 65535.0) if whole else (1.0, 255.0, 65535.0)
-    top = next((top for top in usual if largest <= top), largest)
-    return (gray * (255.0 / top) + 0.5).astype(np.uint8)
 
 
 def _from_array(array: np.ndarray) -> np.ndarray:
@@ -340,7 +173,7 @@ def _from_array(array: np.ndarray) -> np.ndarray:
     if gray:
         return np.repeat(array.reshape(*array.shape[:2], 1), 3, axis=2)
     if array.shape[2] == 4:
-        return _from_pillow(Image.fromarray(np.ascontiguousarray(array), "RGBA"))
+        return decode(Image.fromarray(np.ascontiguousarray(array), "RGBA"))
     return np.ascontiguousarray(array)
 
 
@@ -361,12 +194,8 @@ def _from_tensor(tensor: Any) -> np.ndarray:
     return _from_array(array.transpose(1, 2, 0) if first else array)
 
 
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
-
 def read_ahead(sources: Iterable[Any], read: Callable[[Any], Any] = read_image) -> Iterator[Any]:
-    """What ``read`` makes of many sources, in order; two threads are a few sources ahead.
+    """What ``read`` makes of many sources, in order; two threads are a few sources ahead, of large images fewer.
 
     Example:
         >>> [image.shape for image in read_ahead([np.zeros((2, 5, 3), np.uint8)] * 2, read_image)]
@@ -374,11 +203,13 @@ def read_ahead(sources: Iterable[Any], read: Callable[[Any], Any] = read_image) 
     """
     waiting = iter(sources)
     with ThreadPoolExecutor(2) as pool:
-        running = deque(pool.submit(read, source) for source in islice(waiting, DECODED_AHEAD))
+        running = deque(pool.submit(read, source) for source in islice(waiting, 2))
         while running:
             result = running.popleft().result()
-            running.extend(pool.submit(read, source) for source in islice(waiting, 1))
+            ahead = max(1, min(DECODED_AHEAD, BYTES_AHEAD // (getattr(result, "nbytes", 0) or 1)))
+            running.extend(pool.submit(read, source) for source in islice(waiting, max(0, ahead - len(running))))
             yield result
+            del result
 
 
 def image_or_error(source: Any) -> np.ndarray | ImageError:
