@@ -5,9 +5,9 @@ A `UserError` is a clean refusal; `OtherAnswer` says that something was read, an
 
 from __future__ import annotations
 
-import io
 import json
 import struct
+import tempfile
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -211,17 +211,9 @@ def _model_bytes() -> bytes:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         net = build_model(architecture, Preprocess(64, 128), DetectionSettings("grid"))
-    path = io.BytesIO()
-    del path
-    return _saved(net)
-
-
-def _saved(net: object) -> bytes:
-    import tempfile
-
     with tempfile.TemporaryDirectory() as folder:
-        model_files.save_model(net, Path(folder, "m.safetensors"))
-        return Path(folder, "m.safetensors").read_bytes()
+        model_files.save_model(net, Path(folder, "model.safetensors"))
+        return Path(folder, "model.safetensors").read_bytes()
 
 
 def _write_model(folder: Path) -> list[Path]:

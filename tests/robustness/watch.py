@@ -9,13 +9,12 @@ import resource
 import signal
 import tempfile
 import traceback
-import unicodedata
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from sppnet.errors import UserError
+from sppnet.errors import UserError, printable
 from tests.robustness.kinds import KINDS, OtherAnswer
 
 PROCESSOR_SECONDS = 20  # of one mutant; beyond it hangs
@@ -127,11 +126,7 @@ def _serve(connection: Connection, kind_name: str, scratch: str) -> None:
 
 
 def _is_one_line(message: str) -> bool:
-    return (
-        bool(message)
-        and len(message) < 2000
-        and not any(unicodedata.category(sign) in ("Cc", "Cf", "Zl") for sign in message)
-    )
+    return 0 < len(message) < 2000 and printable(message) == message
 
 
 def _peak() -> int:

@@ -150,9 +150,15 @@ def _net(*layers: nn.Conv2d | nn.MaxPool2d | WithinChannelLRN) -> nn.Sequential:
 
 
 def _draw(layer: nn.Conv2d | nn.Linear, bias: float) -> None:
-    nn.init.normal_(layer.weight, std=WEIGHT_STD)
+    draw_normal(layer.weight, WEIGHT_STD)
     if layer.bias is not None:
         nn.init.constant_(layer.bias, bias)
+
+
+def draw_normal(weight: nn.Parameter, std: float) -> None:
+    """Normal random weights, in place; none for an outline without numbers, as that would import torch's tracing."""
+    if not weight.is_meta:
+        nn.init.normal_(weight, std=std)
 
 
 def initialize_as_paper(model: SPPNet) -> None:
