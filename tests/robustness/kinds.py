@@ -6,6 +6,7 @@ A `UserError` is a clean refusal; `OtherAnswer` says that something was read, an
 from __future__ import annotations
 
 import json
+import os
 import struct
 import tempfile
 import xml.etree.ElementTree as ET
@@ -291,6 +292,19 @@ def _read_boxes(path: Path, folder: Path) -> None:
             raise OtherAnswer(f"boxes of {name!r} are {boxes.shape} {boxes.dtype}")
 
 
+# What the watcher is tried on
+
+
+def _write_trap(folder: Path) -> list[Path]:
+    (folder / "trap.py").write_text("pass")
+    return [folder / "trap.py"]
+
+
+def _read_trap(path: Path, folder: Path) -> None:
+    exec(path.read_text(), {"os": os, "UserError": UserError, "OtherAnswer": OtherAnswer})
+
+
+TRAP = Kind(_write_trap, _read_trap)
 KINDS = {
     "image": Kind(_write_images, _read_image),
     "voc": Kind(partial(_write_set, VOC), partial(_read_set, "voc", _objects_of_voc), tuple(_VOC_WORDS.split())),
