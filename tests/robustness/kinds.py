@@ -114,7 +114,7 @@ def _read_set(format_name: str, objects: Callable[[Path], int], path: Path, fold
     module = ANNOTATED[format_name]
     checked = refused = data = None
     try:
-        checked = check_folder(folder, layout=format_name, workers=1)
+        checked = check_folder(folder, layout=format_name)
     except UserError as error:
         refused = error
     try:

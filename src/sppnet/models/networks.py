@@ -155,7 +155,7 @@ def _draw(layer: nn.Conv2d | nn.Linear, bias: float) -> None:
         nn.init.constant_(layer.bias, bias)
 
 
-def draw_normal(weight: nn.Parameter, std: float) -> None:
+def draw_normal(weight: Tensor, std: float) -> None:
     """Normal random weights, in place; none for an outline without numbers, as that would import torch's tracing."""
     if not weight.is_meta:
         nn.init.normal_(weight, std=std)
