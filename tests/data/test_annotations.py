@@ -23,7 +23,9 @@ from sppnet.errors import DataError, UserError
 
 def as_coco(data: DetectionData, root: Path) -> Path:
     (root / "annotations").mkdir(parents=True)
-    images = [{"id": n, "file_name": str(image.path)} for n, image in enumerate(data.images)]
+    for image in data.images:
+        (root / image.path.name).symlink_to(image.path)
+    images = [{"id": n, "file_name": image.path.name} for n, image in enumerate(data.images)]
     objects = [
         {"image_id": n, "category_id": int(label), "bbox": [x0, y0, x1 - x0, y1 - y0], "iscrowd": int(crowd)}
         for n, image in enumerate(data.images)

@@ -339,8 +339,9 @@ def _figures(evaluation: ClassifierEvaluation) -> dict[str, Any]:
 def _write_report(
     folder: Path, log: dict[str, list[float]], evaluation: ClassifierEvaluation | None, document: dict[str, Any]
 ) -> None:
-    for name in (*PICTURES, "log.csv"):  # of an earlier model: nobody else's, as was checked before the work
-        (folder / name).unlink(missing_ok=True)
+    for path in (folder / name for name in (*PICTURES, "log.csv")):  # of an earlier model
+        check_replaceable(path)
+        path.unlink(missing_ok=True)
     if log:
         write_log(log, folder / "log.csv")
         plot_training(log, folder / "curves.png")

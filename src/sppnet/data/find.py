@@ -110,14 +110,31 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name in _MADE_BY_MACHINES
 
 
+def _expanded(pattern: str) -> Iterator[str]:
+    """What a pattern matches; ``**`` stands for folders at any depth, each once, though links may lead in circles."""
+    head, stars, tail = pattern.partition("**")
+    if not stars:
+        yield from glob.iglob(pattern)
+        return
+    seen: set[str] = set()
+    for base in glob.iglob(head) if head else ["."]:
+        for parent, folders, _ in os.walk(base, followlinks=True):
+            folders[:] = sorted(name for name in folders if not is_hidden(name))
+            if (real := os.path.realpath(parent)) in seen:
+                folders.clear()
+                continue
+            seen.add(real)
+            yield from _expanded(os.path.join(glob.escape(parent), tail.lstrip("/") or "*"))
+
+
 def _paths_of(source: str) -> Iterator[Path]:
     path = Path(source)
-    if source and path.is_dir():
+    if source and os.path.isdir(path):
         yield from list_images(path).images
-    elif source and path.exists():
+    elif source and os.path.exists(path):
         yield path
     elif any(sign in source for sign in "*?["):
-        for match in map(Path, glob.iglob(source, recursive=True)):
+        for match in map(Path, _expanded(source)):
             if match.is_dir():
                 yield from list_images(match).images
             elif match.suffix.lower() in IMAGE_ENDINGS:

@@ -164,7 +164,7 @@ def test_broken_splits(tmp_path: Path, content: str, says: str) -> None:
     [
         (box(corners=(9, 1, 3, 5)), 5, "box of 'cat' is empty or swapped: xmin=9 ymin=1 xmax=3 ymax=5"),
         (box() + box("dog", (1, 9, 3, 3)), 9, "box of 'dog' is empty or swapped"),
-        (box(corners=("nan", 1, 5, 5)), 5, "box of 'cat' is empty or swapped"),
+        (box(corners=("nan", 1, 5, 5)), 5, "box of 'cat' is not four numbers: xmin=nan"),
         (box(corners=(1, 1, 52, 5)), 5, "box of 'cat' is outside the image of 50 x 40 pixels: xmin=1"),
         (box(corners=(-1, 1, 5, 5)), 5, "box of 'cat' is outside the image"),
         (box(corners=(51, 1, 51, 5)), 5, "box of 'cat' is outside the image"),

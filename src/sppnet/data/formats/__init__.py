@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -29,6 +30,8 @@ Box = tuple[float, float, float, float]  # xyxy, pixels, half-open
 
 TOLERANCE = 1.0  # pixels a box may reach over the edge (annotators and decimals round); it is then cut to the image
 MOST_PIXELS = 10**9  # of a side: files may hold numbers too large to calculate with
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+OUTSIDE = "SPPNET_OUTSIDE"  # environment variable: whether a data set may name files outside of its folder
 _UNKNOWN = (10**6, 10**6)  # an image that cannot be read is an error by itself; its boxes are judged all the same
 _SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 SPLIT_NAMES = tuple(name for names in _SPLITS.values() for name in names)
@@ -186,6 +189,14 @@ def cut_box(box: Box, size: Size, name: str, given: object, expected: str) -> Bo
     return cut
 
 
+def check_pixels(box: Box, name: str, given: object) -> None:
+    """Raise a `Fault` for a box within the first pixel, as fractions: it is probably given in shares of the image's sides."""
+    if max(map(abs, box)) <= 1 and not all(float(corner).is_integer() for corner in box):
+        raise Fault(
+            f"box of {name!r} lies within one pixel: {shown(given)}; shares of the sides? expected pixels", "box"
+        )
+
+
 def plain_split(name: str) -> str:
     """Without a year, and in one spelling: train2017 -> train, valid -> val."""
     name = re.sub(r"[_-]?(19|20)\d\d$", "", name.casefold())
@@ -207,12 +218,45 @@ def choose_split(root: Path, split: str, there: Iterable[str]) -> str:
     return alike[0]
 
 
-def read_text(path: Path) -> str:
-    """The text of a file; a `DataError` where it is none."""
+def number(text: str) -> float:
+    """A number as data sets write it; a ValueError for what Python alone reads as one, such as 1_000."""
+    if not _NUMBER.fullmatch(text):
+        raise ValueError(f"not a number: {text!r}")
+    return float(text)
+
+
+def read_text(path: Path, most: int = 100_000_000) -> str:
+    """The text of a file; a `DataError` where it is none, or longer than ``most`` bytes."""
     try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        return read_bytes(path, most).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
         raise DataError(path, f"cannot be read as text: {error}") from error
+
+
+def read_bytes(path: Path, most: int = 100_000_000) -> bytes:
+    """The content of a regular file; a `DataError` where there is none, or more than ``most`` bytes."""
+    try:
+        if not os.path.isfile(path):
+            raise DataError(path, "not a regular file" if os.path.exists(path) else "no such file")
+        if path.stat().st_size > most:
+            raise DataError(
+                path, f"{path.stat().st_size / 1e6:.0f} MB, more than {most / 1e6:.0f} MB of text; split it"
+            )
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(path, f"cannot be read: {error.strerror or error}") from error
+
+
+def check_inside(path: Path, root: Path) -> None:
+    """Raise a `Fault` for a path, written in a data set's files, that leads out of it by ``..`` or from the root of the disk.
+
+    Links are followed: who makes one knows where it leads.
+    """
+    here, top = os.path.abspath(path), os.path.abspath(root)
+    if os.path.commonpath([here, top]) != top and not os.environ.get(OUTSIDE):
+        raise Fault(
+            f"{shown(str(path))} lies outside of {root}; move it there, or set {OUTSIDE}=1 to allow it", "outside"
+        )
 
 
 def shown(value: object) -> str:

@@ -29,6 +29,7 @@ NAME, LAYOUT = "COCO", "annotations/instances_<split>.json, <split>/_annotations
 _LISTS = ("images", "annotations", "categories")
 _OTHER_TASKS = ("captions_", "person_keypoints_", "panoptic_", "stuff_", "image_info_")
 _LIST_OF_COCO = re.compile(rb'"(images|annotations|categories)"\s*:\s*\[\s*[\[{\]]')
+LONGEST = 2_000_000_000  # bytes: COCO's own train2017 takes 450 million
 _SNIFFED = 65536  # bytes: "info" and "licenses", which may come before the first list, are shorter
 
 
@@ -98,6 +99,7 @@ class _File:
     path: Path
     split: str  # as the file is named, such as "train2017"
     content: Mapping[str, list[Any]]  # the three lists, by name
+    given: bool  # by the user, rather than found in a folder
 
     @cached_property
     def classes(self) -> dict[int, str]:
@@ -139,7 +141,7 @@ class _File:
     @cached_property
     def _lines(self) -> dict[str, list[int]]:
         """On which line each entry begins: a second look at the file, so that reading a sound one is fast."""
-        text = formats.read_text(self.path)
+        text = formats.read_text(self.path, LONGEST)
         ends = list(accumulate(map(len, text.split("\n")), lambda end, length: end + 1 + length))
         return {key: [bisect_right(ends, at - 1) + 1 for at in starts] for key, starts in _starts(text).items()}
 
@@ -156,7 +158,7 @@ def _parse(root: Path, split: str | None = None, limit: int | None = None) -> Pa
     first: _File | None = None
     for name in names:
         try:
-            file = _load(paths[name], name)
+            file = _load(paths[name], name, given=root.is_file())
             classes = list(file.classes.values())
         except DataError as error:
             parsed.found(error.path, "error", "annotations", error.reason, error.line)
@@ -217,10 +219,15 @@ def _object(content: Mapping[str, Any], classes: Mapping[int, str], size: tuple[
     crowd = content.get("iscrowd", 0) or content.get("ignore", 0) or 0
     if crowd not in (0, 1):
         raise Fault(f"iscrowd (or ignore) is {crowd!r}; expected 0 or 1")
-    if not isinstance(box, list) or len(box) != 4 or not all(isinstance(v, int | float) for v in box):
+    if (
+        not isinstance(box, list)
+        or len(box) != 4
+        or not all(isinstance(v, int | float) and not isinstance(v, bool) for v in box)
+    ):
         raise Fault(f"bbox is not four numbers [x, y, width, height]: {formats.shown(box)}")
     most = formats.MOST_PIXELS  # a JSON's whole numbers may be too large to calculate with
     x, y, width, height = (float(max(-most, min(v, most))) if isinstance(v, int) else v for v in box)
+    formats.check_pixels((x, y, x + width, y + height), classes[category], box)
     expected = "[x, y, width, height], both above 0"
     cut = formats.cut_box((x, y, x + width, y + height), size, classes[category], box, expected)
     return Object(classes[category], cut, bool(crowd))
@@ -232,6 +239,7 @@ class _ImageFinder:
     def __init__(self, file: _File) -> None:
         beside = file.path.parent
         above = beside.parent if beside.name == "annotations" or file.path.name.startswith("_") else beside
+        self.root = None if file.given else above  # a file that the user gave may name images anywhere
         splits = dict.fromkeys((file.split, file.path.stem.removeprefix("instances_")))
         names = ("", "images", *splits, *(f"images/{split}" for split in splits))
         self.folders = list(dict.fromkeys(folder / name for folder in (beside, above) for name in names))
@@ -240,6 +248,8 @@ class _ImageFinder:
         file_name = file_name.replace("\\", "/")
         for index, folder in enumerate(self.folders):
             path = folder / file_name
+            if self.root is not None:
+                formats.check_inside(path, self.root)
             if os.path.isfile(path):
                 self.folders.insert(0, self.folders.pop(index))  # the next one lies there too
                 return path
@@ -263,22 +273,22 @@ def _annotation_files(root: Path) -> dict[str, Path]:
 
 def _looks_like_coco(path: Path) -> bool:
     try:
-        with open(path, "rb") as file:
+        with open(path if os.path.isfile(path) else os.devnull, "rb") as file:  # a FIFO would wait for ever
             return _LIST_OF_COCO.search(file.read(_SNIFFED)) is not None
     except OSError:
         return False
 
 
-def _load(path: Path, split: str) -> _File:
+def _load(path: Path, split: str, *, given: bool) -> _File:
     try:
-        content = json.loads(formats.read_text(path))
+        content = json.loads(formats.read_text(path, LONGEST))
     except (ValueError, RecursionError) as error:  # also a number of thousands of digits; lists in lists in lists
         reason, line = getattr(error, "msg", error), getattr(error, "lineno", None)
         raise DataError(path, f"not readable as JSON: {reason}", line) from error
     missing = [key for key in _LISTS if not isinstance(content, dict) or not isinstance(content.get(key), list)]
     if missing:
         raise DataError(path, f"not COCO annotations of boxes: no list {' and '.join(map(repr, missing))} in it")
-    return _File(path, split, content)
+    return _File(path, split, content, given)
 
 
 def _starts(text: str) -> dict[str, list[int]]:

@@ -160,11 +160,18 @@ class _Parser:
     def _listed(self, image_id: str, place: Place, wanted: bool) -> Entry:
         path = self.folder / "Annotations" / f"{image_id}.xml"
         if image_id not in self.images and wanted:
-            message = f"no image for {image_id!r} in {self.folder / 'JPEGImages'}; expected {image_id}.jpg"
+            message = f"no image for {formats.shown(image_id)!r} in {self.folder / 'JPEGImages'}; expected {formats.shown(image_id)}.jpg"
             self.parsed.findings.append(place("error", "missing", message))
-        if path.is_file():
+        try:
+            formats.check_inside(path, path.parent)
+        except Fault as fault:
+            self.parsed.findings.append(place("error", fault.kind, str(fault)))
+            return Entry(image_id, None, place)
+        if os.path.isfile(path):
             return self._annotation(path, wanted)
-        self.parsed.findings.append(place("error", "missing", f"no annotation {path.name} in {path.parent}"))
+        self.parsed.findings.append(
+            place("error", "missing", f"no annotation {formats.shown(path.name)} in {path.parent}")
+        )
         return Entry(image_id, self.images.get(image_id), place)
 
     def _annotation(self, path: Path, wanted: bool) -> Entry:
@@ -172,13 +179,13 @@ class _Parser:
         entry = Entry(path.stem, self.images.get(path.stem), partial(Finding, path, None))
         try:
             tree, lines = _parse_xml(path)
-        except (expat.ExpatError, OSError, ValueError, LookupError) as error:  # the last two: a false encoding
+        except (expat.ExpatError, ValueError, LookupError) as error:  # the last two: a false encoding
             reason, line = f"not readable as a VOC annotation: {error}", getattr(error, "lineno", None)
             self.parsed.found(path, "error", "annotation", reason, line)
             return entry
         place = partial(_place, path, lines)
         entry.place, entry.stated = place(tree, "size"), _stated_size(tree)
-        for item in tree.iterfind("object"):
+        for item in tree.iter("object"):
             if name := _text(item, "name"):
                 self.names.setdefault(name, []).append(place(item, "name"))
             self.zeros += [_text(item, f"bndbox/{key}") in ("0", "0.0") for key in ("xmin", "ymin")].count(True)
@@ -205,19 +212,25 @@ def _find_folder(root: Path) -> Path:
 
 
 def _parse_xml(path: Path) -> tuple[ElementTree.Element, dict[ElementTree.Element, int]]:
-    """The tree of a file, whatever namespace its tags are in, and on which line each element begins."""
+    """The tree of a file, whatever namespace, case and wrapper its tags are in, and on which line each element begins."""
     builder, parser = ElementTree.TreeBuilder(), expat.ParserCreate()
     lines: dict[ElementTree.Element, int] = {}
 
     def start(tag: str, attributes: dict[str, str]) -> None:
-        lines[builder.start(tag.rpartition(":")[2], attributes)] = parser.CurrentLineNumber
+        lines[builder.start(tag.rpartition(":")[2].lower(), attributes)] = parser.CurrentLineNumber
 
-    parser.StartElementHandler = start
-    parser.EndElementHandler = builder.end
+    def declared(*entity: object) -> None:
+        raise ValueError("it declares entities, which no annotation needs; take its DOCTYPE out")
+
+    parser.StartElementHandler, parser.EntityDeclHandler = start, declared
+    parser.EndElementHandler = lambda tag: builder.end(tag.rpartition(":")[2].lower())
     parser.CharacterDataHandler = builder.data
-    with open(path, "rb") as file:
-        parser.ParseFile(file)
-    return builder.close(), lines
+    parser.Parse(formats.read_bytes(path), True)
+    tree = builder.close()
+    inside = list(tree.iter("annotation"))
+    if len(inside) > 1:
+        raise ValueError(f"it holds {len(inside)} annotations; expected a file for each image")
+    return (inside or [tree])[0], lines
 
 
 def _place(path: Path, lines: Mapping[ElementTree.Element, int], item: ElementTree.Element, part: str) -> Place:
@@ -231,8 +244,10 @@ def _text(item: ElementTree.Element, path: str) -> str:
 
 def _stated_size(annotation: ElementTree.Element) -> tuple[int, int] | None:
     try:
-        return formats.checked_size(*(int(_text(annotation, f"size/{side}")) for side in ("height", "width")))
-    except ValueError:
+        return formats.checked_size(
+            *(int(formats.number(_text(annotation, f"size/{side}"))) for side in ("height", "width"))
+        )
+    except (ValueError, OverflowError):
         return None
 
 
@@ -243,11 +258,12 @@ def _object(item: ElementTree.Element, size: tuple[int, int]) -> Object:
     texts = {key: _text(item, f"bndbox/{key}") for key in ("xmin", "ymin", "xmax", "ymax")}
     shown = " ".join(f"{key}={text or 'missing'}" for key, text in texts.items())
     try:
-        xmin, ymin, xmax, ymax = (float(text) for text in texts.values())
+        xmin, ymin, xmax, ymax = (formats.number(text) for text in texts.values())
     except ValueError as error:
         raise Fault(f"box of {name!r} is not four numbers: {shown}", "box") from error
     if difficult not in ("", "0", "1"):
         raise Fault(f"difficult of {name!r} is {difficult!r}; expected 0 or 1", "box")
+    formats.check_pixels((xmin, ymin, xmax, ymax), name, shown)
     box = formats.cut_box((xmin - 1, ymin - 1, xmax, ymax), size, name, shown, "xmin <= xmax, ymin <= ymax")
     return Object(name, box, difficult == "1")
 

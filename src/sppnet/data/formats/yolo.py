@@ -102,7 +102,7 @@ def label_path(image: Path) -> Path:
     if "images" in (folders := image.parent.parts):
         at = len(folders) - 1 - folders[::-1].index("images")
         path = Path(*folders[:at], "labels", *folders[at + 1 :], beside.name)
-    return beside if beside.is_file() and not path.is_file() else path
+    return beside if os.path.isfile(beside) and not os.path.isfile(path) else path
 
 
 @dataclass(frozen=True)
@@ -144,6 +144,9 @@ def _parse_labels(entry: Entry, path: Path, folder: _Folder, parsed: Parsed) -> 
         return
     for number, line in enumerate(lines, start=1):
         if line.strip():
+            if folder.keypoints and len(line.split()) not in (5, 5 + folder.keypoints):
+                message = f"{len(line.split()) - 5} numbers after the box, where kpt_shape says {folder.keypoints}"
+                parsed.found(path, "warning", "keypoints", f"{message}; the box alone is read", number)
             read_one = partial(_object, line, folder.class_names, folder.keypoints, entry.size)
             parsed.add(entry, partial(Finding, path, number), read_one)
 
@@ -151,13 +154,16 @@ def _parse_labels(entry: Entry, path: Path, folder: _Folder, parsed: Parsed) -> 
 def _object(line: str, class_names: Sequence[str], keypoints: int, size: tuple[int, int]) -> Object:
     words = line.split()
     try:
-        kind, *shares = (float(word) for word in words)
+        kind, *shares = map(formats.number, words)
     except ValueError:
         kind, shares = math.nan, []
     if not all(map(math.isfinite, (kind, *shares))):
         raise Fault(f"not numbers: {formats.shown(line)}; expected class cx cy w h", "box")
-    if keypoints and len(shares) == 4 + keypoints:
+    if keypoints:
         shares = shares[:4]
+    elif _may_be_keypoints(shares):
+        what = "keypoints after a box, or an outline"
+        raise Fault(f"may be {what}: {formats.shown(line)}; write kpt_shape into data.yaml, or give boxes alone", "box")
     if len(shares) != 4 and (len(shares) < 6 or len(shares) % 2):
         expected = "expected class cx cy w h, or a class and corners x y x y x y"
         raise Fault(f"{len(words)} numbers: {formats.shown(line)}; {expected}", "box")
@@ -174,12 +180,21 @@ def _object(line: str, class_names: Sequence[str], keypoints: int, size: tuple[i
     return Object(name, formats.cut_box(box, size, name, line.strip() + hint, "a width and a height above 0"))
 
 
+def _may_be_keypoints(shares: Sequence[float]) -> bool:
+    """Whether a box may stand before points ``x y visibility``, which all lie in it: few outlines look so."""
+    if len(shares) < 10 or len(shares) % 3 != 1 or not set(shares[6::3]) <= {0, 1, 2}:
+        return False
+    cx, cy, w, h = shares[:4]
+    points = zip(shares[4::3], shares[5::3], shares[6::3], strict=True)
+    return all(not seen or (abs(x - cx) <= w / 2 + 0.01 and abs(y - cy) <= h / 2 + 0.01) for x, y, seen in points)
+
+
 def _find_folder(root: Path) -> _Folder:
     if not root.exists():
         raise DataError(root, f"no such file or folder; expected a YOLO folder: {LAYOUT}")
     for path in (root, *(root / name for name in _YAML)):
         if path.is_file():
-            return _from_yaml(path)
+            return _from_yaml(path, trusted=path == root)
     splits = _split_folders(root)
     if not splits:
         raise DataError(root, f"not a YOLO folder; expected {LAYOUT}")
@@ -203,7 +218,8 @@ def _split_folders(root: Path) -> dict[str, tuple[Path, ...]]:
     return splits
 
 
-def _from_yaml(path: Path) -> _Folder:
+def _from_yaml(path: Path, trusted: bool) -> _Folder:
+    """What a YAML says; the folders that it names may lie anywhere where the user has given the file itself."""
     import yaml  # type: ignore[import-untyped]
 
     try:
@@ -229,11 +245,13 @@ def _from_yaml(path: Path) -> _Folder:
     if isinstance(nc, str) and nc != str(len(checked)):
         raise DataError(path, f"nc is {formats.shown(nc)}, but there are {len(checked)} names; correct one")
     root = path.parent / base if isinstance(base, str) else path.parent
-    root = root if root.is_dir() else path.parent  # a path of the machine where the file was written
+    root = root if os.path.isdir(root) else path.parent  # a path of the machine where the file was written
     splits = {}
     for name in ("train", "val", "valid", "test", "minival", "trainval"):
         values = content[name] if isinstance(content.get(name), list) else [content.get(name)]
-        if places := tuple(_resolved(root, value) for value in values if isinstance(value, str) and value):
+        if places := tuple(
+            _resolved(root, value, path, trusted) for value in values if isinstance(value, str) and value
+        ):
             splits[name] = places
     if not splits:
         raise DataError(path, "no splits; expected train and val, each a folder of images or a list of images")
@@ -241,12 +259,20 @@ def _from_yaml(path: Path) -> _Folder:
     return _Folder(path.parent, checked, splits, path, math.prod(sides))
 
 
-def _resolved(base: Path, value: str) -> Path:
+def _resolved(base: Path, value: str, yaml: Path, trusted: bool) -> Path:
     """A place named in the YAML. Exports write ``../train/images`` for what lies beside the file."""
-    path = base / value
     inside = base / re.sub(r"^(\.\./)+", "", value)
-    path = inside if not path.exists() and inside.exists() else path
-    return path / "images" if (path / "images").is_dir() and (path / "labels").is_dir() else path
+    path = inside if os.path.exists(inside) else base / value
+    if not trusted:
+        _check_inside(path, yaml.parent, yaml)
+    return path / "images" if os.path.isdir(path / "images") and os.path.isdir(path / "labels") else path
+
+
+def _check_inside(path: Path, root: Path, file: Path, line: int | None = None) -> None:
+    try:
+        formats.check_inside(path, root)
+    except Fault as fault:
+        raise DataError(file, str(fault), line) from fault
 
 
 def _checked_names(names: list[str], path: Path) -> tuple[str, ...]:
@@ -265,7 +291,7 @@ def _split_images(folder: _Folder, split: str) -> dict[str, Path]:
     """The images of one split by their id, sorted by path."""
     found: dict[str, Path] = {}
     for source in folder.splits[split]:
-        if not source.exists():
+        if not os.path.exists(source):
             raise DataError(folder.names_from, f"split {split!r} lies in {source}, which is not there")
         for path in _listed_images(source, folder.root) if source.is_file() else list_images(source).images:
             image_id = _image_id(path, folder.root)
@@ -280,11 +306,14 @@ def _split_images(folder: _Folder, split: str) -> dict[str, Path]:
 def _listed_images(path: Path, root: Path) -> list[Path]:
     found = []
     for number, line in enumerate(formats.read_text(path).splitlines(), start=1):
-        there = [base / line.strip() for base in (path.parent, root) if (base / line.strip()).is_file()]
+        there = [base / line.strip() for base in (path.parent, root) if os.path.isfile(base / line.strip())]
         if there:
+            _check_inside(there[0], root if there[0].is_relative_to(root) else path.parent, path, number)
             found.append(Path(os.path.normpath(there[0])))
         elif line.strip():
-            raise DataError(path, f"no image {line.strip()!r}; looked in {path.parent} and {root}", number)
+            raise DataError(
+                path, f"no image {formats.shown(line.strip())!r}; looked in {path.parent} and {root}", number
+            )
     return found
 
 
