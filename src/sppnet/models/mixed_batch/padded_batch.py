@@ -7,9 +7,8 @@ channels) is for each image as it is alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import repeat
 from typing import Any, NoReturn, cast
 
 import torch
@@ -62,27 +61,22 @@ class PaddedBatch(Follow):
             return False
         return value.shape[-2:] != (1, 1) and (len(value), *value.shape[-2:]) in self.shapes
 
-    def reset(self, features: Tensor, value: float, reach: Sequence[Size] | None = None) -> Tensor:
-        """Set what lies beyond each image's edges to `value`, up to `reach` rows and columns from them; all by default.
+    def reset(self, features: Tensor, value: float) -> Tensor:
+        """Set what lies beyond each image's edges to `value`.
 
-        Returns the very same tensor if there is nothing beyond. Otherwise, where no gradient is asked for, it is changed in
-        place: what lies beyond the edges is nobody's.
+        Where no gradient is asked for, the map is changed in place: what lies beyond the edges is nobody's.
         """
         own: Own = self.maps[features]
-        rows, (height, width) = own.rows, features.shape[own.rows :][:2]
-        strips = [
-            (h, w, min(h + down, height), min(w + across, width))
-            for (h, w), (down, across) in zip(own.sizes, reach or repeat((height, width)), strict=False)
-        ]
-        if all((bottom, right) == (h, w) for h, w, bottom, right in strips):
+        height, width = features.shape[own.rows :][:2]
+        if all(size == (height, width) for size in own.sizes):
             return features
         if torch.is_grad_enabled():
             return cast(Tensor, self.keep(features.masked_fill(self._beyond(features, own), value), own))
         if not features.is_cpu:  # one kernel over the whole map is faster there than two for every image
             return features.masked_fill_(self._beyond(features, own), value)
-        for index, (h, w, bottom, right) in enumerate(strips):
-            features[index].narrow(rows, h, bottom - h).narrow(rows + 1, 0, right).fill_(value)
-            features[index].narrow(rows, 0, h).narrow(rows + 1, w, right - w).fill_(value)
+        for image, (h, w) in zip(features, own.sizes, strict=True):
+            image.narrow(own.rows, h, height - h).fill_(value)
+            image.narrow(own.rows + 1, w, width - w).fill_(value)
         return features
 
     def _beyond(self, features: Tensor, own: Own) -> Tensor:

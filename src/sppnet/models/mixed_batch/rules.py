@@ -141,12 +141,13 @@ class Rules(PaddedBatch):
                 what = f"an image of {height} x {width} pixels: {self.operation!r} leaves it no cell"
                 raise UserError(f"the backbone cannot take {what}")
         pairs = zip(self.own.sizes, sizes, strict=True)
-        reach = [(down.past(h, rows), across.past(w, columns)) for (h, w), (rows, columns) in pairs]
-        result: Tensor = self.keep(self.call(self.reset(features, value, reach)), Own(-2, sizes))
+        looks_past = any(down.past(h, rows) or across.past(w, columns) for (h, w), (rows, columns) in pairs)
+        own = self.reset(features, value) if looks_past else features
+        result: Tensor = self.keep(self.call(own), Own(-2, sizes))
         if value == -torch.inf:  # which must not go on, neither by the result nor by what else uses the map
             result = self.reset(result, 0.0)
             if not torch.is_grad_enabled():
-                self.reset(features, 0.0, reach)
+                self.reset(features, 0.0)
         return result
 
     def reduce(
@@ -159,7 +160,9 @@ class Rules(PaddedBatch):
             return cast(Tensor, self.same(features, rows + (0 if keepdim else behind)))
         own = self.reset(features, value)
         if mean:
-            sums = own.sum((rows, rows + 1), keepdim=keepdim, dtype=torch.promote_types(features.dtype, torch.float32))  # rounds once
+            sums = own.sum(
+                (rows, rows + 1), keepdim=keepdim, dtype=torch.promote_types(features.dtype, torch.float32)
+            )  # rounds once
             cells = sums.new_tensor([h * w for h, w in self.own.sizes])
             result = (sums / cells.view(-1, *[1] * (sums.ndim - 1))).to(features.dtype)
         else:
@@ -191,7 +194,9 @@ class Rules(PaddedBatch):
         count_include_pad: bool = True, divisor_override: int | None = None,
     ) -> Tensor:  # fmt: skip
         if divisor_override is None and (ceil_mode or not count_include_pad):
-            return self.by_itself(features)  # it divides by a count of cells, which at an edge depends on where the edge is
+            return self.by_itself(
+                features
+            )  # it divides by a count of cells, which at an edge depends on where the edge is
         return self.slide(features, value=0.0)
 
     def _norm(
@@ -218,7 +223,9 @@ class Rules(PaddedBatch):
         if features.ndim != 4:
             raise LostMap("its statistics are of other maps than [N, C, h, w]")
         cells = [part.flatten(1) for part in own_parts(features, self.own.sizes)]
-        together = self.call(torch.cat(cells, 1)[None, :, None])[0, :, 0]  # [C, cells]: as if all images were one long one
+        together = self.call(torch.cat(cells, 1)[None, :, None])[
+            0, :, 0
+        ]  # [C, cells]: as if all images were one long one
         parts = together.split([part.shape[1] for part in cells], 1)
         maps = [part.unflatten(1, size) for part, size in zip(parts, self.own.sizes, strict=True)]
         return cast(Tensor, self.keep(put_together(maps), self.own))
