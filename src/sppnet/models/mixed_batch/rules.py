@@ -140,8 +140,7 @@ class Rules(PaddedBatch):
             if min(size) < 1:
                 what = f"an image of {height} x {width} pixels: {self.operation!r} leaves it no cell"
                 raise UserError(f"the backbone cannot take {what}")
-        pairs = zip(self.own.sizes, sizes, strict=True)
-        looks_past = any(down.past(h, rows) or across.past(w, columns) for (h, w), (rows, columns) in pairs)
+        looks_past = any(each.reach or each.after for each in (down, across))
         own = self.reset(features, value) if looks_past else features
         result: Tensor = self.keep(self.call(own), Own(-2, sizes))
         if value == -torch.inf:  # which must not go on, neither by the result nor by what else uses the map
@@ -160,9 +159,10 @@ class Rules(PaddedBatch):
             return cast(Tensor, self.same(features, rows + (0 if keepdim else behind)))
         own = self.reset(features, value)
         if mean:
-            sums = own.sum(
-                (rows, rows + 1), keepdim=keepdim, dtype=torch.promote_types(features.dtype, torch.float32)
-            )  # rounds once
+            exact = torch.promote_types(
+                features.dtype, torch.float32
+            )  # a sum and its division round once, as in PyTorch
+            sums = own.sum((rows, rows + 1), keepdim=keepdim, dtype=exact)
             cells = sums.new_tensor([h * w for h, w in self.own.sizes])
             result = (sums / cells.view(-1, *[1] * (sums.ndim - 1))).to(features.dtype)
         else:
@@ -194,9 +194,7 @@ class Rules(PaddedBatch):
         count_include_pad: bool = True, divisor_override: int | None = None,
     ) -> Tensor:  # fmt: skip
         if divisor_override is None and (ceil_mode or not count_include_pad):
-            return self.by_itself(
-                features
-            )  # it divides by a count of cells, which at an edge depends on where the edge is
+            return self.by_itself(features)  # a count of cells to divide by depends on where the edge is
         return self.slide(features, value=0.0)
 
     def _norm(
@@ -223,10 +221,8 @@ class Rules(PaddedBatch):
         if features.ndim != 4:
             raise LostMap("its statistics are of other maps than [N, C, h, w]")
         cells = [part.flatten(1) for part in own_parts(features, self.own.sizes)]
-        together = self.call(torch.cat(cells, 1)[None, :, None])[
-            0, :, 0
-        ]  # [C, cells]: as if all images were one long one
-        parts = together.split([part.shape[1] for part in cells], 1)
+        long = torch.cat(cells, 1)[None, :, None]  # [1, C, 1, cells]: as if all images were one long one
+        parts = self.call(long)[0, :, 0].split([part.shape[1] for part in cells], 1)
         maps = [part.unflatten(1, size) for part, size in zip(parts, self.own.sizes, strict=True)]
         return cast(Tensor, self.keep(put_together(maps), self.own))
 
