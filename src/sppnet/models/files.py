@@ -116,17 +116,12 @@ def trained_by() -> dict[str, str | None]:
         >>> sorted(trained_by())
         ['commit', 'sppnet']
     """
+    here, commit = Path(__file__), None
     # Of the repository that this file is tracked in: an installed copy may lie inside somebody else's.
-    here = Path(__file__)
-    commit = _git(here, "ls-files", "--error-unmatch", here.name) and _git(here, "rev-parse", "--short=12", "HEAD")
-    return {"sppnet": __version__, "commit": commit}
-
-
-def _git(file: Path, *words: str) -> str | None:
+    words = ["git", "rev-parse", "HEAD", f":./{here.name}"]
     with suppress(OSError, subprocess.CalledProcessError):
-        done = subprocess.run(["git", *words], cwd=file.parent, capture_output=True, text=True, check=True)
-        return done.stdout.strip()
-    return None
+        commit = subprocess.run(words, cwd=here.parent, capture_output=True, text=True, check=True).stdout[:12]
+    return {"sppnet": __version__, "commit": commit}
 
 
 def round_to_stored(module: nn.Module) -> None:

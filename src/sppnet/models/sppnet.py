@@ -221,7 +221,7 @@ class SPPNet(SinglePrecisionBuffers):
             SettingsError: a network of one fixed input size, and images of another.
             ModelError: boxes, and a model that only classifies.
         """
-        images = self._checked(images)
+        self._check(images)
         if not len(images):
             return self.image_classifier.weight.new_zeros(0, len(self.class_names))
         if isinstance(images, Tensor):
@@ -246,20 +246,18 @@ class SPPNet(SinglePrecisionBuffers):
         pooled = self.pool(features, windows.to(features.device))
         return self.heads(self.fully_connected(pooled), residuals)
 
-    def _checked(self, images: Tensor | Sequence[Tensor]) -> Tensor | Sequence[Tensor]:
+    def _check(self, images: Tensor | Sequence[Tensor]) -> None:
         if isinstance(images, Tensor):  # not image by image: an exported network takes any number
             right = images.ndim == 4 and images.shape[1] == 3
         else:
             right = all(isinstance(image, Tensor) and image.ndim == 3 for image in images)
         if not right:
             raise ValueError("images must be a tensor [N, 3, H, W] or a list of tensors [3, h, w]")
-        if not self.preprocess.fixed_size:
-            return images
-        side = self.preprocess.short_side
-        for _, height, width in (image.shape for image in images):
-            if (height, width) != (side, side):
-                raise SettingsError(f"this network takes images of {side} x {side} alone: got {height} x {width}")
-        return images if isinstance(images, Tensor) or not images else torch.stack(list(images))
+        if self.preprocess.fixed_size:
+            side = self.preprocess.short_side
+            for _, height, width in (image.shape for image in images):
+                if (height, width) != (side, side):
+                    raise SettingsError(f"this network takes images of {side} x {side} alone: got {height} x {width}")
 
     def set_feature_scale(self, mean_square: float) -> None:
         """Set the scale of the features from the mean square that they have now, so that it becomes 1."""

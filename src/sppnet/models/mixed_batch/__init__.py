@@ -151,7 +151,7 @@ def _check_images(images: Sequence[Tensor]) -> None:
     first = images[0]
     for index, image in enumerate(images):
         if not isinstance(image, Tensor) or not image.is_floating_point():
-            what = str(image.dtype) if isinstance(image, Tensor) else type(image).__name__
+            what = getattr(image, "dtype", type(image).__name__)
             raise TypeError(f"images must be floating point tensors [3, h, w]: image {index} is {what}")
         if image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape:
             raise ValueError(f"images must be [3, h, w]: image {index} has shape {list(image.shape)}")

@@ -113,13 +113,9 @@ class Rules(PaddedBatch):
         return self.keep(self.func(*args, **self.kwargs), self.own)
 
     def by_itself(self, features: Tensor, *_: Any, is_map: bool = True, **__: Any) -> Tensor:
-        """An operation with its own way of looking at an image: on the images' own parts, once for each size."""
+        """An operation with its own way of looking at an image: on each image's own part."""
         self.check_last()
-        parts, made = own_parts(features, self.own.sizes), [features] * len(features)
-        for size in dict.fromkeys(self.own.sizes):
-            group = [image for image, each in enumerate(self.own.sizes) if each == size]
-            for image, result in zip(group, self.call(torch.stack([parts[image] for image in group])), strict=True):
-                made[image] = result
+        made = [self.call(part[None])[0] for part in own_parts(features, self.own.sizes)]
         sizes = [(each.shape[-2], each.shape[-1]) for each in made]
         return cast(Tensor, self.keep(put_together(made), Own(-2, sizes) if is_map else None))
 
