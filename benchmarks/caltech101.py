@@ -39,7 +39,7 @@ from benchmarks.image_features import (
 )
 from benchmarks.results_file import read_results, write_results, write_text
 from sppnet.classification.evaluate import class_accuracies
-from sppnet.data.formats.folder import split_folder
+from sppnet.data.formats.folder import read, split_parts
 from sppnet.data.labelled import LabelledImages, shuffled_classes
 from sppnet.errors import UserError
 from sppnet.linear.svm import label_targets, solve_gram
@@ -107,8 +107,9 @@ def main() -> None:
     parser.add_argument("--splits", type=int, default=5, help="how many random splits; each has its number as its seed")
     add_arguments(parser)
     arguments = parser.parse_args()
-    train, test = split_folder(arguments.data)
-    images = train if test is None else merged(train, test)
+    images = read(arguments.data)
+    if "test" in split_parts(arguments.data):
+        images = merged(images, read(arguments.data, "test"))
     if arguments.limit:
         images = images.subset(np.flatnonzero(images.labels < arguments.limit))
         images = replace(images, class_names=images.class_names[: arguments.limit])

@@ -2,8 +2,30 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 from typing import Any
+
+LONGEST_MESSAGE = 1000  # characters
+_OF_WRITING = frozenset(
+    "\u2028\u2029\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+)  # new lines, and turned directions
+
+
+def printable(text: object) -> str:
+    r"""A text, such as a file's name, as it may be printed: what would command a terminal or break the line is escaped.
+
+    Example:
+        >>> print(printable("red\x1b[31m.jpg"), printable("two\nlines"), printable("naïve 犬.jpg"))
+        red\x1b[31m.jpg two\nlines naïve 犬.jpg
+    """
+    text = str(text)
+    if text.isprintable():
+        return text
+    escaped = (unicodedata.category(sign) == "Cc" or sign in _OF_WRITING for sign in text)
+    return "".join(
+        sign.encode("unicode_escape").decode() if found else sign for sign, found in zip(text, escaped, strict=True)
+    )
 
 
 class UserError(ValueError):
@@ -12,12 +34,12 @@ class UserError(ValueError):
     The message is one line: what was expected, what came, what to do. The command line prints it and exits with 2.
     """
 
-    def __reduce__(self) -> Any:
-        return _again, (
-            type(self),
-            self.args,
-            vars(self),
-        )  # comes whole out of a worker, whatever its class is made from
+    def __init__(self, message: object = "") -> None:
+        told = printable(message)
+        super().__init__(told if len(told) <= LONGEST_MESSAGE else f"{told[:700]} ... {told[-250:]}")
+
+    def __reduce__(self) -> Any:  # comes whole out of a worker, whatever its class is made from
+        return _again, (type(self), self.args, vars(self))
 
 
 def _again(kind: type[UserError], args: tuple[Any, ...], attributes: dict[str, Any]) -> UserError:

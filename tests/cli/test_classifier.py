@@ -112,7 +112,7 @@ def test_bad_photos_are_named(sppnet: Callable[..., Any], colours: Path, tmp_pat
         (("--classifier", "svm", "--train-layers", "all"), ["SVMs are trained on a frozen backbone"]),
         (("--classifier", "boost"), ["--classifier", "svm", "softmax"]),
         (("--validation-share", 1), ["validation_share must be between 0 and 1: got 1"]),
-        (("--short-side", 0), ["sides must be at least 1 pixel: got 0"]),
+        (("--short-side", 0), ["sides must be 1 to 20000 pixels: got 0"]),
         (("--levels", 0), ["levels and hidden must be at least 1"]),
         (("--train-layers", "nothing"), ["--train-layers", "head", "all"]),
         (("--sides", 64, 48), ["sides: only where all layers are trained"]),

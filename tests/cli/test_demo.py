@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import sppnet.models.files
 from sppnet.classification.predict import classify
 from sppnet.cli import demo
 from sppnet.detection.predict import detect
@@ -22,7 +21,7 @@ def photos(tiny_detector: SPPNet, monkeypatch: pytest.MonkeyPatch) -> dict[str, 
     rng = np.random.default_rng(0)
     photos = {name: rng.integers(0, 255, (60, width, 3), dtype=np.uint8) for name, width in (("a", 90), ("b", 200))}
     monkeypatch.setattr(demo, "sample_photos", lambda: photos)
-    monkeypatch.setattr(sppnet.models.files, "load", lambda name: tiny_detector)
+    monkeypatch.setattr(demo, "load", lambda name: tiny_detector)
     return photos
 
 

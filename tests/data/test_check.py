@@ -21,7 +21,7 @@ from PIL import Image
 from sppnet.data import decode, images
 from sppnet.data.check import CheckReport, check_folder, inspect_images
 from sppnet.data.formats import Finding
-from sppnet.data.formats.folder import split_folder
+from sppnet.data.formats.folder import training_images
 from sppnet.data.images import read_image
 from sppnet.errors import DataError, UserError
 
@@ -163,11 +163,12 @@ def test_very_large_images_are_decoded_one_at_a_time(photos: Path, monkeypatch: 
 
     monkeypatch.setattr(decode, "_upright_rgb", slow)
     paths = sorted(path for path in photos.rglob("*") if path.is_file())
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
     monkeypatch.setattr(decode, "LARGE", 1999)
-    facts, findings = inspect_images(paths, workers=4)
+    facts, findings = inspect_images(paths)
     assert (len(facts), findings, most) == (6, [], 1)
     monkeypatch.setattr(decode, "LARGE", 10**9)
-    inspect_images(paths, workers=4)
+    inspect_images(paths)
     assert most > 1
 
 
@@ -346,7 +347,7 @@ def test_folders_that_cannot_be_read_are_errors(tmp_path: Path, files: list[str]
     report = check_folder(tmp_path)
     assert sorted(error.kind for error in report.errors) == sorted(expected)
     with pytest.raises(DataError) as caught:
-        split_folder(tmp_path)
+        training_images(tmp_path)
     assert (caught.value.path, caught.value.reason.partition(" (and ")[0]) in [
         (e.path, e.message) for e in report.errors
     ]
@@ -366,9 +367,9 @@ def test_what_passes_can_be_read(tmp_path_factory: pytest.TempPathFactory, names
             Image.new("L", (40, 40), zlib.crc32(name.encode()) % 256).save(root / name)
         else:
             (root / name).touch()
-    report = check_folder(root, layout="classes", workers=1)
+    report = check_folder(root, layout="classes")
     try:
-        split_folder(root)
+        training_images(root)
     except UserError:
         assert report.exit_status == 2
     else:
@@ -380,7 +381,7 @@ def test_an_unlabelled_test_part_beside_val_is_a_warning(tmp_path: Path) -> None
         picture(tmp_path / name)
     report = check_folder(tmp_path)
     assert kinds(report, tmp_path) == {"test": ["warning no-class"]}
-    assert split_folder(tmp_path)[1] is not None
+    assert training_images(tmp_path)[1] is not None
 
 
 def test_every_empty_class_is_named(photos: Path) -> None:
@@ -479,10 +480,14 @@ def test_the_report_as_text(photos: Path) -> None:
     assert str(Finding(Path("a.xml"), 7, "error", "box", "wrong")) == "error: a.xml:7: wrong"
 
 
-def test_the_same_report_whatever_the_number_of_threads(photos: Path) -> None:
+def test_the_same_report_whatever_the_number_of_threads(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, (make, _, _) in BAD.items():
         make(photos / "cat" / name)
-    assert check_folder(photos, workers=1) == check_folder(photos, workers=7)
+    reports = []
+    for cores in (1, 7):
+        monkeypatch.setattr("os.cpu_count", lambda cores=cores: cores)
+        reports.append(check_folder(photos))
+    assert reports[0] == reports[1]
 
 
 @pytest.mark.slow

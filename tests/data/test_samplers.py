@@ -146,8 +146,7 @@ def test_ranks_of_one_step_get_like_sizes() -> None:
         ({"batch_size": 0, "smallest_batch": 0}, "at least 1"),
         ({"ranks": 2, "rank": 2}, "rank 2 of 2"),
         ({"ranks": 0}, "of 0"),
-        ({"seed": -1}, "seed >= 0"),
-        ({"variation": -0.1}, "variation"),
+        ({"seed": -1}, "seed must be 0 or more, got -1"),
     ],
 )
 def test_wrong_arguments(arguments: dict[str, object], says: str) -> None:

@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from sppnet.detection.feature_maps import choose_scale, compute_feature_maps
-from sppnet.detection.predict import check_combination, detect, detect_each, detect_in_maps, score_windows, union
-from sppnet.detection.suppression import DetectSettings
+from sppnet.detection.predict import check_combination, detect, detect_each, score_windows, union
 from sppnet.errors import ModelError, UserError
 from sppnet.models.sppnet import SPPNet, build_model
 from sppnet.proposals.compute import propose
@@ -79,15 +78,6 @@ def test_the_same_photo_gives_the_same_boxes(tiny_detector: SPPNet) -> None:
     first, second = (detect(image, tiny_detector).to_dict() for _ in range(2))
     assert first == second
     assert [found.to_dict() for found in detect_each([image] * 2, tiny_detector)] == [first] * 2
-
-
-def test_detecting_in_maps_is_detecting(tiny_detector: SPPNet) -> None:
-    image = np.random.default_rng(0).integers(0, 255, (90, 120, 3), dtype=np.uint8)
-    maps = compute_feature_maps(tiny_detector, image)
-    settings = DetectSettings(score_threshold=0.2, max_detections=7)
-    found = detect_in_maps(tiny_detector, maps, propose(image, tiny_detector.detection.proposals), settings)
-    assert len(found) == 7
-    assert found.to_dict() == detect(image, tiny_detector, settings=settings).to_dict()
 
 
 def test_what_cannot_be_used_is_said(tiny_detector: SPPNet, variant: Callable[..., SPPNet]) -> None:

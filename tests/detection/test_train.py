@@ -249,7 +249,7 @@ def test_settings_that_are_refused(settings: dict[str, Any], message: str) -> No
     ("settings", "message"),
     [
         ({"levels": (0,)}, "levels and hidden must be at least 1"),
-        ({"scales": (480, 0)}, "scales must be short sides of at least 1 pixel"),
+        ({"scales": (480, 0)}, "scales must be short sides of 1 to 20000 pixels"),
         ({"train_layers": "nowhere"}, "train_layers is 'nowhere': no such layer; expected all, none, a name"),
         ({"backbone": "zf5"}, "zf5 has no pretrained weights"),
         ({"weights": "random", "train_layers": "none"}, "compact with random weights cannot be frozen"),

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sppnet.metrics import checked_image
 from sppnet.metrics.voc import (
     FALSE_POSITIVE,
     IGNORED,
@@ -15,7 +16,7 @@ from sppnet.metrics.voc import (
     average_precision,
     evaluate_voc,
     evaluate_voc_images,
-    match_detections,
+    match_image,
 )
 
 NOTHING = ([], [], [])
@@ -31,65 +32,67 @@ def found(*boxes, scores=None, labels=None):
     return (list(boxes), scores or list(np.linspace(0.9, 0.1, len(boxes))), labels or [1] * len(boxes))
 
 
+def judged(detections, ground_truth, iou=0.5):
+    return match_image(checked_image(detections, ground_truth), iou)
+
+
 # --- which detection is right --------------------------------------------------------------------------------------
 
 
 def test_of_two_detections_of_one_object_the_surer_is_right():
     # IoU with A: 1 and 9 * 10 / 100 = .9; the looser box is surer, so it takes the object and the exact one is too late
     looser = [0, 0, 10, 9]
-    assert match_detections(found(A, looser, scores=[0.4, 0.6]), truth(A)).tolist() == [FALSE_POSITIVE, TRUE_POSITIVE]
+    assert judged(found(A, looser, scores=[0.4, 0.6]), truth(A)).tolist() == [FALSE_POSITIVE, TRUE_POSITIVE]
 
 
 def test_a_taken_object_is_not_exchanged_for_the_next_best():
     # Objects: [0,0,10,10] and [0,3,10,13]. The second detection overlaps the first object by 10*9/(100+100-90) = .818
     # and the other by 10*8/(120) = .667. Both are above .5, but the devkit looks at the best one only: it is taken.
     objects = truth([0, 0, 10, 10], [0, 3, 10, 13])
-    assert match_detections(found([0, 0, 10, 10], [0, 1, 10, 11]), objects).tolist() == [TRUE_POSITIVE, FALSE_POSITIVE]
+    assert judged(found([0, 0, 10, 10], [0, 1, 10, 11]), objects).tolist() == [TRUE_POSITIVE, FALSE_POSITIVE]
 
 
 def test_detections_on_a_difficult_object_are_left_out_however_many():
-    outcomes = match_detections(found(A, A, B, FAR), truth(A, B, difficult=[True, False]))
+    outcomes = judged(found(A, A, B, FAR), truth(A, B, difficult=[True, False]))
     assert outcomes.tolist() == [IGNORED, IGNORED, TRUE_POSITIVE, FALSE_POSITIVE]
 
 
 def test_a_difficult_object_that_is_not_reached_excuses_nothing():
     # IoU of [0,0,10,4] with A is .4, below .5: a false positive, difficult or not
-    assert match_detections(found([0, 0, 10, 4]), truth(A, difficult=[True])).tolist() == [FALSE_POSITIVE]
+    assert judged(found([0, 0, 10, 4]), truth(A, difficult=[True])).tolist() == [FALSE_POSITIVE]
 
 
 def test_an_overlap_of_exactly_the_threshold_is_enough():
     half = [0, 0, 10, 5]
-    assert match_detections(found(half), truth(A), iou=0.5).tolist() == [TRUE_POSITIVE]
-    assert match_detections(found(half), truth(A), iou=0.51).tolist() == [FALSE_POSITIVE]
+    assert judged(found(half), truth(A), iou=0.5).tolist() == [TRUE_POSITIVE]
+    assert judged(found(half), truth(A), iou=0.51).tolist() == [FALSE_POSITIVE]
 
 
 def test_half_open_boxes_give_the_overlap_of_the_devkits_inclusive_pixels():
     # Devkit: pixels 1..10 and 6..15 (inclusive) share 5 of 15 columns: IoU 1/3 by its "+ 1" widths.
     # Here: x0 = xmin - 1, x1 = xmax gives 0..10 and 5..15: 5 / 15.
-    outcomes = [
-        match_detections(found([5, 0, 15, 10]), truth(A), iou=iou).tolist() for iou in (1 / 3 - 1e-9, 1 / 3 + 1e-9)
-    ]
+    outcomes = [judged(found([5, 0, 15, 10]), truth(A), iou=iou).tolist() for iou in (1 / 3 - 1e-9, 1 / 3 + 1e-9)]
     assert outcomes == [[TRUE_POSITIVE], [FALSE_POSITIVE]]
 
 
 def test_objects_of_another_class_are_not_looked_at():
     # The cat's box is the better overlap, but the detection says dog (2)
     objects = truth(A, [0, 0, 10, 8], labels=[1, 2])
-    assert match_detections(found(A, A, labels=[2, 3]), objects).tolist() == [TRUE_POSITIVE, FALSE_POSITIVE]
+    assert judged(found(A, A, labels=[2, 3]), objects).tolist() == [TRUE_POSITIVE, FALSE_POSITIVE]
 
 
 def test_of_equal_scores_the_first_given_takes_the_object():
-    outcomes = match_detections(found([0, 0, 10, 9], A, scores=[0.5, 0.5]), truth(A))
+    outcomes = judged(found([0, 0, 10, 9], A, scores=[0.5, 0.5]), truth(A))
     assert outcomes.tolist() == [TRUE_POSITIVE, FALSE_POSITIVE]
 
 
 def test_no_detections_or_no_objects():
-    assert match_detections(NOTHING, truth(A)).tolist() == []
-    assert match_detections(found(A, B), NOTHING).tolist() == [FALSE_POSITIVE, FALSE_POSITIVE]
+    assert judged(NOTHING, truth(A)).tolist() == []
+    assert judged(found(A, B), NOTHING).tolist() == [FALSE_POSITIVE, FALSE_POSITIVE]
 
 
 def test_boxes_without_area_are_wrong_not_fatal():
-    assert match_detections(found([5, 5, 5, 5]), truth([5, 5, 5, 5])).tolist() == [FALSE_POSITIVE]
+    assert judged(found([5, 5, 5, 5]), truth([5, 5, 5, 5])).tolist() == [FALSE_POSITIVE]
 
 
 # --- one number for a curve ----------------------------------------------------------------------------------------
@@ -295,7 +298,7 @@ def test_other_mistakes_are_refused():
     with pytest.raises(ValueError, match="of the same images, got 1 and 0"):
         evaluate_voc([NOTHING], [], class_names=("cat",))
     with pytest.raises(ValueError, match="iou: expected above 0 and at most 1, got 50"):
-        match_detections(NOTHING, NOTHING, iou=50)
+        judged(NOTHING, NOTHING, iou=50)
     with pytest.raises(ValueError, match='rule: expected "voc07" or "area", got \'coco\''):
         average_precision([0.5], [1.0], "coco")
     with pytest.raises(ValueError, match="never fall"):

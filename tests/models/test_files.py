@@ -215,7 +215,7 @@ def test_a_changed_byte_is_noticed(tiny_model_file: Path, tmp_path: Path, change
         ("architecture", {"window_classifier": "forest"}, "softmax, svm: got 'forest'"),
         ("architecture", {"backbone": "resnet1000"}, "resnet1000"),
         ("preprocess", {"short_side": 600.5}, "short_side is 600.5"),
-        ("detection", {"scales": [0]}, "at least 1 pixel"),
+        ("detection", {"scales": [0]}, "1 to 20000 pixels"),
         ("geometry", {"stride": "32"}, "stride is '32'"),
     ],
 )

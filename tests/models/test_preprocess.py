@@ -84,7 +84,7 @@ def test_a_letterbox_is_filled_with_the_mean_and_a_crop_is_the_middle() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"short_side": 0}, "sides must be at least 1 pixel: got 0 and 1000"),
+        ({"short_side": 0}, "sides must be 1 to 20000 pixels: got 0 and 1000"),
         ({"resize_mode": "squash"}, "resize mode must be one of keep-aspect, warp, crop, letterbox: got 'squash'"),
         (
             {"fixed_size": True},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -124,7 +125,7 @@ def test_only_what_is_missing_or_outdated_is_computed(
 ) -> None:
     def run(method: str = FAST) -> list[tuple[int, ...]]:
         computed.clear()
-        proposals_for(images, tmp_path / "out", method, workers=1)
+        proposals_for(images, tmp_path / "out", method)
         return sorted(computed)
 
     everything = [(50, 60 + index, 3) for index in range(5)]
@@ -150,14 +151,15 @@ def test_bad_images_are_named_and_the_rest_is_done(tmp_path: Path, images: list[
 
 
 def test_an_interrupt_stops_after_the_images_in_work(
-    tmp_path: Path, images: list[tuple[str, Path]], computed: list[tuple[int, ...]]
+    tmp_path: Path, images: list[tuple[str, Path]], computed: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt(stage: str, done: int, total: int) -> None:
         raise KeyboardInterrupt
 
+    monkeypatch.setattr(cv2, "getNumberOfCPUs", lambda: 1)
     many = [(f"{image_id}-{copy}", path) for copy in range(20) for image_id, path in images]
     with pytest.raises(KeyboardInterrupt):
-        proposals_for(many, tmp_path / "out", FAST, workers=1, progress=interrupt)
+        proposals_for(many, tmp_path / "out", FAST, progress=interrupt)
     assert len(computed) < 50
     assert all(path.suffix == ".npz" for path in (tmp_path / "out").iterdir())
     assert len(list((tmp_path / "out").iterdir())) == len(computed)
@@ -166,8 +168,6 @@ def test_an_interrupt_stops_after_the_images_in_work(
 def test_mistakes_of_the_caller(tmp_path: Path, images: list[tuple[str, Path]]) -> None:
     with pytest.raises(ValueError, match="twice"):
         proposals_for([*images, images[0]], tmp_path, "grid")
-    with pytest.raises(ValueError, match="workers"):
-        proposals_for(images, tmp_path, "grid", workers=0)
     with pytest.raises(UserError, match="cannot name a file"):
         proposals_for([("../a", images[0][1])], tmp_path, "grid")
     (tmp_path / "file").touch()

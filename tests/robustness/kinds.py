@@ -5,9 +5,10 @@ A `UserError` is a clean refusal; `OtherAnswer` says that something was read, an
 
 from __future__ import annotations
 
-import io
 import json
+import os
 import struct
+import tempfile
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -113,7 +114,7 @@ def _read_set(format_name: str, objects: Callable[[Path], int], path: Path, fold
     module = ANNOTATED[format_name]
     checked = refused = data = None
     try:
-        checked = check_folder(folder, layout=format_name, workers=1)
+        checked = check_folder(folder, layout=format_name)
     except UserError as error:
         refused = error
     try:
@@ -211,17 +212,9 @@ def _model_bytes() -> bytes:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         net = build_model(architecture, Preprocess(64, 128), DetectionSettings("grid"))
-    path = io.BytesIO()
-    del path
-    return _saved(net)
-
-
-def _saved(net: object) -> bytes:
-    import tempfile
-
     with tempfile.TemporaryDirectory() as folder:
-        model_files.save_model(net, Path(folder, "m.safetensors"))
-        return Path(folder, "m.safetensors").read_bytes()
+        model_files.save_model(net, Path(folder, "model.safetensors"))
+        return Path(folder, "model.safetensors").read_bytes()
 
 
 def _write_model(folder: Path) -> list[Path]:
@@ -299,6 +292,19 @@ def _read_boxes(path: Path, folder: Path) -> None:
             raise OtherAnswer(f"boxes of {name!r} are {boxes.shape} {boxes.dtype}")
 
 
+# What the watcher is tried on
+
+
+def _write_trap(folder: Path) -> list[Path]:
+    (folder / "trap.py").write_text("pass")
+    return [folder / "trap.py"]
+
+
+def _read_trap(path: Path, folder: Path) -> None:
+    exec(path.read_text(), {"os": os, "UserError": UserError, "OtherAnswer": OtherAnswer})
+
+
+TRAP = Kind(_write_trap, _read_trap)
 KINDS = {
     "image": Kind(_write_images, _read_image),
     "voc": Kind(partial(_write_set, VOC), partial(_read_set, "voc", _objects_of_voc), tuple(_VOC_WORDS.split())),

@@ -9,18 +9,17 @@ import resource
 import signal
 import tempfile
 import traceback
-import unicodedata
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from sppnet.errors import UserError
-from tests.robustness.kinds import KINDS, OtherAnswer
+from sppnet.errors import UserError, printable
+from tests.robustness.kinds import KINDS, TRAP, OtherAnswer
 
 PROCESSOR_SECONDS = 20  # of one mutant; beyond it hangs
 DEADLOCK_SECONDS = 900  # by the clock, for a child that no longer computes
-MEMORY = 2_000_000_000  # bytes that the child may hold at once
+MEMORY = 2_000_000_000  # bytes
 CLEAN = ("right", "refused")
 
 
@@ -33,10 +32,15 @@ class Verdict(NamedTuple):
 
 
 class Watched:
-    """A child that reads mutants of one kind, begun anew where one brings it down."""
+    """A child that reads mutants, begun anew where one brings it down.
 
-    def __init__(self, kind: str) -> None:
-        self.kind = kind
+    Args:
+        seconds: of processor time for one mutant; one that takes longer hangs.
+        memory: bytes that the child may hold at once.
+    """
+
+    def __init__(self, seconds: float = PROCESSOR_SECONDS, memory: int = MEMORY) -> None:
+        self.limits = seconds, memory
         self.folder = tempfile.TemporaryDirectory(prefix="robustness-")
         self.process: multiprocessing.process.BaseProcess | None = None
 
@@ -49,11 +53,11 @@ class Watched:
         self._end()
         self.folder.cleanup()
 
-    def read(self, name: str, content: bytes) -> Verdict:
-        """Have one mutant read in place of the sound file of that name."""
+    def read(self, kind: str, name: str, content: bytes) -> Verdict:
+        """Have one mutant read in place of the sound file of that kind and name."""
         if self.process is None:
             self._begin()
-        self.connection.send((name, content))
+        self.connection.send((kind, name, content))
         if not self.connection.poll(DEADLOCK_SECONDS):
             self._end()
             return Verdict("hang", "the process sleeps")
@@ -70,7 +74,7 @@ class Watched:
     def _begin(self) -> None:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, self.kind, self.folder.name), daemon=True)
+        self.process = context.Process(target=_serve, args=(theirs, *self.limits, self.folder.name), daemon=True)
         self.process.start()
         theirs.close()
 
@@ -82,31 +86,32 @@ class Watched:
             self.process = None
 
 
-def _serve(connection: Connection, kind_name: str, scratch: str) -> None:
+def _serve(connection: Connection, seconds: float, memory: int, scratch: str) -> None:
     """The child: read what comes, and say what became of it, until the connection closes."""
-    folder, printed = Path(scratch, "input"), Path(scratch, "printed")
-    folder.mkdir(exist_ok=True)
+    printed = Path(scratch, "printed")
     descriptor = os.open(printed, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     faulthandler.enable()
     faulthandler.register(signal.SIGPROF, chain=True)
-    kind = KINDS[kind_name]
-    kind.sound(folder)
     virtual = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (virtual + 2 * MEMORY,) * 2)
+    resource.setrlimit(resource.RLIMIT_AS, (virtual + 2 * memory,) * 2)
+    sound: dict[Path, bytes] = {}
     while True:
         try:
-            name, content = connection.recv()
+            kind_name, name, content = connection.recv()
         except EOFError:
             return
+        kind, folder = KINDS.get(kind_name, TRAP), Path(scratch, kind_name)
         path = folder / name
-        sound = path.read_bytes()
+        if path not in sound:
+            folder.mkdir(exist_ok=True)
+            sound |= {each: each.read_bytes() for each in kind.sound(folder)}
         path.write_bytes(kind.wrap(content))
         os.ftruncate(descriptor, 0)
         os.lseek(descriptor, 0, os.SEEK_SET)
         Path("/proc/self/clear_refs").write_text("5")  # the peak of memory begins anew
-        signal.setitimer(signal.ITIMER_PROF, PROCESSOR_SECONDS)
+        signal.setitimer(signal.ITIMER_PROF, seconds)
         found, told = "right", ""
         try:
             kind.read(path, folder)
@@ -118,20 +123,16 @@ def _serve(connection: Connection, kind_name: str, scratch: str) -> None:
             found, told = "traceback", traceback.format_exc()
         signal.setitimer(signal.ITIMER_PROF, 0)
         peak = _peak()
-        if found in CLEAN and peak > MEMORY:
+        if found in CLEAN and peak > memory:
             found, told = "memory", f"{peak / 1e9:.2f} GB; {told}"
         if found in CLEAN and printed.stat().st_size:
             found, told = "noise", printed.read_text(errors="replace")[:1000]
-        path.write_bytes(sound)
+        path.write_bytes(sound[path])
         connection.send((found, told, peak))
 
 
 def _is_one_line(message: str) -> bool:
-    return (
-        bool(message)
-        and len(message) < 2000
-        and not any(unicodedata.category(sign) in ("Cc", "Cf", "Zl") for sign in message)
-    )
+    return 0 < len(message) < 2000 and printable(message) == message
 
 
 def _peak() -> int:

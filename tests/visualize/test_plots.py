@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -104,14 +105,15 @@ def test_a_confusion_matrix_of_another_size_is_refused(tmp_path: Path) -> None:
         plot_confusion(np.empty((0, 0)), (), tmp_path / "c.png")
 
 
-def test_training_curves_from_a_csv_log(tmp_path: Path) -> None:
+def test_training_curves_from_a_log(tmp_path: Path) -> None:
+    nan = math.nan
     log = {
-        "epoch": ["0", "0", "1", "1"],
-        "step": ["10", "20", "30", "40"],
-        "train_loss_step": ["2.5", "2.0", "", "1.0"],
-        "val_loss": ["", "2.1", "", "1.4"],
-        "val_accuracy": ["", "0.3", "", "0.6"],
-        "note": ["", "", "", ""],
+        "epoch": [0, 0, 1, 1],
+        "step": [10, 20, 30, 40],
+        "train_loss": [2.5, 2.0, nan, 1.0],
+        "val_loss": [nan, 2.1, nan, 1.4],
+        "val_accuracy": [nan, 0.3, nan, 0.6],
+        "nothing": [nan, nan, nan, nan],
     }
     plot_training(log, tmp_path / "training.png")
     two_plots = pixels_of(tmp_path / "training.png")
@@ -120,16 +122,16 @@ def test_training_curves_from_a_csv_log(tmp_path: Path) -> None:
 
 
 def test_curves_of_one_measure_share_a_plot(tmp_path: Path) -> None:
-    log = {"epoch": [0, 1], "train/loss": [2, 1], "val/loss": [2, 1.5], "test_loss_epoch": [3, 2]}
+    log = {"epoch": [0, 1], "train_loss": [2, 1], "val_loss": [2, 1.5], "learning_rate": [3, 2]}
     plot_training(log, tmp_path / "t.svg")
     texts = texts_of(tmp_path / "t.svg")
-    assert {"loss", "train", "val", "test epoch"} <= set(texts)
-    assert texts.count("epoch") == 1  # one plot, one axis
+    assert {"loss", "train", "val", "learning_rate"} <= set(texts)
+    assert texts.count("epoch") == 2  # two plots, an axis each
 
 
 def test_a_log_without_curves_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no curves"):
-        plot_training({"epoch": [0, 1], "val_loss": ["", "nan"]}, tmp_path / "t.png")
+        plot_training({"epoch": [0, 1], "val_loss": [math.nan, math.nan]}, tmp_path / "t.png")
     with pytest.raises(ValueError, match="columns of one length"):
         plot_training({"epoch": [0, 1], "loss": [1]}, tmp_path / "t.png")
 

@@ -385,8 +385,7 @@ def _write_report(
     plot_confusion(evaluation.confusion, evaluation.class_names, folder / "confusion.png")
     mistakes = evaluation.mistakes()
     if mistakes:
-        paths, truths, answers, scores = zip(*mistakes, strict=True)
         wrong = int(np.count_nonzero(evaluation.ranks))
         title = f"the most confident of {wrong} mistakes in {len(evaluation.paths)} validation images"
-        sheet = draw_mistakes([read_image(path) for path in paths], truths, answers, scores, title)
-        save_image(sheet, folder / "mistakes.jpg")
+        photos = [(read_image(path), truth, answer, score) for path, truth, answer, score in mistakes]
+        save_image(draw_mistakes(photos, title), folder / "mistakes.jpg")

@@ -8,6 +8,7 @@ that their defaults and checks are those of Python.
 from __future__ import annotations
 
 import gc
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -94,10 +95,9 @@ def run(words: Sequence[str]) -> int:
         sys.stderr.close()
         return 0
     except OSError as error:  # a full disk behind standard output, or a place that cannot be read
-        _drop_output()
-        return complain(
-            f"{error.filename or 'standard output'}: {error.strerror or error}; make room, or check the place"
-        )
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # which may take no more at exit
+        where, reason = error.filename or "standard output", error.strerror or error
+        return complain(f"{where}: {reason}; make room, or check the place")
     return int(status or 0)
 
 
@@ -116,10 +116,3 @@ def _wrong_words(message: str, words: Sequence[str]) -> str:
     if found and new:
         return f"{found[1]} is now {new}; see 'sppnet {' '.join(word for word in words[:2] if word.isalpha())} --help'"
     return f"{message.rstrip('.')}; see 'sppnet --help'"
-
-
-def _drop_output() -> None:
-    """Let nothing be written at exit to a standard output that takes no more."""
-    import os
-
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

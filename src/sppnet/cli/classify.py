@@ -54,14 +54,7 @@ def classify(
     return each_image(images, one, output, "classes.json", as_json)
 
 
-def embed(
-    images: Images,
-    /,
-    *,
-    output: Path,
-    model: Model = "voc",
-    device: Device = "auto",
-) -> int:
+def embed(images: Images, /, *, output: Path, model: Model = "voc", device: Device = "auto") -> int:
     """Turn every image into a vector of one length: what stands before the model's last layer.
 
     Args:

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from skimage import data
+
+from sppnet.classification.predict import classify_map
+from sppnet.data.images import resize_image
+from sppnet.detection.feature_maps import compute_feature_maps
+from sppnet.detection.predict import score_windows
+from sppnet.detection.suppression import DetectSettings, select
 from sppnet.files import write_json
+from sppnet.models.files import load
 from sppnet.progress import Progress, no_progress, progress_bars
-
-if TYPE_CHECKING:
-    import numpy as np
+from sppnet.proposals.compute import propose
+from sppnet.visualize.draw import draw_detections, save_image
 
 THRESHOLD = 0.3  # score from which a box is drawn
 
@@ -22,25 +31,17 @@ def demo(output: Path = Path("sppnet-demo")) -> int:
     """
     with progress_bars() as progress:
         rows, written = run_demo(output, progress)
-    from rich.console import Console
-    from rich.table import Table
-
     table = Table("photo", "size", "what is in it", "where")
     for row in rows:
         table.add_row(*row)
     Console().print(table)
-    print(
-        f"\n{len(written)} files in {output}: look at {written[0].name} first; everything as JSON in {written[-1].name}"
-    )
+    first, document = written[0].name, written[-1].name
+    print(f"\n{len(written)} files in {output}: look at {first} first; everything as JSON in {document}")
     return 0
 
 
 def sample_photos() -> dict[str, np.ndarray]:
     """Photos that come with scikit-image, by name; some cut or resized to sizes that most networks refuse."""
-    from skimage import data
-
-    from sppnet.data.images import resize_image
-
     astronaut, chelsea, rocket = data.astronaut(), data.chelsea(), data.rocket()
     motorcycle = data.stereo_motorcycle()[0]
     return {
@@ -66,14 +67,6 @@ def run_demo(output: Path, progress: Progress = no_progress) -> tuple[list[tuple
     Returns:
         A table row for each photo (name, size, classes, boxes), and the files written, the JSON document last.
     """
-    from sppnet.classification.predict import classify_map
-    from sppnet.detection.feature_maps import compute_feature_maps
-    from sppnet.detection.predict import detect_in_maps
-    from sppnet.detection.suppression import DetectSettings
-    from sppnet.models.files import load
-    from sppnet.proposals.compute import propose
-    from sppnet.visualize.draw import draw_detections, save_image
-
     model = load("voc")
     photos = sample_photos()
     rows, files, document = [], [], []
@@ -81,7 +74,7 @@ def run_demo(output: Path, progress: Progress = no_progress) -> tuple[list[tuple
         maps = compute_feature_maps(model, photo)  # once, for both questions
         proposals = propose(photo, model.detection.proposals)
         whole = classify_map(model, maps.whole_map)
-        found = detect_in_maps(model, maps, proposals, DetectSettings(THRESHOLD))
+        found = select(*score_windows(model, maps, proposals), model.class_names, DetectSettings(THRESHOLD))
         files.append(output / f"{name}.jpg")
         save_image(draw_detections(photo, found), files[-1])
         classes = ", ".join(f"{label} {score:.2f}" for label, score in whole.present() or whole.top(1))

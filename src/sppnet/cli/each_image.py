@@ -58,16 +58,15 @@ def each_image(
             try:
                 image = read_image(file)
                 answer, lines, draw = one(file, image)
-            except (ImageError, MemoryError) as error:
-                name_bad(
-                    file, str(error) if isinstance(error, ImageError) else f"{file}: not enough memory for this image"
-                )
+            except ImageError as error:
+                name_bad(file, str(error))
+                continue
+            except MemoryError:
+                name_bad(file, f"{file}: not enough memory for this image")
                 continue
             entry = {"file": str(file), "height": image.shape[0], "width": image.shape[1], **answer}
             if file in pictures:
-                from sppnet.visualize.draw import (
-                    save_image,
-                )  # Pillow's drawing and its font: only where it is asked for
+                from sppnet.visualize.draw import save_image  # Pillow's drawing and its font: only where needed
 
                 try:
                     save_image(draw(), pictures[file])

@@ -60,17 +60,12 @@ def evaluate(
     """
     nets = [load(name, chosen_device(device)) for name in (model, *combine)]
     detects = nets[0].architecture.detects or annotated_layout(data) is not None
-    unused = {
-        "--combine": not detects and combine,
-        "--vote-iou": not detects and vote_iou != VOTE_IOU,
-        "--proposals": not detects and proposals,
-        "--scales": not detects and scales,
-        "--cache": not detects and cache,
-        "--views": detects and views != "single",
-    }
-    if any(unused.values()):
-        name = next(name for name, given in unused.items() if given)
-        raise SettingsError(f"{name} is for {'classifiers' if detects else 'detectors'}: {model} is none; leave it out")
+    of_detectors = {"--combine": combine, "--vote-iou": vote_iou != VOTE_IOU, "--proposals": proposals}
+    of_detectors |= {"--scales": scales, "--cache": cache}
+    for name, given in ({"--views": views != "single"} if detects else of_detectors).items():
+        if given:
+            kind = "classifiers" if detects else "detectors"
+            raise SettingsError(f"{name} is for {kind}: {model} is none; leave it out")
     if not detects:
         return _evaluate_classifier(nets[0], model, data, split, limit, views, output, as_json)
     nets = [net.at_scales(scales) for net in nets] if scales else nets

@@ -63,7 +63,7 @@ def detector(
     with progress_bars() as progress:
         net = train_detector(
             annotated, output=output, cache=cache or cache_folder(output), settings=settings, model=model,
-            device=chosen_device(device), progress=progress,
+            device=device, progress=progress,
         )  # fmt: skip
     return _wrote(output, net.record["seconds"])
 

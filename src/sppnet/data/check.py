@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -84,18 +84,13 @@ class CheckReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Give everything as plain lists and numbers, ready for JSON."""
-        report: dict[str, Any] = {
-            "data": str(self.root),
-            "layout": self.layout,
-            "images": self.images,
-            "readable": len(self.sizes),
-        }
-        report |= {"classes": dict(self.classes), "sizes": _size_summary(self.sizes), "counts": self.counts()}
-        for level in _SEVERITIES:
-            fields = ((str(of.path), of.line, of.kind, of.message) for of in self._of(level))
-            names = ("file", "line", "kind", "message")
-            report[f"{level}s"] = [dict(zip(names, values, strict=True)) for values in fields]
-        return report
+        findings: dict[str, list[dict[str, Any]]] = {f"{level}s": [] for level in _SEVERITIES}
+        for of in self.findings:
+            entry = {"file": str(of.path), "line": of.line, "kind": of.kind, "message": of.message}
+            findings[f"{of.severity}s"].append(entry)
+        about = {"data": str(self.root), "layout": self.layout, "images": self.images, "readable": len(self.sizes)}
+        summary = {"classes": dict(self.classes), "sizes": _size_summary(self.sizes), "counts": self.counts()}
+        return {**about, **summary, **findings}
 
     def lines(self) -> list[str]:
         """Write the report as text: every error and warning, the first few notes of each kind, and a summary."""
@@ -126,11 +121,7 @@ class CheckReport:
 
 
 def check_folder(
-    root: str | os.PathLike[str],
-    *,
-    layout: Layout = "auto",
-    progress: Progress = no_progress,
-    workers: int | None = None,
+    root: str | os.PathLike[str], *, layout: Layout = "auto", progress: Progress = no_progress
 ) -> CheckReport:
     """Check every image in a folder, its labels and its annotations.
 
@@ -146,7 +137,6 @@ def check_folder(
             one of the last three where there are annotations, a plain folder where no subfolder holds an image, else
             class folders.
         progress: of the stage "images".
-        workers: number of threads; None: one a processor core, at most 8.
 
     Returns:
         The report. Memory stays small, except for the one largest image at a time; pictures are compared by hashes.
@@ -169,7 +159,7 @@ def check_folder(
     check = {"classes": folder.check, "images": _plain_folder, "voc": voc.check, "coco": coco.check, "yolo": yolo.check}
     parsed = check[layout](root)
     groups, leaks = _groups(parsed)
-    facts, of_images = inspect_images(list(groups), progress, workers)
+    facts, of_images = inspect_images(list(groups), progress)
     findings = [*parsed.findings, *leaks, *of_images, *_passed_over(parsed), *_same_pictures(facts, groups)]
     if parsed.layout.startswith(_WITH_OBJECTS):
         findings += _object_findings(parsed, facts)
@@ -273,14 +263,13 @@ def _disguised_image(path: Path) -> Finding | None:
 
 
 def inspect_images(
-    paths: Sequence[Path], progress: Progress = no_progress, workers: int | None = None
+    paths: Sequence[Path], progress: Progress = no_progress
 ) -> tuple[dict[Path, ImageFacts], list[Finding]]:
-    """Read many image files completely, in threads (decoders let go of Python's lock).
+    """Read many image files completely, in threads (decoders let go of Python's lock): one a processor core, at most 8.
 
     Args:
         paths: the files, each once.
         progress: of the stage "images", in the caller's thread.
-        workers: number of threads, at least 1; None: one a processor core, at most 8.
 
     Returns:
         (facts of the files that could be read, findings), both in the order of ``paths``.
@@ -289,17 +278,19 @@ def inspect_images(
         >>> inspect_images([])
         ({}, [])
     """
-    results: dict[Path, tuple[ImageFacts | None, list[Finding]]] = {}
-    pool = ThreadPoolExecutor(workers or min(os.cpu_count() or 1, 8), thread_name_prefix="check")
+    facts: dict[Path, ImageFacts] = {}
+    findings: list[Finding] = []
+    pool = ThreadPoolExecutor(min(os.cpu_count() or 1, 8), "check")
     try:
-        futures = {pool.submit(_inspect_image, path): path for path in paths}
-        for done, future in enumerate(as_completed(futures), start=1):
-            results[futures[future]] = future.result()
+        results = pool.map(_inspect_image, paths)
+        for done, (path, (fact, of_image)) in enumerate(zip(paths, results, strict=True), start=1):
+            if fact is not None:
+                facts[path] = fact
+            findings += of_image
             progress("images", done, len(paths))
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-    facts = {path: fact for path in paths if (fact := results[path][0]) is not None}
-    return facts, [finding for path in paths for finding in results[path][1]]
+        pool.shutdown(cancel_futures=True)
+    return facts, findings
 
 
 def _inspect_image(path: Path) -> tuple[ImageFacts | None, list[Finding]]:
@@ -354,13 +345,11 @@ def _head_findings(path: Path, image: Image.Image, orientation: int) -> Iterator
 
 
 def _size_summary(sizes: Sequence[tuple[int, int]]) -> dict[str, dict[str, float]]:
-    measures = {
-        "short_side": [float(min(size)) for size in sizes],
-        "long_side": [float(max(size)) for size in sizes],
-        "aspect": [round(width / height, 3) for height, width in sizes],
-    }
-    given = {name: values for name, values in measures.items() if values}
-    return {name: {"min": min(v), "median": round(median(v), 3), "max": max(v)} for name, v in given.items()}
+    if not sizes:
+        return {}
+    sides = {"short_side": [float(min(size)) for size in sizes], "long_side": [float(max(size)) for size in sizes]}
+    measures = {**sides, "aspect": [round(width / height, 3) for height, width in sizes]}
+    return {name: {"min": min(v), "median": round(median(v), 3), "max": max(v)} for name, v in measures.items()}
 
 
 def _number(count: int, one: str, many: str | None = None) -> str:

@@ -30,16 +30,8 @@ LARGE = 300_000_000  # bytes: such images are decoded one at a time, whatever th
 EXIF_ORIENTATION = 0x0112
 ImageFile = str | os.PathLike[str] | bytes | BinaryIO
 
-_BYTES = {
-    "1": 1,
-    "L": 1,
-    "P": 1,
-    "LA": 4,
-    "I;16": 2,
-    "I;16B": 2,
-    "I;16L": 2,
-    "I;16N": 2,
-}  # a pixel, in Pillow; others: 4
+# Bytes a pixel, in Pillow; others: 4.
+_BYTES = dict.fromkeys(("1", "L", "P"), 1) | dict.fromkeys(("I;16", "I;16B", "I;16L", "I;16N"), 2)
 _OF_DECODERS = {"WEBP": 13, "JPEG2000": 12, "AVIF": 9}  # bytes a pixel that these take besides, measured
 _BAND = 4_000_000  # pixels that are converted at once
 _VECTOR_FORMATS = frozenset({"EPS", "WMF"})  # drawing them would run another program
@@ -236,8 +228,7 @@ def _check_head(image: Image.Image, name: str) -> int:
     if width < 1 or height < 1:
         raise UnusableImage(name, "not-an-image", f"the image has no pixels ({width} x {height})")
     if image.format in _VECTOR_FORMATS:
-        what = f"{image.format} is a drawing, not a photo; convert it to PNG first"
-        raise UnusableImage(name, "not-an-image", what)
+        raise UnusableImage(name, "not-an-image", f"{image.format} is a drawing, not a photo; convert it to PNG first")
     needed = width * height * (_BYTES.get(image.mode, 4) + _OF_DECODERS.get(image.format or "", 0) + 3)
     if needed > MOST_MEMORY:
         what = f"{width} x {height} takes {needed / 1e9:.1f} GB to decode, more than {MOST_MEMORY / 1e9:.1f} GB"

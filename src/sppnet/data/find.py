@@ -79,29 +79,19 @@ def list_images(
     folder = checked_folder(folder)
     found = Listing()
     seen = set() if outside is None else {os.path.realpath(outside)}
-    waiting = [folder]
-    while waiting:
-        parent = waiting.pop()
-        real = os.path.realpath(parent)
-        if real in seen:
+
+    def unreadable(error: OSError) -> None:
+        found.unreadable.append((Path(error.filename), error.strerror or str(error)))
+
+    for parent, folders, files in os.walk(folder, onerror=unreadable, followlinks=True):
+        if (real := os.path.realpath(parent)) in seen:
+            folders.clear()
             continue
         seen.add(real)
-        try:
-            names = sorted(os.listdir(parent))
-        except OSError as error:
-            found.unreadable.append((parent, error.strerror or str(error)))
-            continue
-        folders = []
-        for name in names:
-            path = parent / name
-            if is_hidden(name):
-                found.hidden.append(path)
-            elif os.path.isdir(path):
-                folders.append(path)
-            else:
-                (found.images if path.suffix.lower() in IMAGE_ENDINGS else found.others).append(path)
-        if deep:
-            waiting.extend(reversed(folders))
+        found.hidden.extend(Path(parent, name) for name in (*folders, *files) if is_hidden(name))
+        folders[:] = sorted(name for name in folders if deep and not is_hidden(name))
+        for path in (Path(parent, name) for name in files if not is_hidden(name)):
+            (found.images if path.suffix.lower() in IMAGE_ENDINGS else found.others).append(path)
     for paths in (found.images, found.others, found.hidden):
         paths.sort(key=lambda path: path.relative_to(folder).as_posix())
     return found

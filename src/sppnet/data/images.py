@@ -75,7 +75,7 @@ def image_size(source: ImageFile) -> tuple[int, int]:
     Example:
         >>> image_size("no/such/photo.jpg")
         Traceback (most recent call last):
-        sppnet.data.images.UnusableImage: no/such/photo.jpg: no such file
+        sppnet.data.decode.UnusableImage: no/such/photo.jpg: no such file
     """
     with open_image(source) as image:
         width, height = image.size

@@ -34,8 +34,7 @@ class LabelledImages:
     def __post_init__(self) -> None:
         if self.labels.shape != (len(self.paths),) or self.labels.dtype != np.int64:
             found = f"{list(self.labels.shape)} {self.labels.dtype}"
-            expected = f"labels [{len(self.paths)}] int64, one for each path"
-            raise ValueError(f"LabelledImages: expected {expected}, got {found}")
+            raise ValueError(f"LabelledImages: expected labels [{len(self.paths)}] int64, one a path, got {found}")
         if len(self.labels) and not (self.labels.min() >= 0 and self.labels.max() < len(self.class_names)):
             last, found = len(self.class_names) - 1, f"{self.labels.min()} to {self.labels.max()}"
             raise ValueError(f"LabelledImages: expected labels from 0 to {last}, got {found}")

@@ -6,14 +6,21 @@ widest; what is padded is computed for nothing. Sizes are (height, width) in pix
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 
 import cv2
 import numpy as np
 
 from sppnet.data.images import checked_size
 
+# How much sizes are varied before sorting (standard deviation, in proportion): more mixes more and pads more. Measured on the
+# 3500 photos of VOC 2007 at short side 224 (long side at most 448), batches of 32, for 0, 0.02 and 0.1: 1.4, 3.8 and 16 % of
+# pixels are padding (random batches: 47 %), and two that met in one epoch meet again in the next in 58, 6.5 and 2 % of cases
+# (by chance: 0.9 %).
+VARIATION = 0.02
 
+
+@dataclass(eq=False)
 class SizeBuckets:
     """Batches of like sizes, every sample once an epoch, as many batches on every rank.
 
@@ -30,7 +37,7 @@ class SizeBuckets:
     Every rank makes the same plan from (seed, epoch), without talking to the others.
 
     Args:
-        sizes: (height, width) of every sample, in pixels, each at least 1.
+        sizes: [N, 2] (height, width) of every sample, in whole pixels, each at least 1; or a list of such pairs.
         batch_size: most samples in one batch on one rank, at least ``smallest_batch``.
         seed: 0 or more. The same seed and epoch give the same batches.
         shuffle: batches in random order, with other company every epoch. False: the same batches every epoch, by size,
@@ -38,10 +45,6 @@ class SizeBuckets:
         ranks, rank: number of processes that share the work, and which of them this is, from 0.
         smallest_batch: fewest samples in a batch: 2 for BatchNorm, which cannot learn from one; 1 where that is no
             matter.
-        variation: how much sizes are varied before sorting (standard deviation, in proportion): more mixes more and
-            pads more. Only with ``shuffle``. Measured on the 3500 photos of VOC 2007 at short side 224 (long side at
-            most 448), batches of 32, for 0, 0.02 and 0.1: 1.4, 3.8 and 16 % of pixels are padding (random batches:
-            47 %), and two that met in one epoch meet again in the next in 58, 6.5 and 2 % of cases (by chance: 0.9 %).
 
     Raises:
         ValueError: no sizes, a size below 1, or numbers out of the ranges above. The message shows which.
@@ -54,44 +57,40 @@ class SizeBuckets:
         True
     """
 
-    def __init__(
-        self,
-        sizes: Sequence[tuple[int, int]] | np.ndarray,
-        batch_size: int,
-        *,
-        seed: int = 0,
-        shuffle: bool = True,
-        ranks: int = 1,
-        rank: int = 0,
-        smallest_batch: int = 2,
-        variation: float = 0.02,
-    ) -> None:
-        self.sizes = _checked_sizes(sizes)  # [N, 2] int64
-        if smallest_batch < 1 or batch_size < smallest_batch:
+    sizes: np.ndarray
+    batch_size: int
+    _: KW_ONLY
+    seed: int = 0
+    shuffle: bool = True
+    ranks: int = 1
+    rank: int = 0
+    smallest_batch: int = 2
+
+    def __post_init__(self) -> None:
+        self.sizes = np.asarray(self.sizes)
+        shape, dtype = list(self.sizes.shape), self.sizes.dtype
+        if shape[1:] != [2] or shape[0] < 1 or not np.issubdtype(dtype, np.integer):
+            expected = "sizes [N, 2], (height, width) in whole pixels, N at least 1"
+            raise ValueError(f"SizeBuckets: expected {expected}, got {shape} {dtype}")
+        if self.sizes.min() < 1:
+            raise ValueError(f"SizeBuckets: every side must be at least 1 pixel, got {self.sizes.min()}")
+        if self.smallest_batch < 1 or self.batch_size < self.smallest_batch:
             expected = "SizeBuckets: batch_size must be at least smallest_batch, and that at least 1"
             hint = "a batch of one is for networks without BatchNorm: smallest_batch=1"
-            raise ValueError(f"{expected}, got {batch_size} and {smallest_batch}; {hint}")
-        if ranks < 1 or not 0 <= rank < ranks:
-            raise ValueError(f"SizeBuckets: rank must be from 0 to ranks - 1, got rank {rank} of {ranks}")
-        if seed < 0 or not 0 <= variation < 1:
-            raise ValueError(f"SizeBuckets: expected seed >= 0 and 0 <= variation < 1, got {seed} and {variation}")
-        self.batch_size, self.smallest_batch = batch_size, smallest_batch
-        self.seed, self.shuffle, self.variation = seed, shuffle, variation
-        self.ranks, self.rank = ranks, rank
+            raise ValueError(f"{expected}, got {self.batch_size} and {self.smallest_batch}; {hint}")
+        if self.ranks < 1 or not 0 <= self.rank < self.ranks:
+            raise ValueError(f"SizeBuckets: rank must be from 0 to ranks - 1, got rank {self.rank} of {self.ranks}")
+        if self.seed < 0:
+            raise ValueError(f"SizeBuckets: seed must be 0 or more, got {self.seed}")
 
     @property
     def repeated(self) -> int:
         """Samples used a second time in every epoch, over all ranks, where batches could not be filled otherwise."""
-        return max(0, self._total_batches * self.smallest_batch - len(self.sizes))
-
-    @property
-    def _total_batches(self) -> int:
-        steps = -(-len(self.sizes) // (self.batch_size * self.ranks))
-        return steps * self.ranks
+        return max(0, len(self) * self.ranks * self.smallest_batch - len(self.sizes))
 
     def __len__(self) -> int:
         """Count the batches of an epoch on this rank (all ranks have as many)."""
-        return self._total_batches // self.ranks
+        return -(-len(self.sizes) // (self.batch_size * self.ranks))
 
     def batches(self, epoch: int) -> list[list[int]]:
         """Give this rank's batches of an epoch, in order.
@@ -123,7 +122,7 @@ class SizeBuckets:
             samples = np.concatenate([samples, rng.permutation(len(self.sizes))[:missing]])
         places = np.log(self.sizes[samples])  # [N + repeated, 2]: equal distances are equal proportions
         if self.shuffle:
-            places += rng.normal(scale=self.variation, size=places.shape)
+            places += rng.normal(scale=VARIATION, size=places.shape)
 
         lengths = _even_lengths(len(samples), len(self), self.ranks, rng if self.shuffle else None)  # [steps, ranks]
         order = np.concatenate(_halve(np.arange(len(samples)), places, lengths.ravel(), self.ranks))
@@ -133,16 +132,6 @@ class SizeBuckets:
         if not self.shuffle:
             return steps
         return [[steps[i][rank] for rank in rng.permutation(self.ranks)] for i in rng.permutation(len(steps))]
-
-
-def _checked_sizes(sizes: Sequence[tuple[int, int]] | np.ndarray) -> np.ndarray:
-    array = np.asarray(sizes)
-    if array.ndim != 2 or array.shape[1] != 2 or not len(array) or not np.issubdtype(array.dtype, np.integer):
-        expected = "sizes [N, 2], (height, width) in whole pixels, N at least 1"
-        raise ValueError(f"SizeBuckets: expected {expected}, got {list(array.shape)} {array.dtype}")
-    if array.min() < 1:
-        raise ValueError(f"SizeBuckets: every side must be at least 1 pixel, got {array.min()}")
-    return array.astype(np.int64)
 
 
 def _even_lengths(samples: int, steps: int, ranks: int, rng: np.random.Generator | None) -> np.ndarray:
@@ -166,7 +155,6 @@ def _halve(indices: np.ndarray, places: np.ndarray, lengths: np.ndarray, ranks: 
 
 
 # Training images varied at random: [H, W, 3] uint8 RGB and a random generator -> a new one of the same form. Sizes are in pixels.
-
 
 # Principal axes of RGB values (0 to 1) in photos, one a column, and the variance along each: measured on the 2500 train
 # images of Pascal VOC 2007, each averaged to 64 x 64 pixels. Nearly brightness, blue against red, green against both.

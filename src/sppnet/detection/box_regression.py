@@ -152,10 +152,10 @@ class _Fit:
 
     def arrays(self) -> dict[str, Tensor]:
         """All of it, for a file; `restore` takes it."""
-        sums = {
-            f"sums.{label}.{name}": part for label, each in self.sums.items() for name, part in each.arrays().items()
-        }
-        return {"counts": self.counts, "weights": self.weights, "biases": self.biases, **sums}
+        arrays = {"counts": self.counts, "weights": self.weights, "biases": self.biases}
+        for label, sums in self.sums.items():
+            arrays |= {f"sums.{label}.{name}": part for name, part in sums.arrays().items()}
+        return arrays
 
     def restore(self, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
         self.done = int(metadata["done"])

@@ -23,14 +23,14 @@ from torch import Tensor, nn
 
 from sppnet.data.images import content_key, read_image
 from sppnet.detection.feature_maps import FeatureMaps
-from sppnet.detection.finetune import WindowSettings, detection_losses, pool_windows, training_folder, training_key
+from sppnet.detection.finetune import WindowSettings, detection_losses, fit_stage, pool_windows, training_key
 from sppnet.detection.targets import Candidates, TrainingImage, draw, flip, image_at
 from sppnet.errors import SettingsError
 from sppnet.models.precision import fast_backward
 from sppnet.models.preprocess import Preprocess
 from sppnet.models.sppnet import SPPNet
 from sppnet.progress import Progress, no_progress
-from sppnet.training.loop import LoopSettings, adamw, fit, parameter_groups
+from sppnet.training.loop import LoopSettings, parameter_groups
 
 
 @dataclass(frozen=True)
@@ -130,17 +130,8 @@ def train_end_to_end(
     )
     model.train()
     model.backbone.eval()  # its BatchNorm and dropout stay as they are in use
-    history = fit(
-        model,
-        PhotoBatches(images, model.preprocess, settings.short_sides or model.short_sides, settings),
-        loss,
-        *adamw(groups, steps),
-        training_folder(folder, "end-to-end", key),
-        loop,
-        key=key,
-        device=model.device,
-        progress=lambda _, done, total: progress("end to end", done, total),
-    )
+    batches = PhotoBatches(images, model.preprocess, settings.short_sides or model.short_sides, settings)
+    history = fit_stage("end to end", model, batches, loss, groups, loop, folder, key, model.device, progress)
     model.eval().requires_grad_(True)
     return history.rank
 

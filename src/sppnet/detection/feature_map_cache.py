@@ -101,9 +101,8 @@ class FeatureMapCache:
     def bytes_needed(self, sizes: Sequence[tuple[int, int]]) -> int:
         """Bytes that the maps of images of these sizes (height, width) take on disk, but for some hundred of each file."""
         backbone = deepcopy(self.model.backbone).to("meta")
-        inputs = Counter(
-            self.model.preprocess.input_size(size, side) for size in sizes for side in self.model.short_sides
-        )
+        input_size, sides = self.model.preprocess.input_size, self.model.short_sides
+        inputs = Counter(input_size(size, side) for size in sizes for side in sides)
         with torch.no_grad():
             maps = {size: backbone(torch.empty(1, 3, *size, device="meta")) for size in inputs}
         return sum(2 * count * maps[size].numel() for size, count in inputs.items())

@@ -24,7 +24,7 @@ from sppnet.detection.feature_maps import FeatureMaps
 from sppnet.detection.targets import Candidates, TrainingImage, draw, flip, image_at
 from sppnet.models.sppnet import SPPNet
 from sppnet.progress import Progress, no_progress
-from sppnet.training.loop import LoopSettings, adamw, fit, parameter_groups
+from sppnet.training.loop import Batches, History, LoopSettings, Loss, adamw, fit, parameter_groups
 
 
 @dataclass(frozen=True)
@@ -162,18 +162,10 @@ def finetune(
     def loss(batch: WindowBatch, step: int) -> dict[str, Tensor]:
         return detection_losses(model, batch.to(model.device), settings.image_weight)
 
+    loop = LoopSettings(settings.steps, settings.checkpoint_interval, seed=settings.seed)
     heads.train()
-    fit(
-        heads,
-        CachedBatches(images, maps, settings),
-        loss,
-        *adamw(groups, settings.steps),
-        training_folder(folder, "fine-tuning", key),
-        LoopSettings(settings.steps, settings.checkpoint_interval, seed=settings.seed),
-        key=key,
-        device=model.device,
-        progress=lambda _, done, total: progress("fine-tuning", done, total),
-    )
+    batches = CachedBatches(images, maps, settings)
+    fit_stage("fine-tuning", heads, batches, loss, groups, loop, folder, key, model.device, progress)
     model.eval()
 
 
@@ -193,6 +185,15 @@ def training_key(
     return {"images": fingerprint(parts, size=8), "weights": fingerprint([start.state_dict()], size=8), **told}
 
 
-def training_folder(folder: Path, stage: str, key: dict[str, Any]) -> Path:
-    """Where a training of a stage keeps its checkpoints."""
-    return folder / f"{stage}-{fingerprint([repr(sorted(key.items()))], size=6)}"
+def fit_stage(
+    stage: str, trainable: nn.Module, batches: Batches, loss: Loss, groups: list[dict[str, Any]], loop: LoopSettings, folder: Path,
+    key: dict[str, str], device: torch.device, progress: Progress,
+) -> History:  # fmt: skip
+    """`sppnet.training.loop.fit` by AdamW; checkpoints go below the folder, named for the stage and all that it starts from."""
+    checkpoints = folder / f"{stage.replace(' ', '-')}-{fingerprint([repr(sorted(key.items()))], size=6)}"
+
+    def told(_: str, done: int, total: int) -> None:
+        progress(stage, done, total)
+
+    optimizer, schedule = adamw(groups, loop.steps)
+    return fit(trainable, batches, loss, optimizer, schedule, checkpoints, loop, key=key, device=device, progress=told)

@@ -65,11 +65,8 @@ class NegativeCache:
 
     def __init__(self, num_classes: int, bytes_per_class: int) -> None:
         self.bytes_per_class = bytes_per_class
-        self.restore({
-            "features": torch.zeros(0, 0),
-            "held": torch.zeros(0, num_classes, dtype=torch.bool),
-            "scores": torch.zeros(0, num_classes),
-        })  # fmt: skip
+        scores = torch.zeros(0, num_classes)
+        self.restore({"features": torch.zeros(0, 0), "held": scores.bool(), "scores": scores})
 
     @property
     def max_windows(self) -> int:

@@ -86,21 +86,6 @@ def detect_each(sources: Iterable[Any], model: SPPNet | Sequence[SPPNet], **opti
         yield detect(image, model, **options)
 
 
-def detect_in_maps(
-    model: SPPNet, maps: FeatureMaps, proposals: np.ndarray, settings: DetectSettings = DetectSettings()
-) -> Detections:
-    """`detect` where the feature maps [1, C, h, w] are computed already, because something else needs them too.
-
-    Example:
-        >>> image, model = np.zeros((60, 80, 3), np.uint8), sppnet.load("voc")
-        >>> strict = DetectSettings(score_threshold=0.9)
-        >>> detect_in_maps(model, compute_feature_maps(model, image), propose(image), strict).class_names
-        ()
-    """
-    kind = score_kind(model)
-    return select(*score_windows(model, maps, proposals), model.class_names, settings, kind)
-
-
 def score_windows(model: SPPNet, maps: FeatureMaps, proposals: np.ndarray) -> tuple[Tensor, Tensor]:
     """What the network says of each proposal.
 
@@ -152,11 +137,9 @@ def check_combination(models: Sequence[SPPNet]) -> None:
         raise ModelError("no model given: expected one, or several to combine")
     kind, names = score_kind(models[0]), set(models[0].class_names)
     for number, model in enumerate(models, start=1):
-        if score_kind(model) != kind:
-            raise ModelError(
-                f"scores must be of one kind: model {number}'s are {score_kind(model)}, the first's {kind}"
-            )
-        own = set(model.class_names)
+        its_kind, own = score_kind(model), set(model.class_names)
+        if its_kind != kind:
+            raise ModelError(f"scores must be of one kind: model {number}'s are {its_kind}, the first's {kind}")
         if own != names:
             first, its = sorted(names - own)[:5], sorted(own - names)[:5]
             raise ModelError(f"classes must be the same: only in the first {first}, only in model {number} {its}")

@@ -86,9 +86,8 @@ class SVMSettings:
 
     def key(self) -> dict[str, Any]:
         """What decides the result, by name. A field that comes later belongs here only where it is not at its default."""
-        return {
-            each.name: getattr(self, each.name) for each in fields(SVMSettings) if each.name != "checkpoint_interval"
-        }
+        names = [field.name for field in fields(SVMSettings) if field.name != "checkpoint_interval"]
+        return {name: getattr(self, name) for name in names}
 
 
 def train_svms(
@@ -142,10 +141,8 @@ def train_svms(
         progress("SVMs", mining.done, total)
     untrained = (~mining.trained).nonzero().flatten().tolist()
     if untrained:
-        raise UserError(
-            f"no window overlaps the objects of class {class_names[untrained[0]]!r} by less than {settings.negative_iou}: add images "
-            "without them"
-        )
+        name, iou = class_names[untrained[0]], settings.negative_iou
+        raise UserError(f"no window overlaps the objects of class {name!r} by less than {iou}: add images without them")
     return mining.svms
 
 
@@ -165,17 +162,11 @@ def cached_windows(state: Path, *, group_size: int = 1000) -> list[ImageWindows]
     stored = read_tensors(state)
     if stored is None or not {"positives", "cache.features"} <= stored[0].keys():
         return []
-    features = torch.cat([stored[0]["positives"], stored[0]["cache.features"]])
-
-    return [
-        ImageWindows(
-            torch.zeros(len(part), 4),
-            torch.zeros(len(part), dtype=torch.int64),
-            torch.zeros(len(part), 1),
-            part.__getitem__,
-        )
-        for part in features.split(group_size)
-    ]
+    groups = []
+    for features in torch.cat([stored[0]["positives"], stored[0]["cache.features"]]).split(group_size):
+        zeros = torch.zeros(len(features), 4)
+        groups.append(ImageWindows(zeros, zeros[:, 0].long(), zeros[:, :1], features.__getitem__))
+    return groups
 
 
 class _Mining:
@@ -250,14 +241,9 @@ class _Mining:
         joined = torch.empty(len(positives) + len(negatives), self.weights.shape[1])  # the one copy in single precision
         joined[: len(positives)], joined[len(positives) :] = positives, negatives
         scaled = joined.mul_(self.scale).numpy()
-        svm = solve_svms(
-            scaled,
-            np.repeat((1, -1), (len(positives), len(negatives)))[:, None],
-            self.settings.cost,
-            positive_weight=self.settings.positive_weight,
-            bias_input=self.settings.bias_input,
-            loss="hinge",
-        )
+        signs = np.repeat((1, -1), (len(positives), len(negatives)))[:, None]
+        cost, weight, bias_input = self.settings.cost, self.settings.positive_weight, self.settings.bias_input
+        svm = solve_svms(scaled, signs, cost, positive_weight=weight, bias_input=bias_input, loss="hinge")
         scores = svm.decision_scores(scaled[len(positives) :])[:, 0]
         return torch.from_numpy(svm.weights[0]), float(svm.biases[0]), torch.from_numpy(scores)
 

@@ -38,6 +38,7 @@ from sppnet.errors import ModelError, OutputError, SettingsError, UserError
 from sppnet.files import check_replaceable, make_folder
 from sppnet.models.backbones import COMPACT, RANDOM, build_backbone, check_not_random, pretrained_weights
 from sppnet.models.files import check_model_path, load, round_to_stored, save_model, trained_by
+from sppnet.models.precision import choose_device
 from sppnet.models.preprocess import Preprocess
 from sppnet.models.sppnet import Architecture, DetectionSettings, SPPNet, build_model
 from sppnet.progress import Progress, no_progress, timed
@@ -179,9 +180,7 @@ def train_detector(
     check_training(data, output)
     net = _new_model(settings, data.class_names) if model is None else _start(model, settings)
     data = data.relabelled(net.class_names)
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    net.eval().to(device)
+    net.eval().to(choose_device(str(device)))
     net.backbone.to(memory_format=torch.channels_last)
     stages = settings.stages(starts=model is not None)
     shared = settings.given("flip", "learning_rate", "checkpoint_interval", "seed")

@@ -173,9 +173,8 @@ def feature_scale(images: ManyWindows, seed: int = 0) -> float:
 
 def write_state(path: Path, told: Mapping[str, Any], tensors: Mapping[str, Tensor], **reached: float) -> None:
     """Write what a training has reached, or nothing; ``told`` says which training, and its settings."""
-    write_tensors(
-        path, tensors, {"identity": json.dumps(told), **{name: str(value) for name, value in reached.items()}}
-    )
+    numbers = {name: str(value) for name, value in reached.items()}
+    write_tensors(path, tensors, {"identity": json.dumps(told), **numbers})
 
 
 def read_state(path: Path | None, told: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, str]] | None:

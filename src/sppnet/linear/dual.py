@@ -34,18 +34,12 @@ def solve_dual(
     Returns:
         Weights [D] float32, bias, and the gap that is left; above the tolerance where `MAX_ROUNDS` were too few.
     """
-    costs = costs.astype(np.float64)
-    squared = loss == "squared_hinge"
-    weights, bias, gap = _compiled()(
-        np.ascontiguousarray(features),
-        signs.astype(np.float64),
-        np.full(len(signs), np.finfo(np.float64).max) if squared else costs,
-        0.5 / costs if squared else np.zeros(len(signs)),
-        float(bias_input),
-        float(tolerance),
-        MAX_ROUNDS,
-        _SEED,
-    )
+    x, y, costs = np.ascontiguousarray(features), signs.astype(np.float64), costs.astype(np.float64)
+    if loss == "squared_hinge":
+        upper, diagonal = np.full(len(y), np.finfo(np.float64).max), 0.5 / costs
+    else:
+        upper, diagonal = costs, np.zeros(len(y))
+    weights, bias, gap = _compiled()(x, y, upper, diagonal, float(bias_input), float(tolerance), MAX_ROUNDS)
     return weights, float(bias), float(gap)
 
 
@@ -59,7 +53,7 @@ def _compile() -> Callable[..., Any]:
     import numba
 
     vector = "float64[::1]"
-    signature = f"Tuple((float32[::1], float64, float64))(float32[:, ::1], {vector}, {vector}, {vector}, float64, float64, int64, int64)"
+    signature = f"Tuple((float32[::1], float64, float64))(float32[:, ::1], {vector}, {vector}, {vector}, float64, float64, int64)"
     # sums in any order, so that they vectorize; nothing else of "fast math": infinities must stay what they are
     options: dict[str, Any] = {"nogil": True, "fastmath": {"reassoc", "contract"}, "error_model": "numpy"}
     try:
@@ -68,7 +62,7 @@ def _compile() -> Callable[..., Any]:
         return numba.njit(signature, **options)(_ascend)
 
 
-def _ascend(x, y, upper, diagonal, bias_input, tolerance, max_rounds, seed):  # type: ignore[no-untyped-def]
+def _ascend(x, y, upper, diagonal, bias_input, tolerance, max_rounds):  # type: ignore[no-untyped-def]
     """Weights, bias, and the relative gap to the dual that was reached.
 
     The dual is sum(a) - |sum a y x|^2 / 2 - sum(diagonal a^2) / 2 with 0 <= a <= upper: for the hinge the diagonal is 0, for
@@ -84,7 +78,7 @@ def _ascend(x, y, upper, diagonal, bias_input, tolerance, max_rounds, seed):  # 
             square += x[i, j] * x[i, j]
         curvature[i] = square + bias_input * bias_input + diagonal[i]
 
-    np.random.seed(seed)  # noqa: NPY002 -- compiled: a generator of this thread's own
+    np.random.seed(_SEED)  # noqa: NPY002 -- compiled: a generator of this thread's own
     order, active = np.arange(count), count
     highest, lowest = np.inf, -np.inf  # gradients beyond these: not worth a visit
     spread = 0.1  # of the gradients, below which all rows are looked at, as they are now and then anyway

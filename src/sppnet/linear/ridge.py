@@ -91,12 +91,10 @@ class RidgeSums:
             means = torch.cat([of_part for of_part, _ in self._centered()]).double()
             return weights.T.float(), (mean - means @ weights).float()
         self._fold()
-        count = self.sums[self.width, self.width]
-        centered = self.sums.addr(self.sums[self.width], self.sums[self.width], alpha=-1 / float(count))
-        means = self.sums[self.width] / count
-        weights = _solve_symmetric(
-            centered[: self.width, : self.width].clone(), centered[: self.width, -TARGETS:], ridge
-        )
+        totals, count = self.sums[self.width], self.sums[self.width, self.width]
+        means = totals / count
+        centered = self.sums.addr(totals, totals, alpha=-1 / float(count))[: self.width]
+        weights = _solve_symmetric(centered[:, : self.width].clone(), centered[:, -TARGETS:], ridge)
         return weights.T.float(), (means[-TARGETS:] - means[: self.width] @ weights).float()
 
     def _fold(self) -> None:

@@ -85,13 +85,12 @@ def train_calibrated_svms(
     if parts > 1:  # of each class its share
         drawn = np.flatnonzero(stratified_folds(_strata(signs), parts, np.random.default_rng([seed, 0])) == 0)
     done, total = count(1), len(COSTS) * min(FOLDS, len(drawn)) + 1
-    choice = choose_cost(
-        gram if parts == 1 else gram[np.ix_(drawn, drawn)],
-        signs[drawn],
-        multi_label=multi_label,
-        seed=seed,
-        progress=lambda: progress("SVMs", next(done), total),
-    )
+
+    def fold_done() -> None:
+        progress("SVMs", next(done), total)
+
+    of_drawn = gram if parts == 1 else gram[np.ix_(drawn, drawn)]
+    choice = choose_cost(of_drawn, signs[drawn], multi_label=multi_label, seed=seed, progress=fold_done)
     yes, no = (signs > 0).any(0), (signs < 0).any(0)
     both = np.flatnonzero(yes & no)
     weights = np.zeros((signs.shape[1], features.shape[1]), np.float32)
@@ -113,7 +112,7 @@ def choose_cost(
 ) -> SVMChoice:
     """Choose the cost, and the scale of the decision scores, by cross-validation.
 
-    The best cost is that of the highest accuracy; of as good ones, that of the least log loss.
+    The best cost is that of the highest accuracy; of as good ones, that of the largest likelihood.
 
     Args:
         gram: [N, N] products of vectors of a mean length of 1.
@@ -127,14 +126,17 @@ def choose_cost(
         >>> choice.accuracies[choice.cost], choice.scale > 1
         (1.0, True)
     """
+    from scipy.special import log_softmax  # type: ignore[import-untyped]
+
     fold = stratified_folds(_strata(targets), min(FOLDS, len(targets)), np.random.default_rng([seed, 1]))
-    tried: list[tuple[float, float, float, float]] = []  # accuracy, minus the loss, minus the cost, scale
+    tried: list[tuple[float, float, float, float]] = []  # accuracy, log likelihood, minus the cost, scale
     for cost in COSTS:
         scores, labels = _answers(fold_scores(gram, targets, fold, cost, progress=progress), targets, multi_label)
         if len(labels):
             scale = probability_scale(scores, labels)
             accuracy = float((scores.argmax(1) == labels).mean())
-            tried.append((accuracy, -log_loss(scale * scores, labels), -cost, scale))
+            likelihood = float(log_softmax(scale * scores, axis=1)[np.arange(len(labels)), labels].mean())
+            tried.append((accuracy, likelihood, -cost, scale))
     if not tried:  # no class has two rows: nothing can be said of rows that were not learned from
         return SVMChoice(COST, 1.0, {}, 0)
     _, _, cost, scale = max(tried)
@@ -160,8 +162,6 @@ def stratified_folds(labels: npt.ArrayLike, folds: int, rng: np.random.Generator
         ([3, 3], [0, 1])
     """
     given = np.asarray(labels)
-    if folds < 2 or len(given) < folds:
-        raise ValueError(f"expected at least 2 folds, and an image for each: got {folds} folds of {len(given)} images")
     order = rng.permutation(len(given))
     order = order[np.argsort(given[order], kind="stable")]  # class after class, in random order within
     fold = np.empty(len(given), np.int64)
@@ -259,10 +259,6 @@ def mean_interval(values: npt.ArrayLike, folds: int, *, pairs: int = 1) -> tuple
     from scipy.stats import t  # type: ignore[import-untyped]  # takes a while to import
 
     given = np.asarray(values, np.float64)
-    if given.ndim != 1 or len(given) < 2 or folds < 2 or pairs < 1:
-        raise ValueError(
-            f"expected at least 2 values, 2 folds and 1 pair: got {list(given.shape)} values, {folds} and {pairs}"
-        )
     deviation = float(np.sqrt((1 / len(given) + 1 / (folds - 1)) * given.var(ddof=1)))
     reach = float(t.ppf(1 - (1 - CONFIDENCE) / 2 / pairs, len(given) - 1)) * deviation
     return float(given.mean()) - reach, float(given.mean()) + reach
@@ -287,18 +283,12 @@ def probability_scale(scores: npt.ArrayLike, labels: npt.ArrayLike) -> float:
         True
     """
     from scipy.optimize import minimize_scalar  # type: ignore[import-untyped]
-    from scipy.special import log_softmax  # type: ignore[import-untyped]
+    from scipy.special import log_softmax
 
     given, truth = np.asarray(scores, np.float64), np.asarray(labels, np.int64)
-    if given.ndim != 2 or truth.shape != given.shape[:1]:
-        raise ValueError(
-            f"expected scores [N, K] and labels [N], got shapes {list(given.shape)} and {list(truth.shape)}"
-        )
     if not len(given):
         return SCALES[0]
     answered, every = np.isfinite(given), np.arange(len(given))
-    if not answered[every, truth].all():
-        raise ValueError("expected scores that are finite for the rows' own classes")
 
     def loss(log_scale: float) -> float:
         logs = log_softmax(np.exp(log_scale) * given, axis=1)
@@ -307,23 +297,6 @@ def probability_scale(scores: npt.ArrayLike, labels: npt.ArrayLike) -> float:
 
     found = minimize_scalar(loss, bounds=np.log(SCALES), method="bounded", options={"xatol": 1e-9})
     return float(np.clip(np.exp(found.x), *SCALES))
-
-
-def log_loss(logits: npt.ArrayLike, labels: npt.ArrayLike) -> float:
-    """The mean of minus the logarithm of the probability that softmax gives the labels.
-
-    Args:
-        logits: [N, K], N at least 1.
-        labels: [N] in 0..K-1.
-
-    Example:
-        >>> round(log_loss([[0.0, 0.0]], [1]), 4)  # ln 2
-        0.6931
-    """
-    from scipy.special import log_softmax
-
-    logs = log_softmax(np.asarray(logits, np.float64), axis=1)
-    return float(-logs[np.arange(len(logs)), np.asarray(labels, np.int64)].mean())
 
 
 def _answers(

@@ -131,8 +131,6 @@ def solve_gram(
         >>> (rows @ rows.T @ coefficients + biases).round(2).tolist()
         [[1.0, -1.0], [-1.0, 1.0]]
     """
-    if gram.ndim != 2 or gram.shape[0] != gram.shape[1]:
-        raise ValueError(f"expected gram [N, N], got shape {list(gram.shape)}")
     signs, costs = _signs_and_costs(targets, len(gram), cost)
     coefficients, gaps = _newton(gram.astype(np.float32) + 1, signs, costs, tolerance)
     _warn(gaps, tolerance, f"{MAX_STEPS} steps", cost)
@@ -169,7 +167,10 @@ def _newton(
     gaps = np.full(len(left), np.inf)
     for _ in range(MAX_STEPS):
         y, c, a, f = signs[:, left], costs[:, left], coefficients[:, left], scores[:, left]
-        a, f = _step(y, c, a, f, *_newton_direction(products, y, c, a, f))
+        change, f_change = _newton_direction(products, y, c, a, f)
+        tried = [_objective(y, c, a + share * change, f + share * f_change) for share in SHARES]
+        best = SHARES[np.argmin(tried, 0)]  # as much of the step as helps each class most
+        a, f = a + best * change, f + best * f_change  # scores change in proportion
         coefficients[:, left], scores[:, left] = a, f
         gaps[left] = _gap(products, y, c, a, f)
         left = left[gaps[left] > tolerance]
@@ -207,14 +208,6 @@ def _newton_direction(
         turn = np.where(going, square / np.where(going, before, 1), 0).astype(np.float32)
         direction, direction_scores = residual + turn * direction, scores + turn * direction_scores
     return change, change_scores
-
-
-def _step(
-    y: FloatArray, c: FloatArray, a: FloatArray, f: FloatArray, change: FloatArray, f_change: FloatArray
-) -> tuple[FloatArray, FloatArray]:
-    """As much of the change as helps each class most; its scores change in proportion."""
-    best = SHARES[np.argmin([_objective(y, c, a + share * change, f + share * f_change) for share in SHARES], 0)]
-    return a + best * change, f + best * f_change
 
 
 def _objective(y: FloatArray, c: FloatArray, a: FloatArray, f: FloatArray) -> npt.NDArray[np.float64]:

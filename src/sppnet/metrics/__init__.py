@@ -12,23 +12,19 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-FloatArray = npt.NDArray[np.float64]
-IntArray = npt.NDArray[np.int64]
-BoolArray = npt.NDArray[np.bool_]
-ImageArrays = tuple[
-    npt.ArrayLike, npt.ArrayLike, npt.ArrayLike
-]  # boxes, scores, labels; or gt_boxes, gt_labels, difficult
+# Of one image: boxes, scores, labels; or gt_boxes, gt_labels, difficult.
+ImageArrays = tuple[npt.ArrayLike, npt.ArrayLike, npt.ArrayLike]
 
 
 class JudgedImage(NamedTuple):
     """The detections and the ground truth of one image, as arrays that agree."""
 
-    boxes: FloatArray  # [D, 4] half-open xyxy; float64 is exact for the integer boxes of data sets
-    scores: FloatArray  # [D] finite
-    labels: IntArray  # [D] 1..K
-    gt_boxes: FloatArray  # [G, 4]
-    gt_labels: IntArray  # [G] 1..K
-    difficult: BoolArray  # [G]
+    boxes: np.ndarray  # [D, 4] float64, half-open xyxy; exact for the integer boxes of data sets
+    scores: np.ndarray  # [D] float64, finite
+    labels: np.ndarray  # [D] int64, 1..K
+    gt_boxes: np.ndarray  # [G, 4] float64
+    gt_labels: np.ndarray  # [G] int64, 1..K
+    difficult: np.ndarray  # [G] bool
 
 
 def checked_image(found: ImageArrays, truth: ImageArrays, num_classes: int | None = None) -> JudgedImage:
@@ -67,21 +63,20 @@ def checked_images(
     detections: Sequence[ImageArrays], ground_truth: Sequence[ImageArrays], num_classes: int
 ) -> list[JudgedImage]:
     """`checked_image` of every image; a ValueError where there are not as many detections as ground truths."""
-    if (count := len(detections)) != len(ground_truth):
-        raise ValueError(
-            f"expected detections and ground truth of the same images, got {count} and {len(ground_truth)}"
-        )
+    if len(detections) != len(ground_truth):
+        counts = f"{len(detections)} and {len(ground_truth)}"
+        raise ValueError(f"expected detections and ground truth of the same images, got {counts}")
     return [checked_image(*pair, num_classes) for pair in zip(detections, ground_truth, strict=True)]
 
 
-def check_labels(field: str, labels: IntArray, num_classes: int) -> None:
+def check_labels(field: str, labels: np.ndarray, num_classes: int) -> None:
     """A ValueError where a label is not in 1..num_classes; ``field`` is what the message calls them."""
     wrong = labels[(labels < 1) | (labels > num_classes)]
     if wrong.size:
         raise ValueError(f"{field}: expected 1..{num_classes}, as there are {num_classes} class names, got {wrong[0]}")
 
 
-def overlaps(boxes1: npt.ArrayLike, boxes2: npt.ArrayLike) -> FloatArray:
+def overlaps(boxes1: npt.ArrayLike, boxes2: npt.ArrayLike) -> np.ndarray:
     """Intersection over union of every pair of boxes [A, 4] and [B, 4]: [A, B] float64; 0 where either has no area.
 
     Example:
@@ -95,11 +90,11 @@ def overlaps(boxes1: npt.ArrayLike, boxes2: npt.ArrayLike) -> FloatArray:
     return np.divide(shared, whole, out=np.zeros_like(shared), where=whole > 0)
 
 
-def json_number(value: float) -> float | None:
-    """Four decimals; None for NaN, which JSON does not have.
+def rounded(value: float) -> float | None:
+    """Four decimals, for JSON; None for NaN, which that does not have.
 
     Example:
-        >>> json_number(1 / 3), json_number(math.nan)
+        >>> rounded(1 / 3), rounded(math.nan)
         (0.3333, None)
     """
     return None if math.isnan(value) else round(float(value), 4)
@@ -116,7 +111,7 @@ def known_mean(values: Sequence[float]) -> float:
     return sum(known) / len(known) if known else math.nan
 
 
-def _box_array(field: str, boxes: npt.ArrayLike) -> FloatArray:
+def _box_array(field: str, boxes: npt.ArrayLike) -> np.ndarray:
     array = np.asarray(boxes, np.float64)
     array = array.reshape(0, 4) if array.size == 0 else array
     if array.ndim != 2 or array.shape[1] != 4:

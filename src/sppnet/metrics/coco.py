@@ -16,16 +16,10 @@ from typing import Any
 import numpy as np
 
 from sppnet.errors import UserError
-from sppnet.metrics import ImageArrays, checked_images, json_number, shown
+from sppnet.metrics import ImageArrays, checked_images, rounded, shown
 
-_PARTS = {
-    "ap": "map",
-    "ap50": "map_50",
-    "ap75": "map_75",
-    "small": "map_small",
-    "medium": "map_medium",
-    "large": "map_large",
-}
+_SIZES = ("small", "medium", "large")
+_PARTS = {"ap": "map", "ap50": "map_50", "ap75": "map_75"} | {size: f"map_{size}" for size in _SIZES}
 
 
 @dataclass(frozen=True)
@@ -53,8 +47,8 @@ class CocoResult:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for ``json.dumps``; what cannot be measured is None."""
         return {
-            "coco": {name: json_number(getattr(self, name)) for name in _PARTS},
-            "classes": {name: json_number(ap) for name, ap in self.classes.items()},
+            "coco": {name: rounded(getattr(self, name)) for name in _PARTS},
+            "classes": {name: rounded(ap) for name, ap in self.classes.items()},
         }
 
     def table(self) -> str:
@@ -65,9 +59,8 @@ class CocoResult:
             AP     AP50   AP75   small  medium large
             0.500  1.000  0.250  -      0.500  -
         """
-        heads = ("AP", "AP50", "AP75", "small", "medium", "large")
         values = (shown(getattr(self, name)) for name in _PARTS)
-        rows = ("".join(f"{cell:<7}" for cell in row).rstrip() for row in (heads, values))
+        rows = ("".join(f"{cell:<7}" for cell in row).rstrip() for row in (("AP", "AP50", "AP75", *_SIZES), values))
         return "\n".join(rows)
 
 
@@ -123,10 +116,8 @@ def _metric() -> Any:
         import faster_coco_eval  # type: ignore[import-untyped]  # noqa: F401
         from torchmetrics.detection import MeanAveragePrecision
     except ImportError as error:
-        raise UserError(
-            f"COCO's average precision needs torchmetrics and faster-coco-eval ({error}); "
-            "install them: pip install torchmetrics faster-coco-eval"
-        ) from error
+        needs = f"COCO's average precision needs torchmetrics and faster-coco-eval ({error})"
+        raise UserError(f"{needs}; install them: pip install torchmetrics faster-coco-eval") from error
     metric = MeanAveragePrecision(class_metrics=True, backend="faster_coco_eval")
     metric.warn_on_many_detections = False
     return metric

@@ -19,9 +19,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from sppnet.metrics import ImageArrays, JudgedImage, checked_images, json_number, known_mean, overlaps
+from sppnet.metrics import ImageArrays, JudgedImage, checked_images, known_mean, overlaps, rounded
 from sppnet.metrics.voc import IGNORED, TRUE_POSITIVE, average_precision, match_image
 
 KINDS = ("localisation", "other class", "background", "missed")
@@ -108,10 +107,9 @@ class DetectionErrors:
         lines = [f"{'class':{width}}  objects  correct  localisation  other class  background  missed  costs most"]
         for row in rows:
             correct, localised, other, background = row.shares()
-            shares = (
-                f"{correct:>7}  {localised:>12}  {other:>11}  {background:>10}  {_share(row.missed, row.n_objects):>6}"
-            )
-            lines.append(f"{row.name:{width}}  {row.n_objects:7}  {shares}  {_costliest(row)}")
+            shares = f"{correct:>7}  {localised:>12}  {other:>11}  {background:>10}"
+            missed = f"{_share(row.missed, row.n_objects):>6}"
+            lines.append(f"{row.name:{width}}  {row.n_objects:7}  {shares}  {missed}  {_costliest(row)}")
         return "\n".join(lines)
 
 
@@ -149,7 +147,7 @@ def detection_errors(
     return DetectionErrors(tuple(classes), float(iou))
 
 
-def _judge(image: JudgedImage, iou: float) -> tuple[npt.NDArray[Any], ...]:
+def _judge(image: JudgedImage, iou: float) -> tuple[np.ndarray, ...]:
     """Of one image's detections: scores, labels, kinds (-1: not counted), the class that each was confused with."""
     outcomes = match_image(image, iou)
     kinds, others = np.full(len(image.labels), _BACKGROUND), np.zeros(len(image.labels), np.int64)
@@ -166,29 +164,21 @@ def _judge(image: JudgedImage, iou: float) -> tuple[npt.NDArray[Any], ...]:
 
 
 def _class_errors(
-    name: str, kinds: npt.NDArray[Any], others: npt.NDArray[Any], n_objects: int, class_names: Sequence[str]
+    name: str, kinds: np.ndarray, others: np.ndarray, n_objects: int, class_names: Sequence[str]
 ) -> ClassErrors:
     """From one class's detections by falling score."""
     first = kinds[:n_objects]
-    counts = np.bincount(first, minlength=4).tolist()
+    correct, localisation, other, background = np.bincount(first, minlength=4).tolist()
     taken = np.bincount(others[:n_objects][first == _OTHER], minlength=len(class_names) + 1)
     missed = n_objects - int((kinds == _CORRECT).sum())
     without = {kind: _ap(kinds[kinds != code], n_objects) for code, kind in enumerate(KINDS[:3], start=_LOCALISATION)}
-    return ClassErrors(
-        name=name,
-        n_objects=n_objects,
-        correct=counts[_CORRECT],
-        localisation=counts[_LOCALISATION],
-        other_class=counts[_OTHER],
-        background=counts[_BACKGROUND],
-        missed=missed,
-        confused_with={class_names[k - 1]: int(taken[k]) for k in np.argsort(-taken, kind="stable") if taken[k]},
-        ap=_ap(kinds, n_objects),
-        ap_without=without | {"missed": _ap(kinds, (n_objects - missed) or n_objects)},
-    )
+    without["missed"] = _ap(kinds, (n_objects - missed) or n_objects)
+    confused = {class_names[k - 1]: int(taken[k]) for k in np.argsort(-taken, kind="stable") if taken[k]}
+    counts = correct, localisation, other, background, missed
+    return ClassErrors(name, n_objects, *counts, confused, _ap(kinds, n_objects), without)
 
 
-def _ap(kinds: npt.NDArray[Any], n_objects: int) -> float:
+def _ap(kinds: np.ndarray, n_objects: int) -> float:
     if not n_objects:
         return math.nan
     right = np.cumsum(kinds == _CORRECT)
@@ -206,8 +196,8 @@ def _entry(errors: ClassErrors) -> dict[str, Any]:
     return {
         "objects": errors.n_objects,
         **{field: getattr(errors, field) for field in counts},
-        "ap": json_number(errors.ap),
-        "ap_without": {kind: json_number(value) for kind, value in errors.ap_without.items()},
+        "ap": rounded(errors.ap),
+        "ap_without": {kind: rounded(value) for kind, value in errors.ap_without.items()},
     }
 
 

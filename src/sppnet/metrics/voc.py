@@ -20,18 +20,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from sppnet.metrics import (
-    FloatArray,
-    ImageArrays,
-    JudgedImage,
-    check_labels,
-    checked_image,
-    checked_images,
-    json_number,
-    known_mean,
-    overlaps,
-    shown,
-)
+from sppnet.metrics import ImageArrays, JudgedImage, check_labels, checked_images, known_mean, overlaps, rounded, shown
 
 TRUE_POSITIVE, FALSE_POSITIVE, IGNORED = 1, 0, -1  # what became of a detection
 
@@ -49,9 +38,9 @@ class ClassResult:
     ap_area: float
     n_objects: int  # difficult ones not counted
     n_detections: int  # all, those on difficult objects too
-    scores: FloatArray
-    precision: FloatArray
-    recall: FloatArray
+    scores: np.ndarray
+    precision: np.ndarray
+    recall: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,14 +67,12 @@ class VocResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for ``json.dumps``; what cannot be measured is None."""
-        return {
-            "map": {"voc07": json_number(self.map07), "area": json_number(self.map_area)},
-            "iou": self.iou,
-            "classes": {
-                of.name: {"voc07": json_number(of.ap07), "area": json_number(of.ap_area), "objects": of.n_objects}
-                for of in self.classes
-            },
+        classes = {
+            of.name: {"voc07": rounded(of.ap07), "area": rounded(of.ap_area), "objects": of.n_objects}
+            for of in self.classes
         }
+        means = {"voc07": rounded(self.map07), "area": rounded(self.map_area)}
+        return {"map": means, "iou": self.iou, "classes": classes}
 
     def table(self) -> str:
         """A table for people: a line for each class, the mean in the last; "-" where a class has no objects.
@@ -138,9 +125,7 @@ def average_precision(recall: npt.ArrayLike, precision: npt.ArrayLike, rule: Lit
         shapes = f"{list(recall.shape)} and {list(precision.shape)}"
         raise ValueError(f"expected recall and precision of one length [D], got {shapes}")
     if np.any(np.diff(recall) < 0):
-        raise ValueError(
-            "recall: expected values that never fall along the curve; sort the detections by falling score"
-        )
+        raise ValueError("recall: expected values that never fall along the curve; sort detections by falling score")
     if rule not in ("voc07", "area"):
         raise ValueError(f'rule: expected "voc07" or "area", got {rule!r}')
     envelope = np.maximum.accumulate(precision[::-1])[::-1]  # the largest precision from each point on
@@ -150,37 +135,13 @@ def average_precision(recall: npt.ArrayLike, precision: npt.ArrayLike, rule: Lit
     return float(np.append(envelope, 0.0)[reached].sum() / 11)
 
 
-def match_detections(detections: ImageArrays, ground_truth: ImageArrays, iou: float = 0.5) -> npt.NDArray[np.int8]:
-    """Judge the detections of one image by the devkit's rule; all classes at once, each by itself.
-
-    Args:
-        detections: boxes [D, 4] half-open xyxy, scores [D] finite, labels [D] 1..K. Any order; D may be 0.
-        ground_truth: gt_boxes [G, 4], gt_labels [G] 1..K, difficult [G] bool. G may be 0.
-        iou: the least intersection over union that counts as found, above 0 and at most 1; reaching it is enough.
-
-    Returns:
-        [D] int8 in the order of ``detections``: TRUE_POSITIVE (1), FALSE_POSITIVE (0) or IGNORED (-1).
-        Of equal scores the one given first comes first; of objects with equal IoU the first is looked at.
-
-    Raises:
-        ValueError: arrays that do not agree, scores that are not finite, or an ``iou`` out of range.
-
-    Example:
-        >>> truth = ([[0, 0, 10, 10], [50, 50, 60, 60]], [1, 1], [False, True])
-        >>> boxes = [[0, 0, 10, 10], [0, 0, 10, 9], [50, 50, 60, 60], [90, 90, 99, 99]]
-        >>> match_detections((boxes, [0.9, 0.8, 0.7, 0.6], [1, 1, 1, 1]), truth).tolist()
-        [1, 0, -1, 0]
-    """
-    return match_image(checked_image(detections, ground_truth), iou)
-
-
 def evaluate_voc(
     detections: Sequence[ImageArrays], ground_truth: Sequence[ImageArrays], class_names: Sequence[str], iou: float = 0.5
 ) -> VocResult:
     """Average precision of every class over a set of images.
 
     Args:
-        detections: for each image (boxes [D, 4], scores [D], labels [D]), as `match_detections` takes them.
+        detections: for each image (boxes [D, 4] half-open xyxy, scores [D] finite, labels [D] 1..K), in any order.
         ground_truth: for each image, in the same order, (gt_boxes [G, 4], gt_labels [G], difficult [G]).
         class_names: K of them; label k is ``class_names[k - 1]``.
         iou: the least intersection over union that counts as found.
@@ -255,8 +216,27 @@ def evaluate_voc_images(
     return VocResult(tuple(classes), 0.0)
 
 
-def match_image(image: JudgedImage, iou: float) -> npt.NDArray[np.int8]:
-    """`match_detections` on checked arrays."""
+def match_image(image: JudgedImage, iou: float) -> np.ndarray:
+    """Judge the detections of one image by the devkit's rule; all classes at once, each by itself.
+
+    Args:
+        image: of `sppnet.metrics.checked_image`; there may be no detections, and no objects.
+        iou: the least intersection over union that counts as found, above 0 and at most 1; reaching it is enough.
+
+    Returns:
+        [D] int8 in the order of the detections: TRUE_POSITIVE (1), FALSE_POSITIVE (0) or IGNORED (-1).
+        Of equal scores the one given first comes first; of objects with equal IoU the first is looked at.
+
+    Raises:
+        ValueError: an ``iou`` out of range.
+
+    Example:
+        >>> from sppnet.metrics import checked_image
+        >>> truth = ([[0, 0, 10, 10], [50, 50, 60, 60]], [1, 1], [False, True])
+        >>> boxes = [[0, 0, 10, 10], [0, 0, 10, 9], [50, 50, 60, 60], [90, 90, 99, 99]]
+        >>> match_image(checked_image((boxes, [0.9, 0.8, 0.7, 0.6], [1, 1, 1, 1]), truth), iou=0.5).tolist()
+        [1, 0, -1, 0]
+    """
     outcomes = np.full(len(image.boxes), FALSE_POSITIVE, np.int8)
     if not 0 < iou <= 1:
         raise ValueError(f"iou: expected above 0 and at most 1, got {iou}")
@@ -274,20 +254,13 @@ def match_image(image: JudgedImage, iou: float) -> npt.NDArray[np.int8]:
     return outcomes
 
 
-def _class_result(name: str, scores: FloatArray, outcomes: npt.NDArray[np.int8], n_objects: int) -> ClassResult:
+def _class_result(name: str, scores: np.ndarray, outcomes: np.ndarray, n_objects: int) -> ClassResult:
     """From the judged detections of one class to its curve and its average precisions."""
     counted = np.flatnonzero(outcomes != IGNORED)
     counted = counted[np.argsort(-scores[counted], kind="stable")]
     right = np.cumsum(outcomes[counted] == TRUE_POSITIVE)
     precision = right / np.arange(1, len(counted) + 1)
     recall = right / n_objects if n_objects else np.full(len(counted), np.nan)
-    return ClassResult(
-        name=name,
-        ap07=average_precision(recall, precision, "voc07") if n_objects else math.nan,
-        ap_area=average_precision(recall, precision, "area") if n_objects else math.nan,
-        n_objects=n_objects,
-        n_detections=len(scores),
-        scores=scores[counted],
-        precision=precision,
-        recall=recall,
-    )
+    ap07 = average_precision(recall, precision, "voc07") if n_objects else math.nan
+    ap_area = average_precision(recall, precision, "area") if n_objects else math.nan
+    return ClassResult(name, ap07, ap_area, n_objects, len(scores), scores[counted], precision, recall)

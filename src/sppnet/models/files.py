@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import subprocess
 import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from textwrap import shorten
+from typing import Any, get_args, get_origin, get_type_hints
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -32,12 +34,12 @@ from sppnet.models.sppnet import Architecture, DetectionSettings, SPPNet, build_
 
 FORMAT, FIRST_FORMAT = "sppnet/2", "sppnet/1"
 LINEAR_HEADS = ("weights", "biases", "scale")  # of SVMs and ridge regressors: these tensors keep their precision
-# Of a model, each an object in the metadata; here examples, whose fields show what is expected.
-SETTINGS: dict[str, Any] = {
-    "architecture": Architecture(("",)),
-    "preprocess": Preprocess(),
-    "detection": DetectionSettings(),
-    "geometry": Geometry(1, 0.5),
+# Of a model, each an object in the metadata.
+SETTINGS: dict[str, type[Any]] = {
+    "architecture": Architecture,
+    "preprocess": Preprocess,
+    "detection": DetectionSettings,
+    "geometry": Geometry,
 }
 
 
@@ -95,15 +97,23 @@ def load(model: str | Path, device: str | torch.device = "cpu") -> SPPNet:
             described, tensors = _first_format(metadata, tensors)
         else:
             described = {name: json.loads(metadata[name]) for name in SETTINGS}
-        net = build_model(**{name: _settings(SETTINGS[name], fields) for name, fields in described.items()})
-        net.record = json.loads(metadata.get("training", "{}"))
-    except (KeyError, TypeError, ValueError) as error:
-        reason = f"that this version cannot build ({error}): install what that names, or update sppnet"
+        settings = {name: _settings(SETTINGS[name], fields) for name, fields in described.items()}
+        with torch.device("meta"):  # takes no memory, whatever widths are claimed
+            expected = {name: value.shape for name, value in build_model(**settings).state_dict().items()}
+        record = json.loads(metadata.get("training", "{}"))
+    except (KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
+        found = shorten(str(error), 200, placeholder=" ...")
+        reason = f"that this version cannot build ({found}): install what that names, or update sppnet"
         raise ModelError(f"{path} describes a model {reason}") from error
-    try:
-        net.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise ModelError(f"{path} is damaged: its weights do not fit its description; get the file again") from error
+    if expected != {name: value.shape for name, value in tensors.items()}:
+        raise ModelError(f"{path} is damaged: its weights do not fit its description; get the file again")
+    net = build_model(**settings)
+    net.record = record
+    if not all(value.isfinite().all() for value in tensors.values()):
+        raise ModelError(
+            f"{path} is damaged: some of its weights are not finite numbers; get the file again, or train anew"
+        )
+    net.load_state_dict(tensors)
     net.eval().to(device)
     net.backbone.to(memory_format=torch.channels_last)
     return net
@@ -156,15 +166,26 @@ def _stored(name: str, value: Tensor) -> Tensor:
     return half if half.isfinite().all() else value  # twice the bytes, for a tensor with a weight beyond 65504
 
 
-def _settings(example: Any, fields: Any) -> Any:
+def _settings(kind: type[Any], fields: Any) -> Any:
     """From what JSON holds; a TypeError where a field is unknown, or of another kind than expected."""
     if not isinstance(fields, dict):
-        raise TypeError(f"its {type(example).__name__.lower()} is not an object with fields")
+        raise TypeError(f"its {kind.__name__.lower()} is not an object with fields")
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+    hints = get_type_hints(kind)
     for name, value in values.items():
-        if type(value) is not type(getattr(example, name, None)):
-            raise TypeError(f"{name} is {value!r}")
-    return type(example)(**values)
+        if name not in hints or not _fits(value, hints[name]):
+            raise TypeError(f"{name} is {shorten(repr(value), 100, placeholder=' ...')}")
+    return kind(**values)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value of JSON is of a field's type: a word, a number, or a list of these. No number is NaN or infinite."""
+    if get_origin(hint) is tuple:
+        of, *rest = get_args(hint)
+        return (
+            isinstance(value, tuple) and rest in ([...], [of] * (len(value) - 1)) and all(_fits(v, of) for v in value)
+        )
+    return type(value) is hint and (hint is not float or math.isfinite(value))
 
 
 def _first_format(
@@ -179,7 +200,7 @@ def _first_format(
     if regression == "ridge-pooled":
         raise ValueError("ridge regression on pooled windows is no longer supported: train it with 'sppnet train svm'")
     described: dict[str, dict[str, Any]] = {
-        part: {name: old[name] for name in dataclasses.asdict(SETTINGS[part]) if name in old}
+        part: {name: old[name] for name in SETTINGS[part].__dataclass_fields__ if name in old}
         for part in ("architecture", "preprocess", "detection")
     }
     described["architecture"] |= {

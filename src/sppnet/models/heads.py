@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sppnet.models.networks import draw_normal
 from sppnet.results import ScoreKind
 
 # Spread of box deltas among foreground windows: divided by it, they vary by about 1 (arXiv:1504.08083).
@@ -161,7 +162,7 @@ class BoxRegressor(nn.Module):
         self.shared, self.per_class = nn.Linear(width, 4), nn.Linear(width, 4 * num_classes)
         self.residual = nn.Linear(4, 4, bias=False)
         for linear in (self.shared, self.per_class, self.residual):
-            nn.init.normal_(linear.weight, std=0.001)
+            draw_normal(linear.weight, 0.001)
         for linear in (self.shared, self.per_class):
             nn.init.zeros_(linear.bias)
 

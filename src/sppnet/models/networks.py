@@ -134,11 +134,17 @@ def _net(*layers: nn.Conv2d | nn.MaxPool2d | WithinChannelLRN) -> nn.Sequential:
             number += 1
             net.add_module(f"conv{number}", layer)
             net.add_module(f"relu{number}", nn.ReLU())
-            nn.init.normal_(layer.weight, std=WEIGHT_STD)
+            draw_normal(layer.weight, WEIGHT_STD)
             nn.init.constant_(cast(Tensor, layer.bias), BIASES[number])
         else:
             net.add_module(f"{'pool' if isinstance(layer, nn.MaxPool2d) else 'norm'}{number}", layer)
     return net
+
+
+def draw_normal(weight: Tensor, std: float) -> None:
+    """Normal random weights, in place; none for an outline without numbers, as that would import torch's tracing."""
+    if not weight.is_meta:
+        nn.init.normal_(weight, std=std)
 
 
 def _conv_norm(in_channels: int, out_channels: int, kernel: int, stride: int, folded: bool) -> nn.Sequential:

@@ -20,6 +20,7 @@ from sppnet.errors import SettingsError
 ResizeMode = Literal["keep-aspect", "warp", "crop", "letterbox"]
 RESIZE_MODES: tuple[ResizeMode, ...] = get_args(ResizeMode)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+LONGEST_SIDE = 20_000  # pixels: far more is a slip, and would take all memory
 LONGEST_CROPPED = 4  # only the middle of a longer image is resized: a crop of 30000 x 10 would take 450 MB on the way
 
 
@@ -37,7 +38,7 @@ class Preprocess:
         smallest_side: pixels; no side becomes shorter, even where that distorts the image: what the backbone needs.
 
     Raises:
-        SettingsError: a side below 1, no such mode, or a fixed size of images at their own shape.
+        SettingsError: a side below 1 or above 20000, no such mode, a ``std`` of 0, or a fixed size of images at their own shape.
 
     Source: arXiv:1406.4729, figure 1: cropping loses content, warping its shape.
 
@@ -56,8 +57,11 @@ class Preprocess:
     smallest_side: int = 1
 
     def __post_init__(self) -> None:
-        if min(self.short_side, self.long_side) < 1:
-            raise SettingsError(f"sides must be at least 1 pixel: got {self.short_side} and {self.long_side}")
+        sides = (self.short_side, self.long_side, self.smallest_side)
+        if not 1 <= min(sides) <= max(sides) <= LONGEST_SIDE:
+            raise SettingsError(f"sides must be 1 to {LONGEST_SIDE} pixels: got {self.short_side} and {self.long_side}")
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+            raise SettingsError(f"mean and std must be three numbers each, std above 0: got {self.mean} and {self.std}")
         if self.resize_mode not in RESIZE_MODES:
             raise SettingsError(f"resize mode must be one of {', '.join(RESIZE_MODES)}: got {self.resize_mode!r}")
         if self.fixed_size and self.resize_mode == "keep-aspect":

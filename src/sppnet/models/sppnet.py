@@ -35,7 +35,7 @@ from sppnet.models.heads import (
 )
 from sppnet.models.mixed_batch import mixed_features, own_windows
 from sppnet.models.precision import autocast
-from sppnet.models.preprocess import Preprocess
+from sppnet.models.preprocess import LONGEST_SIDE, Preprocess
 from sppnet.ops.pyramid_pool import pyramid_pool
 
 WINDOW_CHUNK = 4096  # bounds the memory of pooled windows: 4096 x 50 bins x 512 channels is 210 MB in half precision
@@ -59,7 +59,7 @@ class Architecture:
         unit_length: whether head features are divided by their length: linear SVMs on the pyramid of whole images.
 
     Raises:
-        SettingsError: an unknown head, a level or width below 1, or ranks that do not fit the layers.
+        SettingsError: no class names, or one twice; an unknown head, a level or width below 1, or ranks that do not fit the layers.
     """
 
     class_names: tuple[str, ...]
@@ -75,6 +75,8 @@ class Architecture:
     unit_length: bool = False
 
     def __post_init__(self) -> None:
+        if not all(self.class_names) or not 0 < len(set(self.class_names)) == len(self.class_names):
+            raise SettingsError(f"expected class names, each once: got {self.class_names}")
         for name, known in (("window_classifier", ("softmax", "svm")), ("box_regressor", ("network", "ridge"))):
             if getattr(self, name) not in known:
                 raise SettingsError(f"{name} must be one of {', '.join(known)}: got {getattr(self, name)!r}")
@@ -95,15 +97,15 @@ class DetectionSettings:
             usual size. None: the short side of `Preprocess` alone.
 
     Raises:
-        SettingsError: a scale below 1.
+        SettingsError: a scale below 1 or above 20000.
     """
 
     proposals: str = "selective-search"
     scales: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.scales and min(self.scales) < 1:
-            raise SettingsError(f"scales must be short sides of at least 1 pixel: got {self.scales}")
+        if self.scales and not 1 <= min(self.scales) <= max(self.scales) <= LONGEST_SIDE:
+            raise SettingsError(f"scales must be short sides of 1 to {LONGEST_SIDE} pixels: got {self.scales}")
 
 
 class SPPNet(SinglePrecisionBuffers):

@@ -33,7 +33,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sppnet.ops._operator import INTEGERS, NO_WINNERS, infinity_and_nan
+from sppnet.ops._operator import INTEGERS, NO_WINNERS, channels_last, infinity_and_nan
 from sppnet.ops.bins import bin_count, nesting
 
 LARGE_PAGE = 2 << 20  # bytes, on the processors that have them
@@ -51,7 +51,7 @@ def forward(
     features: Tensor, windows: Tensor, levels: Sequence[int], reduce: str, *, keep_winners: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Pooled windows [R, M, C]; and for maxima, where asked for, the cell y * W + x of each [R, M, C] int32, else none."""
-    cells = _channels_last(features)  # [N, H, W, C]
+    cells = channels_last(features)  # [N, H, W, C]
     shape = len(windows), bin_count(levels), features.shape[1]
     parts = _parts(len(windows), features.shape[1])
     rows = windows.contiguous().numpy()
@@ -115,10 +115,6 @@ def _empty(shape: tuple[int, int, int], dtype: torch.dtype) -> Tensor:
     return memory
 
 
-def _channels_last(features: Tensor) -> Tensor:
-    return features.detach().permute(0, 2, 3, 1).contiguous()  # no copy where it is channels last
-
-
 def _parts(tasks: int, channels: int) -> int:
     """Into how many parts the channels are cut, so that there is work for every thread."""
     wanted = -(-4 * torch.get_num_threads() // max(1, tasks))
@@ -153,7 +149,7 @@ if hasattr(os, "register_at_fork"):
 # up to ``last``.
 
 
-def _compiled(function: Callable[..., None], parallel: bool) -> Callable[..., None]:
+def _compiled(function: Callable[..., None], parallel: bool = False) -> Any:
     options = {"parallel": parallel, "nogil": True, "error_model": "numpy"}
     try:
         return numba.njit(function, cache=True, **options)
@@ -161,46 +157,42 @@ def _compiled(function: Callable[..., None], parallel: bool) -> Callable[..., No
         return numba.njit(function, **options)
 
 
-def _one_thread(function: Callable[..., None]) -> Any:
-    return _compiled(function, parallel=False)
-
-
 class _Kernel:
     """A loop compiled twice, each time when first called: for one thread, and for all."""
 
     def __init__(self, function: Any) -> None:
-        self.one_thread = _one_thread(function)
+        self.one_thread = _compiled(function)
         # Under a name of its own: numba's files on disk do not tell one set of options from another.
         named = FunctionType(function.__code__, function.__globals__, f"{function.__name__}_on_all_threads")
         named.__qualname__ = named.__name__
         self.all_threads = _compiled(named, parallel=True)
 
 
-@_one_thread
+@_compiled
 def _copy(target, source):  # type: ignore[no-untyped-def]
     for c in range(target.shape[0]):
         target[c] = source[c]
 
 
-@_one_thread
+@_compiled
 def _fill(target, value):  # type: ignore[no-untyped-def]
     for c in range(target.shape[0]):
         target[c] = value
 
 
-@_one_thread
+@_compiled
 def _add(total, part):  # type: ignore[no-untyped-def]
     for c in range(total.shape[0]):
         total[c] += part[c]
 
 
-@_one_thread
+@_compiled
 def _larger(best, cell):  # type: ignore[no-untyped-def]
     for c in range(best.shape[0]):
         best[c] = cell[c] if cell[c] > best[c] else best[c]
 
 
-@_one_thread
+@_compiled
 def _larger_cell(best, winner, cell, index):  # type: ignore[no-untyped-def]
     for c in range(best.shape[0]):
         better = cell[c] > best[c]
@@ -208,7 +200,7 @@ def _larger_cell(best, winner, cell, index):  # type: ignore[no-untyped-def]
         winner[c] = index if better else winner[c]
 
 
-@_one_thread
+@_compiled
 def _larger_bin(best, winner, finer, its_winner):  # type: ignore[no-untyped-def]
     for c in range(best.shape[0]):
         better = (finer[c] > best[c]) | ((finer[c] == best[c]) & (its_winner[c] < winner[c]))
@@ -272,7 +264,7 @@ def _max(features, windows, plan, parts, pooled, winners):  # type: ignore[no-un
                 best[c] = best[c] if best[c] >= 0 else -best[c] | sign
 
 
-@_one_thread
+@_compiled
 def _add_to_winners(cells, winners, gradient, first, count):  # type: ignore[no-untyped-def]
     for m in range(gradient.shape[0]):
         for c in range(count):

@@ -25,6 +25,11 @@ INTEGERS = {  # dtypes that compiled implementations take, and the integers whos
 NO_WINNERS = (0, 0, 0)  # the shape of the second result where it is not wanted
 
 
+def channels_last(features: Tensor) -> Tensor:
+    """[N, C, H, W] -> [N, H, W, C]; no copy where it is channels last in memory."""
+    return features.detach().permute(0, 2, 3, 1).contiguous()
+
+
 @cache
 def infinity_and_nan(dtype: torch.dtype) -> tuple[int, int]:
     """Their bits: whatever is larger than infinity in magnitude is NaN, of which one stands for all.

@@ -22,7 +22,7 @@ import torch
 import triton
 from torch import Tensor
 
-from sppnet.ops._operator import INTEGERS, infinity_and_nan
+from sppnet.ops._operator import INTEGERS, channels_last, infinity_and_nan
 from sppnet.ops._triton_kernels import _SIDE, _gather_kernel, _key_kernel, _max_kernel, _mean_kernel, _winner_kernel
 from sppnet.ops.bins import bin_count, nesting
 
@@ -51,10 +51,10 @@ def forward(features: Tensor, windows: Tensor, levels: tuple[int, ...], reduce: 
         return pooled
     shape = pooled.shape[1], height, width, channels
     windows = windows.contiguous()
-    magnitude, _, _ = _magnitude_infinity_nan(features.dtype)
+    magnitude = torch.iinfo(INTEGERS[features.dtype]).max
     block = _block(channels, 64 if features.dtype == torch.float64 else 128)  # a tile of 16 cells fits into registers
     with torch.cuda.device_of(features):
-        cells = _keys(features, one_zero=False) if reduce == "max" else _readable(_channels_last(features))
+        cells = _keys(features, one_zero=False) if reduce == "max" else _readable(channels_last(features))
         for level, start, parent, parent_start in nesting(levels):
             grid = len(windows) * level, triton.cdiv(channels, block)
             if reduce == "max":
@@ -131,10 +131,6 @@ def _shares(programs: int, windows: int) -> int:
     return max(1, min(triton.cdiv(_PROGRAMS, programs), windows // 32))
 
 
-def _channels_last(features: Tensor) -> Tensor:
-    return features.detach().permute(0, 2, 3, 1).contiguous()  # [N, H, W, C]; no copy where it is channels last
-
-
 def _magnitude_infinity_nan(dtype: torch.dtype) -> tuple[int, int, int]:
     """As integers: all bits but the sign, and two numbers' bits."""
     return torch.iinfo(INTEGERS[dtype]).max, *infinity_and_nan(dtype)
@@ -151,7 +147,7 @@ def _readable(values: Tensor) -> Tensor:
 
 def _keys(features: Tensor, one_zero: bool) -> Tensor:
     """Ordered integers [N, H, W, C] of a map."""
-    cells = _bits(_channels_last(features))
+    cells = _bits(channels_last(features))
     keys = torch.empty_like(cells)
     numbers = _magnitude_infinity_nan(features.dtype)
     grid = (triton.cdiv(cells.numel(), 1024),)

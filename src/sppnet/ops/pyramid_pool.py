@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.overrides import handle_torch_function, has_torch_function
 
-from sppnet.ops import _operator, _torch
+from sppnet.ops import _export, _operator, _torch
 from sppnet.ops.bins import check_levels, check_windows, whole_windows
 
 IMPLEMENTATIONS = ("auto", "reference", "torch", "numba", "triton", "export")
@@ -61,12 +61,8 @@ def pyramid_pool(
     _check(features, reduce)
     levels = check_levels(levels)
     chosen = _implementation(implementation, features)
-    if chosen == "torch":
-        return _torch.pyramid_pool(features, levels, reduce)
-    if chosen == "export":
-        from sppnet.ops import _export
-
-        return _export.pyramid_pool(features, levels, reduce)
+    if chosen in ("torch", "export"):
+        return (_torch if chosen == "torch" else _export).pyramid_pool(features, levels, reduce)
     if chosen == "reference":
         return _torch.definition(features, whole_windows(features), levels, reduce)
     return _compiled(features, None, levels, reduce)
@@ -127,8 +123,6 @@ def region_pyramid_pool(
         raise ValueError("windows must be the same for all that torch.vmap maps over: got a batch of them")
     chosen = _implementation(implementation, features)
     if chosen == "export":
-        from sppnet.ops import _export
-
         return _export.region_pyramid_pool(features, windows, levels, reduce)
     if chosen in ("torch", "reference"):
         check_windows(windows, features)

@@ -9,7 +9,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from sppnet.data.images import checked_size, content_key, read_image
 from sppnet.errors import SettingsError, UserError
 from sppnet.progress import Progress, no_progress
 from sppnet.proposals.edge_boxes import EdgeBoxes, edge_boxes
-from sppnet.proposals.files import IMPORTED, load_proposals, made_by_import, proposals_path, save_proposals
+from sppnet.proposals.files import IMPORT, IMPORTED, load_proposals, proposals_path, save_proposals
 from sppnet.proposals.selective_search import SelectiveSearch, drop_near_duplicates, selective_search
 
 
@@ -91,10 +91,10 @@ def _starts(length: int, side: float, step: float) -> np.ndarray:
     return np.linspace(0, length - side, math.ceil((length - side) / (side * step) - 1e-9) + 1)
 
 
-METHODS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "selective-search": selective_search,
-    "grid": lambda image: grid_boxes(checked_size(image, "grid")),
-    "edge-boxes": edge_boxes,
+METHODS: dict[str, tuple[Callable[[np.ndarray], np.ndarray], Any]] = {  # with the settings that its boxes depend on
+    "selective-search": (selective_search, SelectiveSearch()),
+    "grid": (lambda image: grid_boxes(checked_size(image, "grid")), Grid()),
+    "edge-boxes": (edge_boxes, EdgeBoxes()),
 }
 NEAR_DUPLICATE_IOU = 0.95  # of the boxes of a union that overlap more, the first stays
 _RULES = 1  # raise when the code begins to give other boxes for the same settings: cached files are then computed anew
@@ -115,10 +115,9 @@ def check_method(method: str) -> tuple[str, ...]:
     """
     parts = tuple(method.split("+"))
     if method != IMPORTED and (set(parts) - set(METHODS) or len(set(parts)) < len(parts)):
-        raise SettingsError(
-            f"no proposals called {method!r}; choose one of: {', '.join(METHODS)}; or several, each once, "
-            f"joined by +, such as selective-search+grid; or {IMPORTED}"
-        )
+        several = "or several, each once, joined by +, such as selective-search+grid"
+        expected = f"choose one of: {', '.join(METHODS)}; {several}; or {IMPORTED}"
+        raise SettingsError(f"no proposals called {method!r}; {expected}")
     return parts
 
 
@@ -130,9 +129,8 @@ def method_settings(method: str) -> dict[str, Any]:
         ['grid', 'method', 'rules']
     """
     if method == IMPORTED:
-        return made_by_import()
-    used: dict[str, Any] = {"selective-search": SelectiveSearch(), "grid": Grid(), "edge-boxes": EdgeBoxes()}
-    settings = {part.replace("-", "_"): asdict(used[part]) for part in check_method(method)}
+        return IMPORT
+    settings = {part.replace("-", "_"): asdict(METHODS[part][1]) for part in check_method(method)}
     return {"method": method, "rules": _RULES} | json.loads(json.dumps(settings))
 
 
@@ -158,7 +156,7 @@ def propose(image: np.ndarray, method: str = "selective-search") -> np.ndarray:
     parts = check_method(method)
     if method == IMPORTED:
         raise UserError("imported proposals are made elsewhere, not computed; give the image's boxes as proposals")
-    found = [METHODS[part](image) for part in parts]
+    found = [METHODS[part][0](image) for part in parts]
     return found[0] if len(found) == 1 else drop_near_duplicates(np.concatenate(found), NEAR_DUPLICATE_IOU)
 
 
@@ -166,10 +164,9 @@ def proposals_for(
     images: Sequence[tuple[str, Path]],
     folder: str | os.PathLike[str],
     method: str = "selective-search",
-    workers: int | None = None,
     progress: Progress = no_progress,
 ) -> tuple[dict[str, Path], dict[str, str]]:
-    """Make sure that every image has its file of proposals; compute the missing ones, several at a time.
+    """Make sure that every image has its file of proposals; compute the missing ones, one on each processor core.
 
     A file made by other settings, for other image content, or damaged, is made anew, so an interrupted run resumes where it
     was. Imported ones are only looked for. Ctrl-C waits for the images in work, and leaves no half-written file.
@@ -178,7 +175,6 @@ def proposals_for(
         images: (image_id, path) of each; ids are unique and name the files.
         folder: where the files lie; made if missing.
         method: as for `propose`.
-        workers: threads; each has one image in memory. None: one for each processor core that this process may use.
         progress: called in this thread after each image.
 
     Returns:
@@ -187,32 +183,28 @@ def proposals_for(
 
     Raises:
         UserError: an unknown method, an id that cannot name a file, or a folder that cannot be written to.
-        ValueError: an image id given twice, or fewer than one worker.
+        ValueError: an image id given twice.
 
     Example:
         >>> proposals_for([("a", Path("no/such.jpg"))], "proposals", "grid")
         ({}, {'a': 'no/such.jpg: no such file'})
     """
     settings = method_settings(method)
-    if workers is not None and workers < 1:
-        raise ValueError(f"proposals_for: workers must be at least 1 or None, got {workers}")
     files = {image_id: proposals_path(folder, image_id) for image_id, _ in images}
     if len(files) < len(images):
         raise ValueError("proposals_for: an image id is given twice; every image needs its own")
 
     errors: dict[str, str] = {}
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    executor = ThreadPoolExecutor(workers or cores, thread_name_prefix="proposals")
+    executor = ThreadPoolExecutor(cv2.getNumberOfCPUs(), "proposals")  # as many as this process may use
     try:
-        tasks = {executor.submit(_ensure, path, files[name], method, settings): name for name, path in images}
-        for done, task in enumerate(as_completed(tasks), start=1):
-            if error := task.result():
-                errors[tasks[task]] = error
+        results = executor.map(lambda of: _ensure(of[1], files[of[0]], method, settings), images)
+        for done, (image_id, error) in enumerate(zip(files, results, strict=True), start=1):
+            if error:
+                errors[image_id] = error
             progress("proposals", done, len(images))
     finally:
-        executor.shutdown(wait=True, cancel_futures=True)
-    usable = {image_id: file for image_id, file in files.items() if image_id not in errors}
-    return usable, {image_id: errors[image_id] for image_id in files if image_id in errors}
+        executor.shutdown(cancel_futures=True)
+    return {image_id: file for image_id, file in files.items() if image_id not in errors}, errors
 
 
 def proposals_of(data: DetectionData, method: str, cache: Path, progress: Progress = no_progress) -> list[np.ndarray]:
@@ -254,7 +246,3 @@ def _is_made_by(file: Path, wanted: dict[str, Any]) -> bool:
     except UserError:
         return False
     return all(made_by.get(key) == value for key, value in wanted.items())
-
-
-# A plain grid: no look at the pixels, so it costs nothing. Alone it finds less than selective search; added to it, it finds the
-# small and the weakly outlined objects that regions miss.

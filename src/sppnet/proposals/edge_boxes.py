@@ -9,7 +9,6 @@ random forest instead.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import cv2
 import numpy as np
@@ -112,10 +111,9 @@ def _search(view: np.ndarray, settings: EdgeBoxes) -> np.ndarray:
     if (height, width) != size:
         part = cv2.resize(part, (width, height), interpolation=cv2.INTER_AREA)
     strength, direction = edge_map(part, settings.smoothing)
-    most: dict[str, Any] = {"maxBoxes": settings.max_boxes, "maxAspectRatio": settings.widest_aspect}
-    search = cv2.ximgproc.createEdgeBoxes(
-        alpha=settings.step, beta=settings.nms_iou, minBoxArea=settings.smallest_area, **most
-    )
+    search = cv2.ximgproc.createEdgeBoxes(alpha=settings.step, beta=settings.nms_iou, minBoxArea=settings.smallest_area)
+    search.setMaxBoxes(settings.max_boxes)
+    search.setMaxAspectRatio(settings.widest_aspect)
     found = np.asarray(search.getBoundingBoxes(strength, direction)[0], dtype=np.float64).reshape(-1, 4)
     # OpenCV counts the first edge pixel from 1 and gives the way to the last one: both edges run through pixels' centres
     boxes = np.concatenate([found[:, :2], found[:, :2] + found[:, 2:]], axis=1) - 0.5

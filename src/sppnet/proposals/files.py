@@ -22,6 +22,7 @@ from sppnet.files import atomic_write
 from sppnet.progress import Progress, no_progress
 
 IMPORTED = "imported"  # the method of boxes made elsewhere
+IMPORT: dict[str, Any] = {"method": IMPORTED, "rules": 1}  # stands as the method's settings in the files of an import
 _OUTSIDE = 1.5  # px that a box may reach over the edge before it counts as one of another image
 _MOST_WRONG = 0.02  # share of such boxes in an image; more means other columns, or another image
 
@@ -129,10 +130,8 @@ def read_boxes(source: str | os.PathLike[str]) -> dict[str, np.ndarray]:
             raise UserError(f"{path}: no .npz files in this folder; expected one for each image, named by its id")
         return {image_id: load_proposals(file)[0] for image_id, file in found.items()}
     if path.suffix.lower() != ".npz":
-        raise UserError(
-            f"{path}: expected .npz, got {path.suffix or 'no ending'}; "
-            "help(sppnet.proposals.files.read_boxes) converts .mat and .pkl in three lines"
-        )
+        remedy = "help(sppnet.proposals.files.read_boxes) converts .mat and .pkl in three lines"
+        raise UserError(f"{path}: expected .npz, got {path.suffix or 'no ending'}; {remedy}")
     try:
         with np.load(path, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
@@ -163,10 +162,9 @@ def cut_boxes(boxes: np.ndarray, size: tuple[int, int], name: str) -> np.ndarray
     wrong = ((boxes < -_OUTSIDE) | (boxes > corners + _OUTSIDE)).any(axis=1) | (boxes[:, 2:] < boxes[:, :2]).any(axis=1)
     if wrong.sum() > _MOST_WRONG * len(boxes):
         example = " ".join(f"{value:g}" for value in boxes[wrong][0])
-        raise UserError(
-            f"{name}: expected boxes x0 y0 x1 y1 inside the image's {width} x {height} pixels, got {wrong.sum()} of "
-            f"{len(boxes)} that are not, such as {example}; put the columns in order, or find the right image"
-        )
+        expected = f"expected boxes x0 y0 x1 y1 inside the image's {width} x {height} pixels"
+        found = f"got {wrong.sum()} of {len(boxes)} that are not, such as {example}"
+        raise UserError(f"{name}: {expected}, {found}; put the columns in order, or find the right image")
     cut: np.ndarray = np.clip(boxes, 0, corners)
     return cut[(cut[:, :2] < cut[:, 2:]).all(axis=1)]
 
@@ -183,10 +181,7 @@ class Imported:
 
 
 def import_proposals(
-    source: str | os.PathLike[str],
-    data: DetectionData,
-    folder: str | os.PathLike[str],
-    progress: Progress = no_progress,
+    source: str | os.PathLike[str], data: DetectionData, folder: str | Path, progress: Progress = no_progress
 ) -> Imported:
     """Write the boxes of a file for the images of a data set, where ``proposals_for(..., "imported")`` looks for them.
 
@@ -224,16 +219,11 @@ def import_proposals(
             boxes = cut_boxes(boxes_of[key], image.size, f"{source}: {image.image_id!r}")
             count, dropped = count + len(boxes), dropped + len(boxes_of[key]) - len(boxes)
             files[image.image_id] = proposals_path(folder, image.image_id)
-            made_by = {"proposer": made_by_import(), "image": content_key(image.path), "source": Path(source).name}
+            made_by = {"proposer": IMPORT, "image": content_key(image.path), "source": Path(source).name}
             save_proposals(files[image.image_id], boxes, made_by)
         progress("import", done, len(data))
     missing = tuple(image_id for image_id, key in keys.items() if key is None)
     return Imported(files, missing, len(boxes_of) - len(used), count, dropped)
-
-
-def made_by_import() -> dict[str, Any]:
-    """What stands as the method's settings in the files of an import."""
-    return {"method": IMPORTED, "rules": 1}
 
 
 def _key_of(image: AnnotatedImage, boxes_of: Mapping[str, np.ndarray]) -> str | None:

@@ -7,22 +7,22 @@ the picture, so that a thumbnail and a photo of 20 megapixels read alike.
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import math
 from collections.abc import Sequence
 from functools import lru_cache
+from importlib.metadata import distribution
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, ImageDraw, ImageFont
 
+from sppnet.data.images import checked_size
 from sppnet.errors import OutputError
 from sppnet.files import MADE_BY, atomic_write
 from sppnet.results import Classification, Detections
 
 Color = tuple[int, int, int]
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 Photo = npt.NDArray[np.uint8]
 Boxes = npt.NDArray[np.float64]
 
@@ -70,10 +70,8 @@ def draw_detections(image: Photo, detections: Detections, title: str | None = No
     photo, scale, size = _at_readable_size(image)
     width, height = photo.size
     boxes = detections.boxes.astype(np.float64) * [*scale, *scale]
-    order = [
-        int(row) for row in np.argsort(-detections.scores, kind="stable")
-        if (boxes[row, :2] < (width, height)).all() and (boxes[row, 2:] > 0).all()  # visible
-    ]  # fmt: skip
+    within = np.hstack([boxes[:, :2] < (width, height), boxes[:, 2:] > 0])  # [R, 4]; all, where a box can be seen
+    order = [row for row in np.argsort(-detections.scores, kind="stable").tolist() if within[row].all()]
     _draw_boxes(photo, [(boxes[row], color_of(detections.class_names[row])) for row in reversed(order)], size)
 
     font, padding, chip_height = font_of(size), round(0.4 * size), round(1.55 * size)
@@ -155,53 +153,45 @@ def draw_classification(image: Photo, classification: Classification, title: str
 TILE = (220, 165)  # px: width and height of a photo on a contact sheet
 
 
-def draw_mistakes(
-    images: Sequence[Photo],
-    truths: Sequence[str],
-    answers: Sequence[str],
-    scores: Sequence[float],
-    title: str | None = None,
-) -> Photo:
+def draw_mistakes(mistakes: Sequence[tuple[Photo, str, str, float]], title: str | None = None) -> Photo:
     """A contact sheet of photos that were taken for something else: each with the answer, its score, and the truth.
 
     Args:
-        images: of each photo [H, W, 3] uint8 RGB, any size; at least one. Not modified.
-        truths: the true class of each.
-        answers: the answer to each.
-        scores: of the answers, 0..1.
+        mistakes: at least one: the photo [H, W, 3] uint8 RGB, of any size, which is not modified; its true class; the
+            answer to it; and the score of that, 0..1.
         title: a line above the sheet; cut short if it does not fit.
 
     Returns:
         [H', W', 3] uint8 RGB, about 4 : 3 with many photos.
 
     Raises:
-        ValueError: no images, lists of different lengths, or an image of another form.
+        ValueError: no mistakes, or an image of another form.
 
     Example:
-        >>> draw_mistakes([np.zeros((30, 40, 3), np.uint8)], ["cat"], ["dog"], [0.9]).shape
+        >>> draw_mistakes([(np.zeros((30, 40, 3), np.uint8), "cat", "dog", 0.9)]).shape
         (232, 244, 3)
     """
-    if not images or not len(images) == len(truths) == len(answers) == len(scores):
-        lengths = len(images), len(truths), len(answers), len(scores)
-        raise ValueError(f"expected at least one image, and a truth, an answer and a score for each, got {lengths}")
+    if not mistakes:
+        raise ValueError("expected at least one image with its truth, answer and score, got none")
     (width, height), gap, size = TILE, 12, LEAST_FONT
     text_height, font = round(3.3 * size), font_of(size)
-    columns = min(math.ceil(math.sqrt(1.25 * len(images))), len(images))
-    rows = math.ceil(len(images) / columns)
+    columns = min(math.ceil(math.sqrt(1.25 * len(mistakes))), len(mistakes))
+    rows = math.ceil(len(mistakes) / columns)
     sheet = Image.new("RGB", (columns * (width + gap) + gap, rows * (height + text_height + gap) + gap), BACKGROUND)
     draw = ImageDraw.Draw(sheet)
-    for index, image in enumerate(images):
+    for index, (image, truth, answer, score) in enumerate(mistakes):
         row, column = divmod(index, columns)
         left, top = gap + column * (width + gap), gap + row * (height + text_height + gap)
         draw.rectangle((left, top, left + width - 1, top + height - 1), fill=(0, 0, 0))
-        scale = min(width / image.shape[1], height / image.shape[0]) if image.ndim == 3 and image.size else 1.0
-        photo = resized(image, (round(image.shape[1] * scale), round(image.shape[0] * scale)))
+        h, w = checked_size(image, "image")
+        scale = min(width / w, height / h)
+        photo = resized(image, (round(w * scale), round(h * scale)))
         sheet.paste(photo, (left + (width - photo.width) // 2, top + (height - photo.height) // 2))
-        score, y = f" {scores[index]:.2f}", top + height + 0.95 * size
-        answer = fit_text(answers[index], font, width - font.getlength(score))
-        draw.text((left, y), answer, color_of(answers[index]), font, anchor="lm")
-        draw.text((left + font.getlength(answer), y), score, FOREGROUND, font, anchor="lm")
-        draw.text((left, y + 1.4 * size), fit_text(f"is {truths[index]}", font, width), MUTED, font, anchor="lm")
+        after, y = f" {score:.2f}", top + height + 0.95 * size
+        text = fit_text(answer, font, width - font.getlength(after))
+        draw.text((left, y), text, color_of(answer), font, anchor="lm")
+        draw.text((left + font.getlength(text), y), after, FOREGROUND, font, anchor="lm")
+        draw.text((left, y + 1.4 * size), fit_text(f"is {truth}", font, width), MUTED, font, anchor="lm")
     return np.array(sheet if title is None else with_title(sheet, title, size))
 
 
@@ -243,17 +233,13 @@ def color_of(name: str) -> Color:
 
 
 @lru_cache(maxsize=32)
-def font_of(size: int) -> Font:
+def font_of(size: int) -> ImageFont.FreeTypeFont:
     """DejaVu Sans, which comes with matplotlib: accents, Greek, Cyrillic. Pillow's own font has ASCII only."""
-    package = importlib.util.find_spec("matplotlib")  # found, not imported: that would take a while
-    if package and package.origin:
-        file = Path(package.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"
-        if file.is_file():
-            return ImageFont.truetype(file, size)
-    return ImageFont.load_default(size)
+    matplotlib = distribution("matplotlib")  # found, not imported: that would take a while
+    return ImageFont.truetype(str(matplotlib.locate_file("matplotlib/mpl-data/fonts/ttf/DejaVuSans.ttf")), size)
 
 
-def fit_text(text: str, font: Font, width: float) -> str:
+def fit_text(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
     """The text on one line, its end replaced by dots where it is wider than ``width`` pixels."""
     text = " ".join(text.split())
     if font.getlength(text) <= width:
@@ -274,9 +260,7 @@ def with_title(picture: Image.Image, title: str, font_size: int) -> Image.Image:
 
 
 def resized(image: Photo, size: tuple[int, int]) -> Image.Image:
-    """The image at a size (width, height), each side at least 1 px; a ValueError for what is no image."""
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
-        raise ValueError(f"image: expected [H, W, 3] uint8 RGB with pixels, got {list(image.shape)} {image.dtype}")
+    """The image at a size (width, height), each side at least 1 px."""
     photo = Image.fromarray(np.ascontiguousarray(image))
     size = max(1, size[0]), max(1, size[1])
     return photo if photo.size == size else photo.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
@@ -284,7 +268,7 @@ def resized(image: Photo, size: tuple[int, int]) -> Image.Image:
 
 def _at_readable_size(image: Photo) -> tuple[Image.Image, tuple[float, float], int]:
     """The image at the size to draw it at, picture pixels per image pixel (across, down), and the font size."""
-    height, width = image.shape[:2] if image.ndim == 3 and image.size else (1, 1)  # what is no image, `resized` refuses
+    height, width = checked_size(image, "image")
     enlarge = max(1.0, LEAST_LONG_SIDE / max(height, width), LEAST_SHORT_SIDE / min(height, width))
     scale = min(enlarge, MOST_LONG_SIDE / max(height, width))
     size = max(LEAST_SHORT_SIDE, round(width * scale)), max(LEAST_SHORT_SIDE, round(height * scale))

@@ -6,7 +6,6 @@ Each is written to a .png, .jpg, .pdf or .svg, atomically and with our mark in i
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from textwrap import fill
@@ -185,15 +184,14 @@ def plot_confusion(confusion: npt.ArrayLike, class_names: Sequence[str], path: s
     save_figure(figure, path)
 
 
-def plot_training(log: Mapping[str, Sequence[Any]], path: str | Path) -> None:
+def plot_training(log: Mapping[str, Sequence[float]], path: str | Path) -> None:
     """Draw the curves of a training run.
 
-    ``train_loss`` and ``val_loss`` share a plot named "loss"; so do all columns that differ only in such a first part, or in
-    a last ``_step`` or ``_epoch``. The best value of each validation curve is marked.
+    ``train_loss`` and ``val_loss`` share a plot named "loss". The best value of each validation curve is marked.
 
     Args:
-        log: the columns of a CSV log by name, all of one length; numbers, or text that reads as one. What does not, such
-            as the empty fields between two epochs, is left out. ``step`` (or else ``epoch``) is the horizontal axis.
+        log: the columns of a log by name, all of one length; NaN, where nothing was measured, is left out. ``step`` (or
+            else ``epoch``) is the horizontal axis.
         path: .png, .jpg, .pdf or .svg; missing folders are made.
 
     Raises:
@@ -204,23 +202,21 @@ def plot_training(log: Mapping[str, Sequence[Any]], path: str | Path) -> None:
     Example:
         >>> plot_training({"epoch": [0, 1, 2], "train_loss": [2.0, 1.1, 0.7], "val_loss": [2.1, 1.3, 1.2]}, "training.png")
     """
-    columns = {name: np.array([_asshown_number(value) for value in values]) for name, values in log.items()}
+    columns = {name: np.asarray(values, np.float64) for name, values in log.items()}
     if len({len(values) for values in columns.values()}) > 1:
         raise ValueError(f"log: expected columns of one length, got { {name: len(v) for name, v in columns.items()} }")
     along = next((name for name in ("step", "epoch") if name in columns), "")
     curves: dict[str, dict[str, npt.NDArray[np.float64]]] = {}  # by measure, then by split
     for name, values in columns.items():
         if name not in ("step", "epoch") and np.isfinite(values).any():
-            split, measure = _parts_of(name)
-            curves.setdefault(measure, {})[split or name] = values
+            split, _, measure = name.partition("_") if name.startswith(("train_", "val_")) else (name, "", name)
+            curves.setdefault(measure, {})[split] = values
     if not curves:
         raise UserError(f"the log has no curves: expected columns of numbers beside step and epoch, got {list(log)}")
-    rows, wide = math.ceil(len(curves) / 2), len(curves) > 1
-    figure = new_figure(9.0 if wide else 5.5, 3.1 * rows + 0.3)
-    plots = figure.subplots(rows, 2 if wide else 1, squeeze=False).flat
-    for axes in plots[len(curves) :]:
-        axes.set_axis_off()
-    for axes, (measure, its_curves) in zip(plots, curves.items(), strict=False):
+    rows, beside = math.ceil(len(curves) / 2), min(2, len(curves))
+    figure = new_figure(2 + 3.5 * beside, 3.1 * rows + 0.3)
+    for plot, (measure, its_curves) in enumerate(curves.items(), start=1):
+        axes = figure.add_subplot(rows, beside, plot)
         for index, (split, values) in enumerate(its_curves.items()):
             color, there = COLORS[index % len(COLORS)], np.isfinite(values)
             x, y = (columns[along] if along else np.arange(len(values)))[there], values[there]
@@ -228,7 +224,7 @@ def plot_training(log: Mapping[str, Sequence[Any]], path: str | Path) -> None:
             if split.startswith("val"):
                 best = int(y.argmin() if "loss" in measure or "error" in measure else y.argmax())
                 axes.plot(x[best], y[best], "o", color=color, markersize=8, fillstyle="none")
-                above = {"textcoords": "offset points", "ha": "center", "fontsize": 8, "color": color}
+                above: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "fontsize": 8, "color": color}
                 axes.annotate(f"{y[best]:.3g}", (x[best], y[best]), (0, 7), **above)
         axes.set_title(measure, fontsize=10, loc="left")
         axes.set_xlabel(along or "row", fontsize=9)
@@ -240,12 +236,12 @@ def plot_training(log: Mapping[str, Sequence[Any]], path: str | Path) -> None:
     save_figure(figure, path)
 
 
-Estimate = tuple[float, tuple[float, float]]  # a value and its interval
+Estimates = Mapping[str, tuple[float, tuple[float, float]]]  # by name, a value and its interval
 
 
 def plot_comparison(
-    accuracies: Mapping[str, Estimate],
-    differences: Mapping[str, Estimate],
+    accuracies: Estimates,
+    differences: Estimates,
     path: str | Path,
     *,
     reference: str = "native",
@@ -337,18 +333,3 @@ def _tidy(axes: Axes, grid: str = "both") -> None:
     axes.set_axisbelow(True)
     if grid != "none":
         axes.grid(axis=grid, color="0.9", linewidth=0.6)  # type: ignore[arg-type]
-
-
-def _parts_of(name: str) -> tuple[str, str]:
-    """``train_loss_epoch`` -> ("train epoch", "loss"): which images, and what was measured on them."""
-    parts = re.fullmatch(r"(train|val|valid|validation|test)[_/ -](.+?)((?:_step|_epoch)?)", name)
-    if parts is None:
-        return "", re.sub("_(step|epoch)$", "", name)
-    return parts[1] + parts[3].replace("_", " "), parts[2]
-
-
-def _asshown_number(value: Any) -> float:
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return math.nan

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
+from sppnet.data.images import checked_size
 from sppnet.ops.bins import bin_count, bin_edges, check_levels
 from sppnet.visualize.draw import BACKGROUND, FOREGROUND, MUTED, Color, fit_text, font_of, resized, with_title
 
@@ -76,7 +77,7 @@ def draw_pyramid(
     levels = check_levels(levels)
     bins = None if contributions is None else _numbers("contributions", contributions, bin_count(levels), "bins")
     sums = None if together is None else _numbers("together", together, len(levels), "levels")
-    height, width = image.shape[:2] if image.ndim == 3 and image.size else (1, 1)  # what is no image, `resized` refuses
+    height, width = checked_size(image, "image")
     zoom, least = PANEL / max(height, width), PANEL // LARGEST_ASPECT
     size = max(round(width * zoom), least), max(round(height * zoom), least)
     photo, band, font = resized(image, size), round(2.2 * FONT), font_of(FONT)

@@ -122,7 +122,7 @@ def test_what_check_passes_is_read_and_counts_agree(
     root = tmp_path_factory.getbasetemp() / "drawn"
     shutil.rmtree(root, ignore_errors=True)
     write(root, drawn)
-    report = check_folder(root, workers=1)
+    report = check_folder(root)
     of_annotations = [error for error in report.errors if error.kind not in ("damaged", "not-an-image")]
     read = {}
     refused = []

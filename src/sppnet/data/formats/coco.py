@@ -166,8 +166,7 @@ def _parse(root: Path, split: str | None = None, limit: int | None = None) -> Pa
         if classes != list(first.classes.values()):
             differing = [repr(name) for name in sorted(set(classes) ^ set(first.classes.values()))]
             what = f"({formats.some(differing) or 'their order'}): labels would not mean the same"
-            message = f"its classes are not those of {first.path.name} {what}"
-            parsed.found(file.path, "error", "classes", message)
+            parsed.found(file.path, "error", "classes", f"its classes are not those of {first.path.name} {what}")
         _parse_file(file, parsed, limit)
     return parsed
 

@@ -58,8 +58,8 @@ def read(root: str | os.PathLike[str], split: str = TRAIN, limit: int | None = N
     elif split == TRAIN:
         images = read_folder(root)
     else:
-        what = "as it is not split; take 'train', which is all of it, and `split_off`"
-        raise DataError(root, f"no split {split!r}, {what}")
+        remedy = "take 'train', which is all of it, and `split_off`"
+        raise DataError(root, f"no split {split!r}, as it is not split; {remedy}")
     turns = np.concatenate([np.arange(count) for count in images.counts()])  # of each image within its class
     return images if limit is None else images.subset(np.sort(np.argsort(turns, kind="stable")[:limit]))
 
@@ -100,12 +100,12 @@ def read_folder(root: str | os.PathLike[str], *, class_names: Sequence[str] | No
     return _labelled(parsed, "", parsed.class_names if class_names is None else class_names)
 
 
-def split_folder(root: str | os.PathLike[str]) -> tuple[LabelledImages, LabelledImages | None]:
-    """Read a folder that may already be split: ``photos/train/cat/1.jpg`` beside ``photos/val/cat/2.jpg``.
+def training_images(root: str | os.PathLike[str]) -> tuple[LabelledImages, LabelledImages | None]:
+    """Read what a training takes of a folder that may be split: ``photos/train/cat/1.jpg`` beside ``photos/val/cat/2.jpg``.
 
-    The validation part is the first of val, valid, validation, test that is there (any case); so where there are both val
-    and test, test stays untouched; other folders beside "train" are passed over. Without a folder "train", or where
-    "train" is a class among others, the whole is the training part.
+    The validation part is the first of val, valid, validation that is there (any case). Images called "test" choose nothing;
+    without a validation part they are checked, and left out. Other folders beside "train" are passed over. Without a
+    folder "train", or where "train" is a class among others, the whole is the training part.
 
     Args:
         root: the folder that holds train and the validation part, or the class folders themselves.
@@ -120,7 +120,7 @@ def split_folder(root: str | os.PathLike[str]) -> tuple[LabelledImages, Labelled
         >>> for name in ("train/cat/1.jpg", "train/dog/2.jpg", "val/cat/3.jpg", "val/dog/4.jpg"):
         ...     Path("photos", name).parent.mkdir(parents=True, exist_ok=True)
         ...     Path("photos", name).touch()
-        >>> train, validation = split_folder("photos")
+        >>> train, validation = training_images("photos")
         >>> len(train), len(validation)
         (2, 2)
     """
@@ -130,13 +130,7 @@ def split_folder(root: str | os.PathLike[str]) -> tuple[LabelledImages, Labelled
     names = list(parts)[:2]
     parsed = _parse_parts(Path(root), {name: parts[name] for name in names})
     train, *validation = (_labelled(parsed, name, parsed.class_names) for name in names)
-    return train, validation[0] if validation else None
-
-
-def training_images(root: str | os.PathLike[str]) -> tuple[LabelledImages, LabelledImages | None]:
-    """What a training takes of a folder: as `split_folder`, but images called "test" alone choose nothing."""
-    train, validation = split_folder(root)
-    return train, None if list(split_parts(root)) == [TRAIN, "test"] else validation
+    return train, validation[0] if validation and names != [TRAIN, "test"] else None
 
 
 def evaluation_images(root: str | os.PathLike[str], split: str, class_names: Sequence[str]) -> LabelledImages:
@@ -189,12 +183,7 @@ def split_parts(root: str | os.PathLike[str]) -> dict[str, Path]:
 
 
 def _parse(root: Path, class_names: Sequence[str] | None = None) -> Parsed:
-    """One folder of class folders; its images are the split "".
-
-    Args:
-        root: the folder.
-        class_names: the names that folders may have; None: any, but at least two.
-    """
+    """One folder of class folders, which may have these names only (None: any, but at least two); it is the split ""."""
     beside = list_images(root, deep=False)
     folders = _folders(root)
     classes = [(unicodedata.normalize("NFC", path.name), path, list_images(path, outside=root)) for path in folders]
@@ -221,8 +210,7 @@ def _parse_parts(root: Path, parts: Mapping[str, Path]) -> Parsed:
         findings = part.findings
         if train is not None:
             remedy = f"; or give {train.place} alone, and a part of it is split off"
-            findings = [finding for finding in findings if finding.kind != "one-class"]
-            findings = [*_differences(train, part), *findings]
+            findings = [*_differences(train, part), *(finding for finding in findings if finding.kind != "one-class")]
             findings = [replace(finding, message=finding.message + remedy) for finding in findings]
         if len(parsed.splits) > 1:
             findings = [replace(finding, severity="warning") for finding in findings]
@@ -254,40 +242,35 @@ def _findings(root: Path, beside: Listing, classes: _Classes, class_names: Seque
     """What keeps this folder from being read, the gravest first."""
     for listing in (beside, *(listing for _, _, listing in classes)):
         for path, why in listing.unreadable:
-            yield Finding(path, None, "error", "unreadable", f"cannot be listed: {why}")
+            yield _error(path, "unreadable", f"cannot be listed: {why}")
     example = f"expected one folder for each class, such as {root / 'cat' / '1.jpg'} and {root / 'dog' / '2.jpg'}"
-    error, names = partial(Finding, root, None, "error"), [name for name, _, _ in classes]
+    names = [name for name, _, _ in classes]
     if not classes:
         here = f"{_count_images(beside)} here, but " if beside.images else ""
-        yield error("no-class", f"{here}no class folder; {example}")
+        yield _error(root, "no-class", f"{here}no class folder; {example}")
         return
     yield from _stray_findings(root, beside)
     for name, folder, _ in classes:
         if name != name.encode(errors="replace").decode():
-            message = f"the name {name!r} is not valid UTF-8; rename the folder"
-            yield Finding(folder, None, "error", "class-name", message)
+            yield _error(folder, "class-name", f"the name {name!r} is not valid UTF-8; rename the folder")
     for name in sorted({name for name, following in pairwise(names) if name == following}):
-        message = f"two folders are called {name!r}, spelled with different Unicode characters; make them one"
-        yield error("class-name", message)
+        alike = "spelled with different Unicode characters; make them one"
+        yield _error(root, "class-name", f"two folders are called {name!r}, {alike}")
     for _, folder, listing in classes:
         if not listing.images and not listing.unreadable:
-            message = "no images in this class folder; add images, or move it away"
-            yield Finding(folder, None, "error", "empty-class", message)
+            yield _error(folder, "empty-class", "no images in this class folder; add images, or move it away")
     if class_names is None and len(names) == 1:
-        yield error("one-class", f"one class only, {names[0]!r}; a classifier needs at least two; {example}")
+        yield _error(root, "one-class", f"one class only, {names[0]!r}; a classifier needs at least two; {example}")
     known = {unicodedata.normalize("NFC", name) for name in (names if class_names is None else class_names)}
-    for name, folder, _ in classes:
-        if name not in known:
-            expected = some([repr(name) for name in class_names or ()])
-            message = f"a class folder that is not expected; the classes are {expected}; rename it or move it away"
-            yield Finding(folder, None, "error", "unknown-class", message)
+    for folder in (folder for name, folder, _ in classes if name not in known):
+        what = f"not expected; the classes are {some([repr(name) for name in class_names or ()])}"
+        yield _error(folder, "unknown-class", f"a class folder that is {what}; rename it or move it away")
 
 
 def _stray_findings(root: Path, beside: Listing) -> Iterator[Finding]:
     if beside.images:
         where = f"beside the folders ({some([path.name for path in beside.images], most=3)})"
-        message = f"{_count_images(beside)} {where}; move each into the folder of its class, or away"
-        yield Finding(root, None, "error", "stray", message)
+        yield _error(root, "stray", f"{_count_images(beside)} {where}; move each into the folder of its class, or away")
 
 
 def _differences(train: Parsed, part: Parsed) -> Iterator[Finding]:
@@ -297,8 +280,7 @@ def _differences(train: Parsed, part: Parsed) -> Iterator[Finding]:
     }
     if part.class_names and train.class_names and any(only.values()):
         differences = "; ".join(f"only in {name}: {some(names)}" for name, names in only.items() if names)
-        message = f"expected the same classes as in {train.place}; {differences}"
-        yield Finding(part.place, None, "error", "differing-classes", message)
+        yield _error(part.place, "differing-classes", f"expected the same classes as in {train.place}; {differences}")
 
 
 def _name_findings(root: Path, parsed: Parsed) -> Iterator[Finding]:
@@ -308,10 +290,13 @@ def _name_findings(root: Path, parsed: Parsed) -> Iterator[Finding]:
         plain = " ".join(name.casefold().replace("_", " ").replace("-", " ").split())
         if spelled.setdefault(plain, name) != name:
             alike = f"spelled almost like {spelled[plain]!r}: if they are one, make them one folder"
-            message = f"the class {name!r} is {alike}"
-            yield Finding(root / name, None, "warning", "alike", message)
+            yield Finding(root / name, None, "warning", "alike", f"the class {name!r} is {alike}")
         if len(parsed.splits) == 1 and count == 1:
             yield Finding(root / name, None, "warning", "lone", "the only image of its class: none is left to test on")
+
+
+def _error(path: Path, kind: str, message: str) -> Finding:
+    return Finding(path, None, "error", kind, message)
 
 
 def _count_images(listing: Listing) -> str:

@@ -218,8 +218,8 @@ def _from_yaml(path: Path) -> _Folder:
     if isinstance(names, dict):
         numbers = [str(number) for number in range(len(names))]
         if set(names) != set(numbers):
-            there = formats.shown(sorted(names))
-            raise DataError(path, f"names are numbered {there}; expected 0, 1, 2 ... without gaps")
+            numbered = f"names are numbered {formats.shown(sorted(names))}"
+            raise DataError(path, f"{numbered}; expected 0, 1, 2 ... without gaps")
         names = [names[number] for number in numbers]
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise DataError(path, "names are not a list of names, nor a mapping from 0, 1, 2 ... to names")
@@ -233,8 +233,7 @@ def _from_yaml(path: Path) -> _Folder:
     splits = {}
     for name in ("train", "val", "valid", "test", "minival", "trainval"):
         values = content[name] if isinstance(content.get(name), list) else [content.get(name)]
-        places = tuple(_resolved(root, value) for value in values if isinstance(value, str) and value)
-        if places:
+        if places := tuple(_resolved(root, value) for value in values if isinstance(value, str) and value):
             splits[name] = places
     if not splits:
         raise DataError(path, "no splits; expected train and val, each a folder of images or a list of images")

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sppnet.ops.bins import bin_edges, sliding_window_bins, unread_cells, window_and_stride
+from benchmarks.sliding_window import sliding_window_bins, unread_cells, window_and_stride
+from sppnet.ops.bins import bin_edges
 
 PAPER_LEVELS = (1, 2, 3, 4, 6)
 
