@@ -110,9 +110,7 @@ def load(model: str | Path, device: str | torch.device = "cpu") -> SPPNet:
     net = build_model(**settings)
     net.record = record
     if not all(value.isfinite().all() for value in tensors.values()):
-        raise ModelError(
-            f"{path} is damaged: some of its weights are not finite numbers; get the file again, or train anew"
-        )
+        raise ModelError(f"{path} is damaged: some weights are not finite numbers; get the file again, or train anew")
     net.load_state_dict(tensors)
     net.eval().to(device)
     net.backbone.to(memory_format=torch.channels_last)
@@ -182,9 +180,9 @@ def _fits(value: Any, hint: Any) -> bool:
     """Whether a value of JSON is of a field's type: a word, a number, or a list of these. No number is NaN or infinite."""
     if get_origin(hint) is tuple:
         of, *rest = get_args(hint)
-        return (
-            isinstance(value, tuple) and rest in ([...], [of] * (len(value) - 1)) and all(_fits(v, of) for v in value)
-        )
+        if not isinstance(value, tuple) or rest not in ([...], [of] * (len(value) - 1)):
+            return False
+        return all(_fits(each, of) for each in value)
     return type(value) is hint and (hint is not float or math.isfinite(value))
 
 
