@@ -75,8 +75,7 @@ def clip_boxes(boxes: Tensor, size: tuple[int, int]) -> Tensor:
         tensor([[  0.,  10., 200.,  20.]])
     """
     height, width = size
-    limits = boxes.new_tensor([width, height, width, height])
-    return boxes.clamp(min=0).minimum(limits)
+    return boxes.clamp(min=0).minimum(boxes.new_tensor([width, height, width, height]))
 
 
 def flip_boxes(boxes: Tensor, width: int) -> Tensor:

@@ -10,7 +10,7 @@ import hashlib
 import shutil
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -105,10 +105,7 @@ def read_tensors(path: Path, *, verify: bool = True) -> tuple[dict[str, Tensor],
 @contextmanager
 def cache_directory(cache: str | Path | None) -> Iterator[Path]:
     """The folder that was asked for; without one, a folder that is gone afterwards."""
-    if cache is not None:
-        yield Path(cache)
-        return
-    with TemporaryDirectory(prefix="sppnet-") as folder:
+    with TemporaryDirectory(prefix="sppnet-") if cache is None else nullcontext(cache) as folder:
         yield Path(folder)
 
 
@@ -117,10 +114,8 @@ def check_room(folder: Path, needed: int, what: str) -> None:
     make_folder(folder)
     free = shutil.disk_usage(folder).free
     if needed > free:
-        raise OutputError(
-            f"{what} need {needed / 1e9:.1f} GB below {folder}, where {free / 1e9:.1f} GB are free: make room, or give another folder "
-            "with --cache"
-        )
+        remedy = f"where {free / 1e9:.1f} GB are free: make room, or give another folder with --cache"
+        raise OutputError(f"{what} need {needed / 1e9:.1f} GB below {folder}, {remedy}")
 
 
 def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:

@@ -71,9 +71,8 @@ def make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(
-            f"{path}: cannot be a folder to write to: {error.strerror or error}; choose another place"
-        ) from error
+        reason = error.strerror or error
+        raise OutputError(f"{path}: cannot be a folder to write to: {reason}; choose another place") from error
 
 
 def check_replaceable(path: Path) -> None:

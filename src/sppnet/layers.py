@@ -11,7 +11,18 @@ from sppnet.ops.bins import bin_count, check_levels
 from sppnet.ops.pyramid_pool import pyramid_pool, region_pyramid_pool
 
 
-class PyramidPool(nn.Module):
+class _Pool(nn.Module):
+    def __init__(self, levels: Sequence[int], reduce: str = "max") -> None:
+        super().__init__()
+        self.reduce = reduce
+        self.levels = check_levels(levels)
+        self.bins = bin_count(self.levels)
+
+    def extra_repr(self) -> str:
+        return f"levels={self.levels}" + ("" if self.reduce == "max" else f", reduce={self.reduce!r}")
+
+
+class PyramidPool(_Pool):
     """See :func:`sppnet.pyramid_pool`: [N, C, H, W] -> [N, M, C], for a map of any size.
 
     Example:
@@ -20,20 +31,11 @@ class PyramidPool(nn.Module):
         (torch.Size([1, 40]), torch.Size([1, 40]))
     """
 
-    def __init__(self, levels: Sequence[int], reduce: str = "max") -> None:
-        super().__init__()
-        self.reduce = reduce
-        self.levels = check_levels(levels)
-        self.bins = bin_count(self.levels)
-
     def forward(self, features: Tensor) -> Tensor:
         return pyramid_pool(features, self.levels, reduce=self.reduce)
 
-    def extra_repr(self) -> str:
-        return f"levels={self.levels}" + ("" if self.reduce == "max" else f", reduce={self.reduce!r}")
 
-
-class RegionPyramidPool(nn.Module):
+class RegionPyramidPool(_Pool):
     """See :func:`sppnet.region_pyramid_pool`: [N, C, H, W] and windows [R, 5] -> [R, M, C].
 
     Example:
@@ -42,17 +44,8 @@ class RegionPyramidPool(nn.Module):
         torch.Size([1, 10, 8])
     """
 
-    def __init__(self, levels: Sequence[int], reduce: str = "max") -> None:
-        super().__init__()
-        self.reduce = reduce
-        self.levels = check_levels(levels)
-        self.bins = bin_count(self.levels)
-
     def forward(self, features: Tensor, windows: Tensor) -> Tensor:
         return region_pyramid_pool(features, windows, self.levels, reduce=self.reduce)
-
-    def extra_repr(self) -> str:
-        return f"levels={self.levels}" + ("" if self.reduce == "max" else f", reduce={self.reduce!r}")
 
 
 # One pass of EfficientNet-Lite0 needs about 100 of the first, so two image sizes in turn stay prepared. Smaller values are

@@ -75,17 +75,14 @@ class Detections:
     def __post_init__(self) -> None:
         boxes = _frozen_array(self.boxes, np.float32)
         boxes = boxes.reshape(0, 4) if boxes.size == 0 else boxes
-        scores = _frozen_array(self.scores, np.float32)
-        labels = _frozen_array(self.labels, np.int64)
+        scores, labels = _frozen_array(self.scores, np.float32), _frozen_array(self.labels, np.int64)
         class_names = tuple(self.class_names)
         if boxes.ndim != 2 or boxes.shape[1] != 4:
             raise ValueError(f"boxes: expected shape [R, 4] (x0, y0, x1, y1), got {list(boxes.shape)}")
-        count = len(boxes)
-        shapes = {"scores": scores.shape, "labels": labels.shape, "class_names": (len(class_names),)}
-        for field, shape in shapes.items():
-            if shape != (count,):
-                raise ValueError(f"{field}: expected one for each of the {count} boxes, got shape {list(shape)}")
-        if count and labels.min() < 1:
+        for field, shape in (("scores", scores.shape), ("labels", labels.shape), ("class_names", (len(class_names),))):
+            if shape != (len(boxes),):
+                raise ValueError(f"{field}: expected one for each of the {len(boxes)} boxes, got shape {list(shape)}")
+        if len(boxes) and labels.min() < 1:
             raise ValueError(f"labels: expected 1..K (0 is the background), got {labels.min()}")
         if self.score_kind not in ("probability", "decision"):
             raise ValueError(f"score_kind: expected probability or decision, got {self.score_kind!r}")
@@ -110,8 +107,7 @@ class Detections:
             >>> Detections([[0, 0, 1, 1], [0, 0, 2, 2]], [0.9, 0.2], [1, 2], ("a", "b")).select([1]).class_names
             ('b',)
         """
-        index = np.asarray(index)
-        index = index.astype(np.int64) if index.size == 0 else index  # an empty list reads as float
+        index = np.asarray(index) if np.size(index) else np.empty(0, np.int64)  # an empty list reads as float
         rows = np.arange(len(self))[index]
         class_names = tuple(self.class_names[row] for row in rows)
         return Detections(self.boxes[rows], self.scores[rows], self.labels[rows], class_names, self.score_kind)
@@ -176,7 +172,7 @@ class Detections:
             raise ValueError(f"category_ids: expected an id for each class, got none for {sorted(missing)}")
         entries = []
         for box, score, label, name in self:
-            x0, y0, x1, y1 = (float(side) for side in box)
+            x0, y0, x1, y1 = box.tolist()
             bbox = [round(side, BOX_DECIMALS) for side in (x0, y0, x1 - x0, y1 - y0)]
             category = label if category_ids is None else category_ids[name]
             entries.append({"image_id": image_id, "category_id": category, "bbox": bbox, "score": _plain(score)})
@@ -236,15 +232,13 @@ class Detections:
             >>> task["predictions"][0]["result"][0]["value"]
             {'x': 5.0, 'y': 20.0, 'width': 15.0, 'height': 40.0, 'rotation': 0, 'rectanglelabels': ['cat']}
         """
-        height, width = size
-        common: dict[str, Any] = {"type": "rectanglelabels", "from_name": "label", "to_name": "image"}
-        common |= {"original_width": width, "original_height": height, "image_rotation": 0}
+        common = {"type": "rectanglelabels", "from_name": "label", "to_name": "image", "image_rotation": 0}
+        common |= {"original_width": size[1], "original_height": size[0]}
         result = []
-        for shares, score, name in zip(self._shares(size), self.scores, self.class_names, strict=True):
-            x0, y0, x1, y1 = (100 * float(share) for share in shares)
+        for (x0, y0, x1, y1), score, name in zip(100 * self._shares(size), self.scores, self.class_names, strict=True):
             percent = {"x": x0, "y": y0, "width": x1 - x0, "height": y1 - y0}
-            value: dict[str, Any] = {key: round(side, 4) for key, side in percent.items()}
-            value |= {"rotation": 0, "rectanglelabels": [name]}
+            sides = {key: round(float(side), 4) for key, side in percent.items()}
+            value = {**sides, "rotation": 0, "rectanglelabels": [name]}
             result.append(common | {"value": value, "score": _plain(score)})
         return {"data": {"image": image}, "predictions": [{"model_version": "sppnet", "result": result}]}
 
@@ -260,9 +254,8 @@ class Detections:
             supervision = importlib.import_module("supervision")  # optional, heavy: only here
         except ImportError as error:
             raise UserError("to_supervision needs the package 'supervision': pip install supervision") from error
-        data = {"class_name": np.array(self.class_names, dtype=str)}
-        boxes, scores = self.boxes.copy(), self.scores.copy()
-        return supervision.Detections(xyxy=boxes, confidence=scores, class_id=self.labels - 1, data=data)
+        columns = {"xyxy": self.boxes.copy(), "confidence": self.scores.copy(), "class_id": self.labels - 1}
+        return supervision.Detections(**columns, data={"class_name": np.array(self.class_names, dtype=str)})
 
     def _repr_html_(self) -> str:
         rows = [(name, f"{score:.2f}", " ".join(f"{side:.0f}" for side in box)) for box, score, _, name in self]
@@ -271,8 +264,7 @@ class Detections:
     def _shares(self, size: tuple[int, int]) -> npt.NDArray[np.float64]:
         """[R, 4] boxes cut to the image, as shares of its sides."""
         sides = np.array([size[1], size[0], size[1], size[0]], np.float64)
-        shares: npt.NDArray[np.float64] = np.clip(self.boxes / sides, 0, 1)
-        return shares
+        return np.clip(self.boxes / sides, 0, 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -342,14 +334,9 @@ class Classification:
             >>> Classification([0.25, 0.75], ("dog", "cat")).to_dict()
             {'label': 'cat', 'scores': {'cat': 0.75, 'dog': 0.25}, 'multi_label': False}
         """
-        answer: dict[str, Any] = {
-            "label": self.label,
-            "scores": dict(self.top(len(self.class_names))),
-            "multi_label": self.multi_label,
-        }
-        if self.multi_label:
-            answer["present"] = [name for name, _ in self.present()]
-        return answer
+        scores = dict(self.top(len(self.class_names)))
+        present = {"present": [name for name, _ in self.present()]} if self.multi_label else {}
+        return {"label": self.label, "scores": scores, "multi_label": self.multi_label, **present}
 
     def draw(self, image: ImageSource, title: str | None = None) -> Image.Image:
         """The image, as `Detections.draw` takes it, with bars for its best classes.

@@ -76,7 +76,7 @@ def test_the_photo_as_it_was_seen() -> None:
     native = bin_contributions(network(), PHOTO)
     assert (native.seen == resize_image(PHOTO, (48, 75))).all()
     assert native.map_size == (9, 16)
-    assert (native.stride, native.offset) == (4, 6.5)
+    assert (native.geometry.stride, native.geometry.offset) == (4, 6.5)
     padded = bin_contributions(network(resize_mode="letterbox"), Image.fromarray(PHOTO))
     assert padded.seen.shape == (48, 48, 3)
     assert np.ptp(padded.seen[0]) < 40  # filled up with the mean color

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sppnet.classification.evaluate import evaluate_classifier
 from sppnet.classification.train import ClassifierSettings, report_folder, train_classifier
 from sppnet.data.labelled import LabelledImages, split_off
-from sppnet.errors import ImageError, ModelError, OutputError, SettingsError
+from sppnet.errors import ImageError, ModelError, OutputError, SettingsError, UserError
 from sppnet.models.files import load
 from sppnet.models.sppnet import SPPNet
 
@@ -300,7 +300,9 @@ def test_hidden_layers_or_a_trained_backbone_want_softmax() -> None:
     assert not ClassifierSettings(classifier="softmax").svm
 
 
-def test_what_does_not_go_together(photos: LabelledImages, frozen: dict[str, Any], tmp_path: Path) -> None:
+def test_what_does_not_go_together(
+    photos: LabelledImages, frozen: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refused(match: str, kind: type = SettingsError, images: LabelledImages = photos, **options: Any) -> None:
         with pytest.raises(kind, match=match) as error:
             train_classifier(images, cache=tmp_path / "cache", **{**frozen, **options})
@@ -318,4 +320,6 @@ def test_what_does_not_go_together(photos: LabelledImages, frozen: dict[str, Any
     refused("epochs must be at least 1: got 0", classifier="softmax", epochs=0)
     refused("sides must be at least 4 pixels with tiny: got 3", train_layers="all", sides=(32, 3))
     refused("device 'tpu' is not available here", device="tpu")
+    monkeypatch.setattr("sppnet.classification.train.MAX_IMAGES", 19)
+    refused("at most 19 images here: got ..; take the softmax classifier", kind=UserError)
     assert not (tmp_path / "cache").exists()

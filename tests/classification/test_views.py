@@ -243,7 +243,5 @@ def test_what_cannot_be_used_is_said(tiny_detector: SPPNet) -> None:
         view_set("multi-view", -3)
     with pytest.raises(SettingsError, match=r"shares of the free room, each in 0\.\.1"):
         Views(short_sides=(300,), positions=((0.5, 1.5),))
-    with pytest.raises(ValueError, match="window of 30 pixels does not fit an image of 20 x 50"):
-        view_windows((20, 50), CENTER, 30)
     with pytest.raises(UserError, match=r"nothing\.jpg: no such file"):
         classify("nothing.jpg", tiny_detector, views="10-view")

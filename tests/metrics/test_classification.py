@@ -47,10 +47,3 @@ def test_no_images_have_no_ranks() -> None:
 )
 def test_intervals_by_the_formula(right: int, count: int, lower: float, upper: float) -> None:
     assert wilson_interval(right, count) == pytest.approx((lower, upper), abs=5e-5)
-
-
-def test_what_cannot_be_used_is_said() -> None:
-    with pytest.raises(ValueError, match=r"scores \[N, K\] and labels \[N\], got \[4, 3\] and \[3\]"):
-        label_ranks(SCORES, LABELS[:3])
-    with pytest.raises(ValueError, match=r"labels: expected classes 0\.\.2, got 0\.\.3"):
-        label_ranks(SCORES, [0, 1, 3, 0])

@@ -8,13 +8,14 @@ holds what the network takes, normalized images [N, 3, h, w], or a list of [3, h
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sppnet.classification.features import PooledFeatures, ReadableImages
+from sppnet.classification.features import LARGEST_ASPECT, PooledFeatures, ReadableImages
 from sppnet.data.images import read_image, resize_image, scaled_size
 from sppnet.data.samplers import SizeBuckets, corner_crop, random_flip, random_region, vary_light
 from sppnet.errors import SettingsError
@@ -24,7 +25,6 @@ SizeRule = Literal["native", "single", "multi", "random", "random-batch"]
 SIZE_RULES: tuple[SizeRule, ...] = get_args(SizeRule)
 
 SHORT_SIDE_PER_CROP = 8 / 7  # the paper's 256 for a crop of 224
-LARGEST_ASPECT = 4  # of the image a square is cut from: longer ones are squeezed, as one may be 20000 x 20
 
 Images = Tensor | list[Tensor]
 
@@ -63,9 +63,7 @@ class TrainingSizes:
         if not self.sides or min(self.sides) < 1:
             raise SettingsError(f"training sizes: expected sides of at least 1 pixel, got {list(self.sides)}")
         if self.rule in ("multi", "random", "random-batch") and len(set(self.sides)) < 2:
-            raise SettingsError(
-                f"training sizes: {self.rule!r} needs at least two different sides, got {list(self.sides)}"
-            )
+            raise SettingsError(f"training sizes: {self.rule!r} needs two different sides, got {list(self.sides)}")
 
     def side(self, seed: int, epoch: int, batch: int) -> int | None:
         """The side of the squares of one batch, the same on every rank; None where each image has its own size.
@@ -126,10 +124,8 @@ class EpochOrder:
         self, sizes: np.ndarray, batch_size: int, seed: int, devices: int = 1, smallest_batch: int = 1
     ) -> None:
         size = max(batch_size, smallest_batch)
-        self.ranks = [
-            SizeBuckets(sizes, size, seed=seed, ranks=devices, rank=rank, smallest_batch=smallest_batch)
-            for rank in range(devices)
-        ]
+        buckets = partial(SizeBuckets, sizes, size, seed=seed, ranks=devices, smallest_batch=smallest_batch)
+        self.ranks = [buckets(rank=rank) for rank in range(devices)]
         self.steps = len(self.ranks[0])  # in an epoch, on each device
         self._planned: tuple[tuple[int, int], list[list[int]]] = ((-1, -1), [])
 
@@ -140,10 +136,6 @@ class EpochOrder:
         if self._planned[0] != (epoch, rank):
             self._planned = ((epoch, rank), self.ranks[rank].batches(epoch))
         return epoch, number, self._planned[1][number]
-
-    def padding_share(self) -> float:
-        """Of all pixels of an epoch's batches, 0 to 1."""
-        return self.ranks[0].padding_share()
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ Source of the question: arXiv:1406.4729, figure 1 and section 3.3 (Caltech-101: 
 from __future__ import annotations
 
 import copy
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,20 +25,19 @@ import numpy as np
 import numpy.typing as npt
 
 from sppnet.cache import cache_directory
-from sppnet.classification.features import pooled_features, readable_images
+from sppnet.classification.features import LARGEST_ASPECT, pooled_features, readable_images
 from sppnet.data.labelled import LabelledImages
 from sppnet.errors import SettingsError
 from sppnet.linear.selection import fold_accuracies, mean_interval, stratified_folds
+from sppnet.metrics import rounded
 from sppnet.models.backbones import COMPACT, build_backbone, check_not_random, pretrained_weights
 from sppnet.models.precision import choose_device
-from sppnet.models.preprocess import RESIZE_MODES, Preprocess
+from sppnet.models.preprocess import LONGEST_SIDE, RESIZE_MODES, Preprocess
 from sppnet.models.sppnet import Architecture, SPPNet, build_model
 from sppnet.progress import Progress, no_progress
 
 OWN_SHAPE = "keep-aspect"  # the mode that the squares are compared with
 LEVELS = (3, 2, 1)
-LARGEST_ASPECT = 4  # longer images are looked at smaller: one may be 20000 x 20
-DECIMALS = 4  # of accuracies
 
 
 @dataclass(frozen=True)
@@ -138,29 +138,25 @@ class Comparison:
         best = self.best.resize_mode
         others = [self.difference(best, each.resize_mode) for each in self.modes if each.resize_mode != best]
         beaten = _listed([f"{each.second} (by {100 * each.mean:.1f} points)" for each in others if each.shown])
-        unbeaten = {best, *(each.second for each in others if not each.shown)}
-        level = [each.resize_mode for each in self.modes if each.resize_mode in unbeaten]
+        worse = {each.second for each in others if each.shown}
+        level = [each.resize_mode for each in self.modes if each.resize_mode not in worse]
         finest = max(each.interval[1] - each.mean for each in self.differences)
         limits = f"{self.images} images show differences from about {100 * finest:.1f} points on"
         if not beaten:
-            return (
-                f"No difference between {_listed(level)} is shown ({limits}): "
-                f"use {OWN_SHAPE}, which loses nothing of an image, or whichever is handiest."
-            )
+            use = f"use {OWN_SHAPE}, which loses nothing of an image, or whichever is handiest"
+            return f"No difference between {_listed(level)} is shown ({limits}): {use}."
         if level == [best]:
             return f"Use {best}: it is better than {beaten}."
-        return (
-            f"Use {_listed(level, 'or')}, between which no difference is shown ({limits}); "
-            f"{best} is better than {beaten}."
-        )
+        level_with = f"{_listed(level, 'or')}, between which no difference is shown ({limits})"
+        return f"Use {level_with}; {best} is better than {beaten}."
 
     def table(self) -> str:
         """A table for people: a line for each mode, with its difference from images at their own shape."""
         lines = [f"{'mode':11}  accuracy  95 % interval  pixels  than {OWN_SHAPE} (95 %, all pairs)"]
         for result in self.modes:
             low, high = result.interval
-            line = f"{result.resize_mode:11}  {100 * result.accuracy:6.1f} %  {100 * low:5.1f} to {100 * high:5.1f}"
-            line += f"  {result.pixels:6.0f}"
+            share = f"{100 * result.accuracy:6.1f} %  {100 * low:5.1f} to {100 * high:5.1f}"
+            line = f"{result.resize_mode:11}  {share}  {result.pixels:6.0f}"
             if result.resize_mode != OWN_SHAPE:
                 each = self.difference(result.resize_mode, OWN_SHAPE)
                 low, high = each.interval
@@ -175,12 +171,10 @@ class Comparison:
         """Draw accuracies and differences as a bar chart: .png, .jpg, .pdf or .svg."""
         from sppnet.visualize.plots import plot_comparison
 
-        others = [self.difference(each.resize_mode, OWN_SHAPE) for each in self.modes if each.resize_mode != OWN_SHAPE]
-        plot_comparison(
-            {each.resize_mode: (each.accuracy, each.interval) for each in self.modes},
-            {each.first: (each.mean, each.interval) for each in others},
-            path, reference=OWN_SHAPE, images=self.images, title=self.advice,
-        )  # fmt: skip
+        accuracies = {each.resize_mode: (each.accuracy, each.interval) for each in self.modes}
+        gains = [self.difference(mode, OWN_SHAPE) for mode in accuracies if mode != OWN_SHAPE]
+        differences = {each.first: (each.mean, each.interval) for each in gains}
+        plot_comparison(accuracies, differences, path, reference=OWN_SHAPE, images=self.images, title=self.advice)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for ``json.dumps``.
@@ -194,19 +188,18 @@ class Comparison:
         if self.settings.weights is not None:
             settings["weights"] = Path(self.settings.weights).name
 
-        def rounded(name: str, each: ModeResult | Difference) -> dict[str, Any]:
-            interval = [round(end, DECIMALS) for end in each.interval]
-            return {name: round(getattr(each, name), DECIMALS), "interval": interval}
-
+        modes, differences = {}, []
+        for mode in self.modes:
+            interval = [rounded(end) for end in mode.interval]
+            looked_at = {"short_side": mode.short_side, "pixels": round(mode.pixels)}
+            modes[mode.resize_mode] = {"accuracy": rounded(mode.accuracy), "interval": interval, **looked_at}
+        for each in self.differences:
+            interval = [rounded(end) for end in each.interval]
+            figures = {"mean": rounded(each.mean), "interval": interval}
+            differences.append({**each._asdict(), **figures, "shown": each.shown})
         return {
-            "modes": {
-                mode.resize_mode: rounded("accuracy", mode)
-                | {"short_side": mode.short_side, "pixels": round(mode.pixels)}
-                for mode in self.modes
-            },
-            "differences": [
-                {**each._asdict(), **rounded("mean", each), "shown": each.shown} for each in self.differences
-            ],
+            "modes": modes,
+            "differences": differences,
             "advice": self.advice,
             "images": self.images,
             "classes": self.classes,
@@ -256,9 +249,8 @@ def compare_resize_modes(
     if model is None:
         weights = settings.weights or pretrained_weights(settings.backbone)
         check_not_random(settings.backbone, weights)
-        architecture = Architecture(
-            images.class_names, settings.backbone, LEVELS, (), detects=False, multi_label=False, unit_length=True
-        )
+        layers = images.class_names, settings.backbone, LEVELS, ()
+        architecture = Architecture(*layers, detects=False, multi_label=False, unit_length=True)
         model = build_model(architecture, backbone=build_backbone(settings.backbone, weights)).eval()
         model.to(choose_device(device))
     least = model.preprocess.smallest_side
@@ -268,14 +260,10 @@ def compare_resize_modes(
     images, sizes = readable.images, [(int(height), int(width)) for height, width in readable.sizes]
     classes = int((images.counts() > 0).sum())
     if classes < 2 or len(images) < 2 * folds:
-        raise SettingsError(
-            f"too little to compare on: {len(images)} images of {classes} classes; expected two classes or more, and "
-            f"{2 * folds} images or more, for {folds} folds"
-        )
-    assignments = [
-        stratified_folds(images.labels, folds, np.random.default_rng([settings.seed, turn]))
-        for turn in range(settings.repeats)
-    ]
+        found, wanted = f"{len(images)} images of {classes} classes", f"{2 * folds} images or more, for {folds} folds"
+        raise SettingsError(f"too little to compare on: {found}; expected two classes or more, and {wanted}")
+    draws = [np.random.default_rng([settings.seed, turn]) for turn in range(settings.repeats)]
+    assignments = [stratified_folds(images.labels, folds, draw) for draw in draws]
     results = []
     with cache_directory(cache) as folder:
         for mode in RESIZE_MODES:
@@ -314,13 +302,9 @@ def equal_short_side(sizes: Sequence[tuple[int, int]], side: int, preprocess: Pr
     def area(short_side: int) -> float:
         return _mean_area(sizes, _preprocess(preprocess, short_side, OWN_SHAPE))
 
-    low, high = 0, 1  # areas grow with the short side: too small, too large
-    while area(high) <= side * side:
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if area(middle) <= side * side else (low, middle)
-    return min((short for short in (low, high) if short >= 1), key=lambda short: abs(area(short) - side * side))
+    shorts = range(1, LONGEST_SIDE // LARGEST_ASPECT)
+    longest = bisect_right(shorts, float(side * side), key=area)  # areas grow with it: no more than a square's
+    return min((max(1, longest), longest + 1), key=lambda short: abs(area(short) - side * side))
 
 
 def _of_mode(progress: Progress, mode: str, stage: str, done: int, total: int) -> None:

@@ -7,7 +7,7 @@ the processor is fast at it; softmax over the classes of a folder; as many fully
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -31,8 +31,8 @@ from sppnet.training.loop import LoopSettings, Precision, Validation, adamw, fit
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-LEARNING_RATES = {"adamw": 1e-3, "sgd": 1e-2}  # where none is given (paper, section 3.1)
-WEIGHT_DECAYS = {"adamw": 1e-2, "sgd": 5e-4}
+# Of each name the optimizer, and its learning rate and weight decay where none is given (sgd: the paper's, section 3.1).
+OPTIMIZERS = {"adamw": (adamw, 1e-3, 1e-2), "sgd": (sgd, 1e-2, 5e-4)}
 # Settings that do not count for whether a checkpoint fits, or are in the loop's own key.
 NOT_IN_KEY = ("checkpoint_interval", "devices", "workers")
 
@@ -77,8 +77,8 @@ class EpochSettings:
                 raise SettingsError(f"{name} must be above 0 and at most 1: got {getattr(self, name)}")
         if min(self.weight_decay or 0, self.light) < 0:
             raise SettingsError(f"weight_decay and light must be 0 or more: got {self.weight_decay} and {self.light}")
-        if self.optimizer not in LEARNING_RATES:
-            raise SettingsError(f"optimizer must be one of {', '.join(LEARNING_RATES)}: got {self.optimizer!r}")
+        if self.optimizer not in OPTIMIZERS:
+            raise SettingsError(f"optimizer must be one of {', '.join(OPTIMIZERS)}: got {self.optimizer!r}")
 
 
 class TrainedEpochs(NamedTuple):
@@ -125,21 +125,21 @@ def train_epochs(
     seen = _seen_sizes(model, train) if native else np.ones((len(train.images), 2), np.int64)
     order = EpochOrder(seen, settings.batch_size, settings.seed, settings.devices, smallest)
     key = _key(model, train, validation, settings)
+    heads = nn.ModuleList([model.fully_connected, model.image_classifier])
+    trained = model if settings.train_backbone else heads
     batches: ImageBatches | FeatureBatches
     features: PooledFeatures | None = None
     if settings.train_backbone:
         how = settings.sizes, settings.least_region, settings.light, settings.seed
         batches = ImageBatches(train, order, model.preprocess, *how)
-        trained: nn.Module = model
     else:
         paths, count = [*train.images.paths, *validation.images.paths], len(train.images)
         pooled = pooled_features(model, paths, cache / "features", flip=True, progress=progress)
         batches, features = FeatureBatches(pooled[:count], train.images.labels, order, settings.seed), pooled[count:]
-        trained = nn.ModuleList([model.fully_connected, model.image_classifier])
 
     def logits(inputs: Any) -> Tensor:
         if not settings.train_backbone:
-            return model.image_classifier(model.fully_connected(inputs.to(model.device)))
+            return model.image_logits(inputs.to(model.device))
         if isinstance(inputs, Tensor):
             return model(inputs.to(model.device).contiguous(memory_format=torch.channels_last))
         return model([image.to(model.device) for image in inputs])
@@ -170,16 +170,16 @@ def train_epochs(
         return {"val_wrong": wrong, "val_loss": loss / images, "val_accuracy": 1 - wrong / images}
 
     steps = order.steps * settings.epochs
-    rate, decay = settings.learning_rate, settings.weight_decay
+    optimize, rate, decay = OPTIMIZERS[settings.optimizer]
     groups = parameter_groups(
-        [*model.fully_connected.parameters(), *model.image_classifier.parameters()],
+        heads.parameters(),
         model.backbone.parameters() if settings.train_backbone else (),
-        learning_rate=LEARNING_RATES[settings.optimizer] if rate is None else rate,
+        learning_rate=settings.learning_rate or rate,
         backbone_rate=settings.backbone_rate,
-        weight_decay=WEIGHT_DECAYS[settings.optimizer] if decay is None else decay,
+        weight_decay=decay if settings.weight_decay is None else settings.weight_decay,
         by_width=settings.optimizer == "adamw",
     )
-    optimizer, schedule = (sgd if settings.optimizer == "sgd" else adamw)(groups, steps)
+    optimizer, schedule = optimize(groups, steps)
     trained.train()
     loop = LoopSettings(
         steps, settings.checkpoint_interval, min(10, order.steps), settings.seed,
@@ -197,7 +197,7 @@ def train_epochs(
     figures = {
         "steps": steps,
         "best_epoch": round(history.best["step"]) // order.steps if history.best else None,
-        "padding_share": round(order.padding_share(), 4) if native else 0.0,
+        "padding_share": round(order.ranks[0].padding_share(), 4) if native else 0.0,
     }
     return TrainedEpochs(figures, history.log, history.rank)
 
@@ -221,11 +221,11 @@ def _key(model: SPPNet, train: ReadableImages, validation: ReadableImages, setti
     parts: list[Any] = []
     for images in (train, validation):
         parts += [*map(str, images.images.paths), images.images.labels, images.sizes]
-    changed = {each.name: str(getattr(settings, each.name)) for each in fields(settings) if each.name not in NOT_IN_KEY}
-    usual = EpochSettings()
+    usual, given = vars(EpochSettings()), vars(settings).items()
+    changed = {name: str(value) for name, value in given if name not in NOT_IN_KEY and str(value) != str(usual[name])}
     return {
         "images": fingerprint(parts, size=8),
         "weights": fingerprint([model.state_dict()], size=8),
         "preprocess": str(model.preprocess),
-        **{name: value for name, value in changed.items() if value != str(getattr(usual, name))},
+        **changed,
     }

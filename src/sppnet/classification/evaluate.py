@@ -22,10 +22,10 @@ from sppnet.classification.views import Views, view_scores, views_for
 from sppnet.data.images import image_or_error, read_ahead
 from sppnet.data.labelled import LabelledImages
 from sppnet.errors import ImageError, SettingsError
+from sppnet.metrics import rounded
 from sppnet.models.sppnet import SPPNet
 from sppnet.progress import Progress, no_progress
 
-DECIMALS = 4  # of accuracies: of a million images, the last digit is a hundred
 TOP = 5
 
 
@@ -90,14 +90,10 @@ class ClassifierEvaluation:
 
     def mistakes(self, count: int = 20) -> list[Mistake]:
         """The images that were answered wrong, at most ``count``, the most confident answer first."""
-        answers = self.probabilities.argmax(1)
+        answers, scores, names = self.probabilities.argmax(1), self.probabilities.max(1), self.class_names
         wrong = np.flatnonzero(answers != self.labels)
-        scores = self.probabilities[wrong, answers[wrong]]
-        names, chosen = self.class_names, wrong[np.argsort(-scores, kind="stable")][:count]
-        return [
-            Mistake(self.paths[i], names[self.labels[i]], names[answers[i]], float(self.probabilities[i].max()))
-            for i in chosen
-        ]
+        chosen = wrong[np.argsort(-scores[wrong], kind="stable")][:count]
+        return [Mistake(self.paths[i], names[self.labels[i]], names[answers[i]], float(scores[i])) for i in chosen]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for ``json.dumps``; what cannot be measured is None.
@@ -112,15 +108,15 @@ class ClassifierEvaluation:
         for k, name in enumerate(self.class_names):
             order = [j for j in np.argsort(-self.confusion[k], kind="stable") if j != k and self.confusion[k, j]]
             taken_for = {self.class_names[j]: int(self.confusion[k, j]) for j in order}
-            classes[name] = {"accuracy": _number(accuracies[k]), "images": int(images[k]), "taken_for": taken_for}
+            classes[name] = {"accuracy": rounded(accuracies[k]), "images": int(images[k]), "taken_for": taken_for}
         return {
-            "top1": _number(self.top1),
-            "top1_interval": [_number(end) for end in self.interval],
-            "top5": _number(self.top5),
-            "mean_class": _number(self.mean_class),
+            "top1": rounded(self.top1),
+            "top1_interval": [rounded(end) for end in self.interval],
+            "top5": None if self.top5 is None else rounded(self.top5),
+            "mean_class": rounded(self.mean_class),
             "images": len(self.paths),
             "broken": [{"path": str(path), "error": error} for path, error in self.broken],
-            "seconds_per_image": _number(self.seconds_per_image),
+            "seconds_per_image": rounded(self.seconds_per_image),
             "classes": classes,
         }
 
@@ -166,32 +162,30 @@ def evaluate_classifier(
         1.0
     """
     labels, views = _labels_of_model(model, images), views_for(model, views)
-    rows: list[np.ndarray] = []
-    read: list[int] = []
+    rows: dict[int, np.ndarray] = {}  # by index
     broken: list[tuple[Path, str]] = []
     started = time.perf_counter()
     for index, image in enumerate(read_ahead(images.paths, image_or_error)):
         if isinstance(image, ImageError):
             broken.append((images.paths[index], str(image)))
         else:
-            rows.append(view_scores(image, model, views).mean(0).numpy())
-            read.append(index)
+            rows[index] = view_scores(image, model, views).mean(0).numpy()
         progress("classification", index + 1, len(images))
     if not rows:
         raise ImageError(f"none of the {len(broken)} images can be read; the first: {broken[0][1]}")
-    paths, seconds = tuple(images.paths[index] for index in read), (time.perf_counter() - started) / len(images)
-    return ClassifierEvaluation(model.class_names, paths, labels[read], np.stack(rows), views, tuple(broken), seconds)
+    seconds = (time.perf_counter() - started) / len(images)
+    paths, scores = tuple(images.paths[index] for index in rows), np.stack([*rows.values()])
+    return ClassifierEvaluation(model.class_names, paths, labels[[*rows]], scores, views, tuple(broken), seconds)
 
 
 def evaluate_features(model: SPPNet, images: LabelledImages, features: PooledFeatures) -> ClassifierEvaluation:
     """`evaluate_classifier` where the images' pooled features are computed already: only the head is asked."""
     with model.inference(bfloat16=False):
         pooled = (features.read(index)[None].float().to(model.device) for index in range(len(features)))
-        logits = torch.cat([model.image_classifier(model.fully_connected(each)) for each in pooled])
+        logits = torch.cat([model.image_logits(each) for each in pooled])
         probabilities = model.image_classifier.probabilities(logits).cpu().numpy()
-    return ClassifierEvaluation(
-        model.class_names, images.paths, _labels_of_model(model, images), probabilities, views_for(model, "single")
-    )
+    labels, views = _labels_of_model(model, images), views_for(model, "single")
+    return ClassifierEvaluation(model.class_names, images.paths, labels, probabilities, views)
 
 
 def _labels_of_model(model: SPPNet, images: LabelledImages) -> np.ndarray:
@@ -202,17 +196,12 @@ def _labels_of_model(model: SPPNet, images: LabelledImages) -> np.ndarray:
     used = [name for name, count in zip(images.class_names, images.counts(), strict=True) if count]
     unknown = [name for name in used if name not in known]
     if unknown:
-        raise SettingsError(
-            f"the model does not know {len(unknown)} of the {len(used)} classes of the data, such as "
-            f"{', '.join(map(repr, unknown[:3]))}; it knows {len(known)}: {', '.join(map(repr, known[:3]))}"
-            f"{' ...' if len(known) > 3 else ''}. Classes are matched by name: rename the folders, or give another model"
-        )
+        found = f"{len(unknown)} of the {len(used)} classes of the data, such as {', '.join(map(repr, unknown[:3]))}"
+        others = ", ".join(map(repr, known[:3])) + (" ..." if len(known) > 3 else "")
+        remedy = "Classes are matched by name: rename the folders, or give another model"
+        raise SettingsError(f"the model does not know {found}; it knows {len(known)}: {others}. {remedy}")
     label_of = [known.index(name) if name in known else -1 for name in images.class_names]
     return np.array(label_of, np.int64)[images.labels]
-
-
-def _number(value: float | None) -> float | None:
-    return None if value is None or math.isnan(value) else round(float(value), DECIMALS)
 
 
 # How often the right class comes first. Labels count from 0 here, as the columns of the scores do.
@@ -231,21 +220,13 @@ def label_ranks(scores: npt.ArrayLike, labels: npt.ArrayLike) -> npt.NDArray[np.
     Returns:
         [N] int64 in 0..K-1; 0 where the answer is right.
 
-    Raises:
-        ValueError: shapes that do not agree, or a label outside 0..K-1.
-
     Example:
         >>> label_ranks([[0.1, 0.7, 0.2], [0.5, 0.5, 0.0]], [2, 1]).tolist()
         [1, 1]
     """
     scores, labels = np.asarray(scores, np.float64), np.asarray(labels, np.int64)
-    if scores.ndim != 2 or labels.shape != scores.shape[:1]:
-        raise ValueError(f"expected scores [N, K] and labels [N], got {list(scores.shape)} and {list(labels.shape)}")
-    count = scores.shape[1]
-    if len(labels) and not (labels.min() >= 0 and labels.max() < count):
-        raise ValueError(f"labels: expected classes 0..{count - 1}, got {labels.min()}..{labels.max()}")
     true = scores[np.arange(len(labels)), labels][:, None]
-    earlier = np.arange(count) < labels[:, None]
+    earlier = np.arange(scores.shape[1]) < labels[:, None]
     ranks: npt.NDArray[np.int64] = ((scores > true) | ((scores == true) & earlier)).sum(1)
     return ranks
 

@@ -28,6 +28,7 @@ from sppnet.progress import Progress, no_progress
 
 IN_MEMORY = 1_000_000_000  # bytes of pooled pyramids up to which all of them are held in memory
 SCALE_IMAGES = 32  # whose features set their scale
+LARGEST_ASPECT = 4  # longer images are looked at smaller, squares cut from a squeezed image: one may be 20000 x 20
 LISTED = 5  # bad files that one message names
 
 
@@ -41,11 +42,7 @@ class ReadableImages:
 
 
 def readable_images(
-    images: LabelledImages,
-    *,
-    skip_bad: bool = False,
-    progress: Progress = no_progress,
-    stage: str = "checking images",
+    images: LabelledImages, *, skip_bad: bool = False, progress: Progress = no_progress, stage: str = "checking images"
 ) -> ReadableImages:
     """See which images can be read, and how large they are, before anything is computed from them.
 
@@ -63,8 +60,7 @@ def readable_images(
         Traceback (most recent call last):
         sppnet.errors.ImageError: 1 of 1 images cannot be read: no.jpg: no such file. Repair or remove ...
     """
-    indices: list[int] = []
-    sizes: list[tuple[int, int]] = []
+    sizes: dict[int, tuple[int, int]] = {}  # by index
     broken: list[tuple[Path, str]] = []
 
     def size_or_error(path: Path) -> tuple[int, int] | ImageError:
@@ -73,19 +69,16 @@ def readable_images(
         except ImageError as error:
             return error
 
-    found = read_ahead(images.paths, size_or_error)
-    for index, (path, size) in enumerate(zip(images.paths, found, strict=True)):
+    for index, size in enumerate(read_ahead(images.paths, size_or_error)):
         if isinstance(size, ImageError):
-            broken.append((path, str(size)))
+            broken.append((images.paths[index], str(size)))
         else:
-            indices.append(index)
-            sizes.append(size)
+            sizes[index] = size
         progress(stage, index + 1, len(images))
-    if broken and not (skip_bad and indices):
+    if broken and not (skip_bad and sizes):
         raise _unreadable([reason for _, reason in broken], len(images))
-    return ReadableImages(
-        images.subset(indices) if broken else images, np.array(sizes, np.int64).reshape(-1, 2), tuple(broken)
-    )
+    read = np.array([*sizes.values()], np.int64).reshape(-1, 2)
+    return ReadableImages(images.subset(list(sizes)), read, tuple(broken))
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,8 +108,7 @@ class PooledFeatures:
 
     def unit_rows(self) -> np.ndarray:
         """[N, M * C] float32, each row of length 1: what linear SVMs see (arXiv:1406.4729, section 3.2)."""
-        rows = [F.normalize(self.read(index).flatten().float(), dim=0).numpy() for index in range(len(self))]
-        return np.stack(rows)
+        return np.stack([F.normalize(self.read(i).flatten().float(), dim=0).numpy() for i in range(len(self))])
 
 
 def pooled_features(
@@ -152,7 +144,7 @@ def pooled_features(
         elif held is not None:
             held[key] = stored
     check_room(folder, len(missing) * needed, "the features")
-    broken: set[str] = set()
+    broken = set()
     images = read_ahead(missing.values(), image_or_error)
     for done, (key, image) in enumerate(zip(missing, images, strict=True), start=len(files) - len(missing) + 1):
         if isinstance(image, ImageError):
@@ -178,11 +170,9 @@ def scale_features(model: SPPNet, paths: Sequence[Path]) -> None:
     """Scale a model's features so that their mean square over some of these images is about 1, if they were never scaled."""
     if float(model.feature_scale) != 1 or not paths:
         return
-    chosen = sorted({round(index) for index in np.linspace(0, len(paths) - 1, min(SCALE_IMAGES, len(paths)))})
-    squares = [
-        float(_features(model, image, flip=False).float().square().mean())
-        for image in read_ahead((paths[index] for index in chosen), read_image)
-    ]
+    chosen = np.linspace(0, len(paths) - 1, min(SCALE_IMAGES, len(paths))).round().astype(int)
+    images = read_ahead((paths[index] for index in chosen), read_image)
+    squares = [_features(model, image, flip=False).float().square().mean().item() for image in images]
     model.set_feature_scale(float(np.mean(squares)))
 
 
@@ -190,16 +180,16 @@ def _features(model: SPPNet, image: np.ndarray, flip: bool) -> Tensor:
     images, _ = model.preprocess(image)
     with model.inference():
         images = torch.cat([images, images.flip(3)]) if flip else images
-        return model.features(images.to(model.device).contiguous(memory_format=torch.channels_last))
+        return model.image_features(images)
 
 
 def _folder(model: SPPNet, cache: Path) -> Path:
     """Named for all that pooled features depend on, beside the image: they are looked for nowhere else."""
-    shown = model.preprocess
+    preprocess = model.preprocess
     fields = {
-        "sides": [shown.short_side, shown.long_side, shown.smallest_side],
-        "resize_mode": shown.resize_mode,
-        "pixels": [shown.mean, shown.std],
+        "sides": [preprocess.short_side, preprocess.long_side, preprocess.smallest_side],
+        "resize_mode": preprocess.resize_mode,
+        "pixels": [preprocess.mean, preprocess.std],
         "levels": model.architecture.levels,
         "feature_scale": float(model.feature_scale),
         "precision": precision_of(model.device),
@@ -216,9 +206,7 @@ def _stored(path: Path, *, verify: bool = True) -> Tensor | None:
 
 
 def _unreadable(reasons: Sequence[str], images: int) -> ImageError:
-    bad = len(reasons)
+    bad, named = len(reasons), "; ".join(reasons[:LISTED])
     more = f"; and {bad - LISTED} more" if bad > LISTED else ""
-    return ImageError(
-        f"{bad} of {images} images cannot be read: {'; '.join(reasons[:LISTED])}{more}. Repair or remove them ('sppnet check' "
-        "looks at every file), or leave them out with --skip-bad"
-    )
+    remedy = "Repair or remove them ('sppnet check' looks at every file), or leave them out with --skip-bad"
+    return ImageError(f"{bad} of {images} images cannot be read: {named}{more}. {remedy}")

@@ -22,12 +22,13 @@ from torch.nn import functional as F
 from sppnet.classification.views import Views, view_scores, views_for
 from sppnet.data.images import read_ahead, read_image
 from sppnet.errors import SettingsError
+from sppnet.metrics import rounded
+from sppnet.models.geometry import Geometry
 from sppnet.models.sppnet import SPPNet
 from sppnet.ops.bins import whole_windows
 from sppnet.results import Classification
 
 VALUES_CHUNK = 1 << 24  # of pooled bins in one pass of the head: 64 MB
-DECIMALS = 4  # of logits
 
 
 def classify(source: Any, model: SPPNet, *, views: Views | str = "single") -> Classification:
@@ -75,10 +76,12 @@ def classify_map(model: SPPNet, features: Tensor) -> Classification:
         (20,)
     """
     with model.inference():
-        pooled = model.pool(features, whole_windows(features))
-        logits = model.image_classifier(model.fully_connected(pooled))[0]
-        scores = model.image_classifier.probabilities(logits)
-    return Classification(scores.cpu().numpy(), model.class_names, model.architecture.multi_label)
+        return _classification(model, model.image_logits(model.pool(features, whole_windows(features)))[0])
+
+
+def _classification(model: SPPNet, logits: Tensor) -> Classification:
+    scores = model.image_classifier.probabilities(logits).cpu().numpy()
+    return Classification(scores, model.class_names, model.architecture.multi_label)
 
 
 def embed(source: Any, model: SPPNet, boxes: Any = None) -> np.ndarray:
@@ -124,15 +127,14 @@ class BinContributions:
     together: npt.NDArray[np.float32]  # [L] the same for all bins of a level at once; their sum, if all is linear
     seen: npt.NDArray[np.uint8]  # [h, w, 3], the photo as the backbone saw it
     map_size: tuple[int, int]  # (height, width) in cells
-    stride: int  # pixels of ``seen`` from one cell's center to the next
-    offset: float  # pixels to the center of cell 0
+    geometry: Geometry  # where the cells are in ``seen``
 
     def draw(self) -> npt.NDArray[np.uint8]:
         """The bins over the photo, colored by what they add: [H', W', 3] uint8 RGB."""
         from sppnet.visualize.pyramid import draw_pyramid
 
         return draw_pyramid(
-            self.seen, self.levels, self.map_size, self.stride, self.offset, contributions=self.bins,
+            self.seen, self.levels, self.map_size, self.geometry.stride, self.geometry.offset, contributions=self.bins,
             together=self.together, title=f"{self.class_name} {self.score:.2f} (logit {self.logit:+.2f})",
         )  # fmt: skip
 
@@ -142,21 +144,11 @@ class BinContributions:
         Returns:
             ``{"class", "logit", "levels": [{"level": n, "together", "bins": n rows of n}]}``.
         """
-        ends = np.cumsum([level * level for level in self.levels])
-        return {
-            "class": self.class_name,
-            "logit": round(self.logit, DECIMALS),
-            "levels": [
-                {
-                    "level": level,
-                    "together": round(float(together), DECIMALS),
-                    "bins": bins.reshape(level, level).astype(float).round(DECIMALS).tolist(),
-                }
-                for level, together, bins in zip(
-                    self.levels, self.together, np.split(self.bins, ends[:-1]), strict=True
-                )
-            ],
-        }
+        starts, levels = np.cumsum([level * level for level in self.levels])[:-1], []
+        for level, together, bins in zip(self.levels, self.together, np.split(self.bins, starts), strict=True):
+            rows = bins.reshape(level, level).astype(float).round(4).tolist()
+            levels.append({"level": level, "together": rounded(together), "bins": rows})
+        return {"class": self.class_name, "logit": rounded(self.logit), "levels": levels}
 
 
 def bin_contributions(model: SPPNet, source: Any, class_name: str | None = None) -> BinContributions:
@@ -188,42 +180,37 @@ def bin_contributions(model: SPPNet, source: Any, class_name: str | None = None)
         raise SettingsError(f"expected one of the model's classes ({', '.join(names)}), got {class_name!r}")
     prepared, _ = model.preprocess(read_image(source))
     with model.inference():
-        features = model.features(prepared.to(model.device).contiguous(memory_format=torch.channels_last))
+        features = model.image_features(prepared)
         pooled = model.pool(features, whole_windows(features)).float()  # [1, M, C]
     sides = torch.tensor(levels)
     level_of = torch.arange(len(levels)).repeat_interleave(sides * sides)
     groups = torch.cat([torch.eye(len(level_of), dtype=torch.bool), torch.arange(len(levels))[:, None] == level_of])
     groups = groups.to(pooled.device)  # [M + L, M]: each bin alone, and then all bins of each level
     with model.inference(bfloat16=False):
-        logits = model.image_classifier(model.fully_connected(pooled))[0]
-        scores = model.image_classifier.probabilities(logits)
-        classification = Classification(scores.cpu().numpy(), names, model.architecture.multi_label)
+        logits = model.image_logits(pooled)[0]
+        classification = _classification(model, logits)
         answer = classification.label if class_name is None else class_name
         column, rows = names.index(answer), max(1, VALUES_CHUNK // pooled.numel())
-        without = [
-            model.image_classifier(model.fully_connected(pooled * keeps[..., None]))[:, column]
-            for keeps in (~groups).split(rows)
-        ]
+        without = [model.image_logits(pooled * keeps[..., None])[:, column] for keeps in (~groups).split(rows)]
         added = (logits[column] - torch.cat(without)).float().cpu().numpy()
     return BinContributions(
         classification=classification,
         class_name=answer,
-        score=float(scores[column]),
+        score=float(classification.scores[column]),
         logit=float(logits[column]),
         levels=levels,
         bins=added[: model.pool.bins],
         together=added[model.pool.bins :],
         seen=model.preprocess.pixels(prepared),
         map_size=(features.shape[2], features.shape[3]),
-        stride=model.geometry.stride,
-        offset=model.geometry.offset,
+        geometry=model.geometry,
     )
 
 
 def _embed(model: SPPNet, image: np.ndarray, boxes: Tensor | None = None) -> np.ndarray:
     prepared, scale = model.preprocess(image)
     with model.inference():
-        features = model.features(prepared.to(model.device).contiguous(memory_format=torch.channels_last))
+        features = model.image_features(prepared)
         if boxes is None:
             windows = whole_windows(features)
         else:

@@ -22,11 +22,11 @@ from sppnet.cache import cache_directory
 from sppnet.classification.batches import TrainingSizes
 from sppnet.classification.epochs import EpochSettings, TrainedEpochs, has_batch_norm, train_epochs
 from sppnet.classification.evaluate import ClassifierEvaluation, evaluate_classifier, evaluate_features
-from sppnet.classification.features import ReadableImages, pooled_features, readable_images, scale_features
+from sppnet.classification.features import LARGEST_ASPECT, pooled_features, readable_images, scale_features
 from sppnet.data.images import read_image
 from sppnet.data.labelled import LabelledImages, split_off
 from sppnet.errors import ModelError, SettingsError, UserError
-from sppnet.files import check_replaceable, is_ours, write_json
+from sppnet.files import check_replaceable, write_json
 from sppnet.linear.selection import SVMChoice, train_calibrated_svms
 from sppnet.linear.svm import label_targets
 from sppnet.models.backbones import COMPACT, RANDOM, build_backbone, check_not_random, pretrained_weights
@@ -39,10 +39,9 @@ from sppnet.training.checkpoints import write_log
 from sppnet.visualize.draw import draw_mistakes, save_image
 from sppnet.visualize.plots import plot_confusion, plot_training
 
-LARGEST_ASPECT = 4  # longer images are seen smaller: one may be 20000 x 20
 VALIDATION_SHARE = 0.15  # of every class
 MAX_IMAGES = 20_000  # that SVMs learn from: their products take 1.6 GB, and twice that while they are solved
-RECORDED = ("top1", "top1_interval", "top5", "mean_class", "images")  # what a model file holds of an evaluation
+RECORDED = ("top1", "top1_interval", "top5", "mean_class", "images")
 PICTURES = ("evaluation.json", "confusion.png", "mistakes.jpg", "curves.png")  # of a report
 
 
@@ -107,10 +106,8 @@ class ClassifierSettings:
             raise SettingsError("SVMs are trained on a frozen backbone: leave train_layers out, or take softmax")
         unused = [name for name in ("hidden", "epochs", "batch_size", "learning_rate") if getattr(self, name)]
         if self.svm and unused:
-            raise SettingsError(
-                f"{', '.join(unused)}: only for layers that are trained in epochs; add classifier softmax, or leave it out: SVMs "
-                "are the default on a frozen backbone"
-            )
+            epochs = "only for layers that are trained in epochs; add classifier softmax, or leave it out"
+            raise SettingsError(f"{', '.join(unused)}: {epochs}")
 
     @property
     def svm(self) -> bool:
@@ -120,16 +117,13 @@ class ClassifierSettings:
     def for_epochs(self, devices: int, workers: int) -> EpochSettings:
         """What `sppnet.classification.epochs.train_epochs` needs of them."""
         given = {name: getattr(self, name) for name in ("epochs", "batch_size", "learning_rate")}
-        several = len(self.sides) > 1
-        return EpochSettings(
-            train_backbone=self.train_layers == "all",
-            backbone_rate=1.0 if self.weights == RANDOM else 0.1,
-            sizes=TrainingSizes("multi" if several else "single", self.sides) if self.sides else TrainingSizes(),
-            seed=self.seed,
-            devices=devices,
-            workers=workers,
-            **{name: value for name, value in given.items() if value is not None},
-        )
+        given = {name: value for name, value in given.items() if value is not None}
+        if self.sides:
+            given["sizes"] = TrainingSizes("multi" if len(self.sides) > 1 else "single", self.sides)
+        if self.weights == RANDOM:
+            given["backbone_rate"] = 1.0
+        everything = self.train_layers == "all"
+        return EpochSettings(everything, seed=self.seed, devices=devices, workers=workers, **given)
 
 
 def train_classifier(
@@ -196,31 +190,42 @@ def train_classifier(
     train, validation = _split(data, validation, settings)
     if settings.train_layers == "head" and (devices, workers) != (1, 0):
         raise SettingsError("devices, workers: only where all layers are trained; leave them out")
-    if settings.svm:
-        check_image_count(len(train))
+    if settings.svm and len(train) > MAX_IMAGES:
+        few = f"SVMs learn from at most {MAX_IMAGES} images here"
+        raise UserError(f"{few}: got {len(train)}; take the softmax classifier")
     model = _start(settings, data.class_names).to(choose_device(device))
     seen = readable_images(train, skip_bad=skip_bad, progress=progress)
     held = readable_images(validation, skip_bad=skip_bad, progress=progress, stage="checking validation images")
     _check_classes(seen.images)
     with cache_directory(cache) as folder:
-        trained, evaluation = _train(model, seen, held, settings, epochs, folder, progress)
+        if not has_batch_norm(model):  # which scales features itself
+            scale_features(model, seen.images.paths)
+        if epochs is None:
+            images = [*seen.images.paths, *held.images.paths]
+            pooled = pooled_features(model, images, folder / "features", progress=progress)
+            rows, labels = pooled[: len(seen.images)].unit_rows(), seen.images.labels
+            choice = train_svm_head(model, rows, labels, seed=settings.seed, progress=progress)
+            trained = TrainedEpochs({"svm": choice.to_dict()}, {}, 0)
+        else:
+            trained = train_epochs(model, seen, held, epochs, folder, progress=progress)
+        round_to_stored(model)
+        evaluation = None
+        if len(held.images) and not trained.rank and settings.train_layers == "all":
+            evaluation = evaluate_classifier(model, held.images, progress=progress)
+        elif len(held.images) and not trained.rank:
+            pooled = pooled_features(model, held.images.paths, folder / "features")  # they are cached
+            evaluation = evaluate_features(model, held.images, pooled)
     skipped = [{"path": str(path), "error": error} for path, error in (*seen.broken, *held.broken)]
+    counts = {"train": len(seen.images), "validation": len(held.images), "skipped": len(skipped)}
     record = {
         **trained_by(),
-        "data": {
-            "train": len(seen.images), "validation": len(held.images),
-            "validation_images": "given" if given else "split off",
-            "classes": len(data.class_names), "skipped": len(skipped),
-        },
+        "data": counts | {"classes": len(data.class_names), "validation_images": "given" if given else "split off"},
         "classifier": "svm" if settings.svm else "softmax",
         "settings": _recorded(settings),
         **trained.figures,
-        "evaluation": evaluation and {
-            **{name: value for name, value in evaluation.to_dict().items() if name in RECORDED},
-            "loss": round(evaluation.loss, 4),
-        },
+        "evaluation": evaluation and _figures(evaluation),
         "seconds": round(time.perf_counter() - started),
-    }  # fmt: skip
+    }
     model.record = record
     if output is not None and not trained.rank:
         save_model(model, output)  # without the paths of what was skipped, which are nobody else's business
@@ -248,7 +253,7 @@ def train_svm_head(
     """Train the image classifier of a model, in place, on the head features of images.
 
     Args:
-        model: of one class an image, and best with ``Architecture(unit_length=True)``: SVMs do better on vectors of length 1.
+        model: of one class an image; best with ``Architecture(unit_length=True)``: SVMs do better on vectors of length 1.
         embeddings: [N, D] head features, any floating-point type; a memory map will do.
         labels: [N] integers in 0..K-1, of two classes at least. A class without images is answered no, whatever is seen.
         seed: of the folds.
@@ -259,12 +264,8 @@ def train_svm_head(
         bit for bit, on one machine with one thread count.
 
     Raises:
-        ModelError: a model of several classes an image, or one whose features are not finite.
-        UserError: more than `MAX_IMAGES`.
+        ModelError: features that are not finite.
     """
-    if model.image_classifier.multi_label:
-        raise ModelError("expected a model of one class an image: Architecture(multi_label=False)")
-    check_image_count(len(embeddings))
     targets = label_targets(labels, len(model.class_names))
     try:
         svms, choice = train_calibrated_svms(embeddings, targets, multi_label=False, seed=seed, progress=progress)
@@ -274,47 +275,6 @@ def train_svm_head(
         model.image_classifier.weight.copy_(torch.from_numpy(svms.weights))
         model.image_classifier.bias.copy_(torch.from_numpy(svms.biases))
     return choice
-
-
-def check_image_count(images: int) -> None:
-    """Refuse more images than SVMs are trained on; called before long work, too.
-
-    Example:
-        >>> check_image_count(20_001)
-        Traceback (most recent call last):
-        sppnet.errors.UserError: SVMs learn from at most 20000 images here: got 20001; take the softmax classifier
-    """
-    if images > MAX_IMAGES:
-        raise UserError(f"SVMs learn from at most {MAX_IMAGES} images here: got {images}; take the softmax classifier")
-
-
-def _train(
-    model: SPPNet,
-    train: ReadableImages,
-    validation: ReadableImages,
-    settings: ClassifierSettings,
-    epochs: EpochSettings | None,
-    cache: Path,
-    progress: Progress,
-) -> tuple[TrainedEpochs, ClassifierEvaluation | None]:
-    """Train a model in place, round it to what its file will hold, and evaluate that on the validation images, if there are any."""
-    if not has_batch_norm(model):  # which scales features itself
-        scale_features(model, train.images.paths)
-    features = cache / "features"
-    if epochs is None:
-        images = [*train.images.paths, *validation.images.paths]
-        pooled = pooled_features(model, images, features, progress=progress)[: len(train.images)]
-        choice = train_svm_head(model, pooled.unit_rows(), train.images.labels, seed=settings.seed, progress=progress)
-        trained = TrainedEpochs({"svm": choice.to_dict()}, {}, 0)
-    else:
-        trained = train_epochs(model, train, validation, epochs, cache, progress=progress)
-    round_to_stored(model)
-    if not len(validation.images) or trained.rank:
-        return trained, None
-    if settings.train_layers == "all":
-        return trained, evaluate_classifier(model, validation.images, progress=progress)
-    pooled = pooled_features(model, validation.images.paths, features)  # they are cached
-    return trained, evaluate_features(model, validation.images, pooled)
 
 
 def _start(settings: ClassifierSettings, class_names: tuple[str, ...]) -> SPPNet:
@@ -329,8 +289,9 @@ def _start(settings: ClassifierSettings, class_names: tuple[str, ...]) -> SPPNet
         layers = class_names, settings.backbone, settings.levels, settings.hidden
         architecture = Architecture(*layers, detects=False, multi_label=False, unit_length=settings.svm)
         model = build_model(architecture, preprocess, backbone=backbone)
-    least, smallest = model.preprocess.smallest_side, min(settings.sides, default=None)
-    if smallest is not None and smallest < least:
+    least = model.preprocess.smallest_side
+    smallest = min(settings.sides, default=least)
+    if smallest < least:
         raise SettingsError(f"sides must be at least {least} pixels with {settings.backbone}: got {smallest}")
     if settings.train_layers == "head":
         round_to_stored(model.backbone)  # so that cached features are those of the model file
@@ -341,15 +302,15 @@ def _start(settings: ClassifierSettings, class_names: tuple[str, ...]) -> SPPNet
 def _split(
     data: LabelledImages, validation: LabelledImages | None, settings: ClassifierSettings
 ) -> tuple[LabelledImages, LabelledImages]:
-    if validation is not None and settings.validation_share is not None:
+    _check_classes(data)
+    if validation is None:
+        return split_off(data, settings.validation_share or VALIDATION_SHARE, seed=settings.seed)
+    if settings.validation_share is not None:
         raise SettingsError("validation_share: the data holds validation images already; leave it out")
-    if validation is not None and validation.class_names != data.class_names:
+    if validation.class_names != data.class_names:
         both = f"{_some(validation.class_names)} against {_some(data.class_names)}"
         raise SettingsError(f"the validation images' classes are not those of the data: {both}")
-    _check_classes(data)
-    if validation is not None:
-        return data, validation
-    return split_off(data, settings.validation_share or VALIDATION_SHARE, seed=settings.seed)
+    return data, validation
 
 
 def _check_classes(train: LabelledImages) -> None:
@@ -369,13 +330,17 @@ def _recorded(settings: ClassifierSettings) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value not in (None, ())}
 
 
+def _figures(evaluation: ClassifierEvaluation) -> dict[str, Any]:
+    """What a model file holds of an evaluation."""
+    figures = evaluation.to_dict()
+    return {name: figures[name] for name in RECORDED} | {"loss": round(evaluation.loss, 4)}
+
+
 def _write_report(
     folder: Path, log: dict[str, list[float]], evaluation: ClassifierEvaluation | None, document: dict[str, Any]
 ) -> None:
-    for name in PICTURES:  # of an earlier model of this name
-        if is_ours(folder / name):
-            (folder / name).unlink()
-    (folder / "log.csv").unlink(missing_ok=True)
+    for name in (*PICTURES, "log.csv"):  # of an earlier model: nobody else's, as was checked before the work
+        (folder / name).unlink(missing_ok=True)
     if log:
         write_log(log, folder / "log.csv")
         plot_training(log, folder / "curves.png")

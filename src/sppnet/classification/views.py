@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sppnet.classification.features import LARGEST_ASPECT
 from sppnet.data.images import resize_image, scaled_size
 from sppnet.errors import SettingsError
 from sppnet.models.sppnet import WINDOW_CHUNK, SPPNet
@@ -32,7 +33,6 @@ SIDE_MIDDLES: tuple[Position, ...] = ((0.5, 0), (0, 0.5), (1, 0.5), (0.5, 1))
 PAPER_WINDOW = 224  # pixels
 PAPER_SHORT_SIDES = (224, 256, 300, 360, 448, 560)
 PAPER_SHORT_SIDE = 256  # of the tests at one scale
-LARGEST_ASPECT = 4  # longer images are looked at smaller (full) or squeezed (windows): one may be 20000 x 20
 CROP_CHUNK = 32  # bounds the memory of crops through the network
 
 ViewName = Literal["single", "center-crop", "10-view", "full", "multi-view", "multi-view+full"]
@@ -73,10 +73,9 @@ class Views:
         if min(lengths) < 1:
             raise SettingsError(f"views: every length must be at least 1 pixel, got {min(lengths)}")
         if self.short_sides and min(self.short_sides) < self.window:
-            raise SettingsError(
-                f"views: a window of {self.window} pixels does not fit an image with a short side of "
-                f"{min(self.short_sides)}; give larger short sides or a smaller window"
-            )
+            image = f"an image with a short side of {min(self.short_sides)}"
+            remedy = "give larger short sides or a smaller window"
+            raise SettingsError(f"views: a window of {self.window} pixels does not fit {image}; {remedy}")
         if any(not 0 <= share <= 1 for position in self.positions for share in position):
             raise SettingsError(f"views: positions are shares of the free room, each in 0..1, got {self.positions}")
 
@@ -148,16 +147,11 @@ def view_windows(size: tuple[int, int], positions: tuple[Position, ...], window:
     Returns:
         [V, 4] float32, xyxy in pixels of the resized image, inside it, in the order of ``positions``; no two are equal.
 
-    Raises:
-        ValueError: a window larger than the image.
-
     Example:
         >>> view_windows((224, 300), CENTER + CORNERS + SIDE_MIDDLES).tolist()
         [[38.0, 0.0, 262.0, 224.0], [0.0, 0.0, 224.0, 224.0], [76.0, 0.0, 300.0, 224.0]]
     """
     height, width = size
-    if window > min(size):
-        raise ValueError(f"a window of {window} pixels does not fit an image of {height} x {width}")
     corners = [(int(across * (width - window)), int(down * (height - window))) for across, down in positions]
     distinct = list(dict.fromkeys(corners))
     return np.array([(x, y, x + window, y + window) for x, y in distinct], np.float32).reshape(-1, 4)
@@ -187,8 +181,7 @@ def view_scores(image: np.ndarray, model: SPPNet, views: Views, *, chunk_size: i
             logits = _crop_logits(model, list(scales), chunk_size)
         else:
             pooled = torch.cat([_pooled_views(model, *scale) for scale in scales])
-            parts = pooled.split(WINDOW_CHUNK)
-            logits = torch.cat([model.image_classifier(model.fully_connected(part)) for part in parts])
+            logits = torch.cat([model.image_logits(part) for part in pooled.split(WINDOW_CHUNK)])
         return model.image_classifier.probabilities(logits).cpu()
 
 

@@ -147,7 +147,7 @@ def compute_feature_maps(
     for side in sides:
         prepared, scale = model.preprocess(image, side)
         with model.inference(bfloat16=bfloat16):
-            features = model.features(prepared.to(model.device).contiguous(memory_format=torch.channels_last))
+            features = model.image_features(prepared)
         parts.append(to_half(features).contiguous(memory_format=torch.channels_last))
         scales.append(scale)
     whole = min(range(len(sides)), key=lambda index: abs(sides[index] - model.preprocess.short_side))

@@ -181,6 +181,15 @@ class SPPNet(SinglePrecisionBuffers):
         features: Tensor = self.backbone(in_dtype_of(self.image_classifier.weight, images)) * self.feature_scale
         return features
 
+    def image_features(self, images: Tensor) -> Tensor:
+        """`features` of preprocessed images, moved to the model's device, channels last: the order convolutions are fastest in."""
+        return self.features(images.to(self.device).contiguous(memory_format=torch.channels_last))
+
+    def image_logits(self, pooled: Tensor) -> Tensor:
+        """Pooled whole images [N, M, C] -> logits [N, K]."""
+        logits: Tensor = self.image_classifier(self.fully_connected(pooled))
+        return logits
+
     def windows(
         self, boxes: Tensor, feature_size: tuple[int, int], scale: tuple[float, float]
     ) -> tuple[Tensor, Tensor]:
@@ -238,7 +247,7 @@ class SPPNet(SinglePrecisionBuffers):
                 pooled = pyramid_pool(features, self.pool.levels)
             else:
                 pooled = self.pool(features, own_windows(sizes, features.device))
-            return self.image_classifier(self.fully_connected(pooled))
+            return self.image_logits(pooled)
         each = (boxes,) if isinstance(boxes, Tensor) else boxes
         if len(each) != len(images):
             raise ValueError(f"expected boxes [R, 4] for each of {len(images)} images: got {len(each)} sets of them")

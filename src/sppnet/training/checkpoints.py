@@ -81,9 +81,8 @@ class TrainingState:
         for part, state in parts.items():
             parameter = parameters[int(part)]
             for name, value in state.items():
-                if (
-                    value.shape == parameter.shape
-                ):  # in the parameter's order in memory: fused steps go through both at once
+                # In the parameter's order in memory: fused steps go through both at once.
+                if value.shape == parameter.shape:
                     state[name] = torch.empty_like(parameter).copy_(value)
         self.optimizer.load_state_dict({"state": {int(part): parts[part] for part in parts}, "param_groups": groups})
 

@@ -258,11 +258,9 @@ def _stop_signals() -> Iterator[set[int]]:
             raise KeyboardInterrupt
         received.add(number)
 
-    before = {}
-    if threading.current_thread() is threading.main_thread():  # which alone gets signals
-        for number in (signal.SIGINT, signal.SIGTERM):
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                before[number] = signal.signal(number, note)
+    ours = threading.current_thread() is threading.main_thread()  # which alone gets signals
+    noted = [each for each in (signal.SIGINT, signal.SIGTERM) if ours and signal.getsignal(each) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, note) for number in noted}
     try:
         yield received
     finally:
