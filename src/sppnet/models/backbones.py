@@ -67,9 +67,11 @@ def build_backbone(
         >>> build_backbone("resnet18", stride=16)(torch.zeros(1, 3, 224, 300)).shape
         torch.Size([1, 256, 14, 19])
     """
-    path = None if weights == RANDOM else Path(weights)
-    if path is not None and (name in OWN_NETS or path.exists() or path.suffix):
-        net, backbone = _parts(name, None)
+    path = Path(weights)
+    from_file = weights != RANDOM and (name in OWN_NETS or path.exists() or path.suffix != "")
+    net, backbone = _parts(name, None if from_file or weights == RANDOM else str(weights))
+    finished: dict[str, Tensor] = {}
+    if from_file:
         state = _read(path, name)
         # A model file of this project holds its backbone as it is in the end: cut and folded.
         finished = {key.removeprefix("backbone."): state[key] for key in state if key.startswith("backbone.")}
@@ -77,17 +79,13 @@ def build_backbone(
             kept = {id(value) for value in backbone.state_dict(keep_vars=True).values()}
             needed = [key for key, value in net.state_dict(keep_vars=True).items() if id(value) in kept]
             _load(net, state, needed, path, name)
-    else:
-        _, backbone = _parts(name, None if weights == RANDOM else str(weights))
-        if name == COMPACT and not fold:
-            backbone = compact_resnet(folded=False).eval()
-        finished = {}
+    elif name == COMPACT and not fold:
+        backbone = compact_resnet(folded=False).eval()
     if stride is not None:
         backbone = cut_at_stride(backbone, stride, name)
     if fold:
         fold_batch_norm(backbone)
     if finished:
-        assert path is not None
         needed = [*backbone.state_dict()]
         if stride is not None:  # the file may go on where this backbone is cut
             finished = {key: value for key, value in finished.items() if key in needed}
@@ -128,7 +126,13 @@ def _parts(name: str, weights: str | None) -> tuple[nn.Module, nn.Module]:
     import torchvision
 
     named = name in torchvision.models.list_models(torchvision.models)
-    net = (_torchvision_net if named else _timm_net)(name, weights).eval()
+    try:
+        net = (_torchvision_net if named else _timm_net)(name, weights).eval()
+    except Exception as error:  # of the packages' many kinds
+        if weights is None or isinstance(error, ModelError):
+            raise
+        reason = f"could not be downloaded ({_beginning(error)}); give a local file"
+        raise ModelError(f"weights {weights} of {name} {reason}") from error
     backbone = convolutional_part(net)
     if backbone is None:
         raise ModelError(f"{name} has no plain convolutional part to pool from: use a VGG, ResNet or MobileNet instead")
@@ -146,13 +150,9 @@ def _torchvision_net(name: str, weights: str | None) -> nn.Module:
 
     # Not their own change of pixels, but that of `_parts`; and no drawing of weights that takes a minute.
     extra = {"transform_input": False, "init_weights": False} if name in INCEPTIONS else {}
-    known = ["DEFAULT", *(entry.name for entry in torchvision.models.get_model_weights(name))]
-    if weights not in (None, *known):
-        raise _no_weights(name, weights, f"torchvision knows {', '.join(known)}")
-    try:
-        return torchvision.models.get_model(name, weights=weights, **extra)
-    except OSError as error:
-        raise _not_downloaded(name, weights, error) from error
+    _check_known(name, weights, [entry.name for entry in torchvision.models.get_model_weights(name)], "torchvision")
+    net: nn.Module = torchvision.models.get_model(name, weights=weights, **extra)
+    return net
 
 
 def _timm_net(name: str, weights: str | None) -> nn.Module:
@@ -166,17 +166,10 @@ def _timm_net(name: str, weights: str | None) -> nn.Module:
     if not timm.is_model(model):
         raise _unknown(name, ", or one of timm.list_models()")
     known = [each.partition(".")[2] for each in timm.list_models(f"{model}.*", pretrained=True)]
-    known = ["DEFAULT", *known] if known else []
-    if weights not in (None, *known):
-        raise _no_weights(name, weights, f"timm knows {', '.join(known) or 'none'}")
-    if weights not in (None, "DEFAULT"):
-        tag = weights
-    try:
-        return timm.create_model(f"{model}.{tag}" if tag else model, pretrained=weights is not None)
-    except Exception as error:  # of the hub's many kinds
-        if weights is None:
-            raise
-        raise _not_downloaded(name, weights, error) from error
+    _check_known(name, weights, known, "timm")
+    tag = tag if weights in (None, "DEFAULT") else weights
+    net: nn.Module = timm.create_model(f"{model}.{tag}" if tag else model, pretrained=weights is not None)
+    return net
 
 
 def _unknown(name: str, more: str) -> ModelError:
@@ -184,12 +177,11 @@ def _unknown(name: str, more: str) -> ModelError:
     return ModelError(f"no backbone named {name!r}: expected {', '.join(map(repr, OWN_NETS))}, or {others}")
 
 
-def _no_weights(name: str, weights: str | None, known: str) -> ModelError:
-    return ModelError(f"{name} has no weights named {weights!r}: {known}; or give the path of a file")
-
-
-def _not_downloaded(name: str, weights: str | None, error: Exception) -> ModelError:
-    return ModelError(f"weights {weights} of {name} could not be downloaded ({_beginning(error)}); give a local file")
+def _check_known(name: str, weights: str | None, known: Sequence[str], package: str) -> None:
+    known = ["DEFAULT", *known] if known else []
+    if weights not in (None, *known):
+        names = f"{package} knows {', '.join(known) or 'none'}"
+        raise ModelError(f"{name} has no weights named {weights!r}: {names}; or give the path of a file")
 
 
 def _read(path: Path, name: str) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -70,55 +70,41 @@ def truncate_layers(
         if rank is not None and not 0 < rank <= min(layer.weight.shape):
             bounds = f"from 1 to {min(layer.weight.shape)}, or 0 for whole"
             raise SettingsError(f"the rank of fully connected layer {number + 1} must be {bounds}: got {rank}")
-        factors = _of_weights(layer) if pooled is None else _of_outputs(model, index, layer, pooled)
-        shares = factors.energies.cumsum(0) / factors.energies.sum().clamp(min=torch.finfo(torch.float64).tiny)
+        weight = layer.weight.detach()
+        # Without windows, what it says of one in each direction: U_r U_r' W is then the nearest matrix of rank r.
+        outputs = weight.double().cpu().T if pooled is None else _outputs(model, index, weight, pooled)
+        mean = torch.zeros_like(outputs[0]) if pooled is None else outputs.mean(0)
+        energies, directions = torch.linalg.eigh((outputs - mean).T @ (outputs - mean))
+        energies, directions = energies.flip(0)[: min(weight.shape)].clamp(min=0), directions.flip(1)
+        shares = energies.cumsum(0) / energies.sum().clamp(min=torch.finfo(torch.float64).tiny)
         if energy is not None:
             rank = min(len(shares), 1 + int((shares < energy - 1e-12).sum()))
             if rank * sum(layer.weight.shape) >= layer.weight.numel():
                 continue
         assert rank is not None
-        small.fully_connected[index] = _thin(layer, factors, rank)
+        small.fully_connected[index] = _thin(layer, directions[:, :rank], mean)
         chosen[number], kept[number] = rank, float(shares[rank - 1])
     small.architecture = dataclasses.replace(before, ranks=tuple(chosen) if any(chosen) else ())
     return small, kept
 
 
-class _Factors(NamedTuple):
-    """A layer as a sum of products, the weightiest first."""
-
-    wide: Tensor  # [outputs, n], orthonormal columns
-    narrow: Tensor  # [n, inputs]
-    energies: Tensor  # [n], falling
-    mean: Tensor  # [outputs]: what is added by the parts that are left out, on average
-
-
-def _of_weights(layer: nn.Linear) -> _Factors:
-    weight = layer.weight.detach().double().cpu()
-    left, values, right = torch.linalg.svd(weight, full_matrices=False)
-    return _Factors(left, values[:, None] * right, values.square(), weight.new_zeros(len(weight)))
-
-
-def _of_outputs(model: SPPNet, index: int, layer: nn.Linear, pooled: Tensor) -> _Factors:
-    weight, most = layer.weight.detach(), min(layer.weight.shape)
+def _outputs(model: SPPNet, index: int, weight: Tensor, pooled: Tensor) -> Tensor:
+    """What a layer says of windows [R, outputs], without its bias."""
     before = nn.Sequential(*list(model.fully_connected)[:index])
     with torch.no_grad():
         parts = [before(part.to(weight)).half().to(weight) @ weight.T for part in pooled.split(1024)]
-    outputs = torch.cat(parts).double().cpu()
-    mean = outputs.mean(0)
-    energies, vectors = torch.linalg.eigh((outputs - mean).T @ (outputs - mean))
-    vectors = vectors.flip(1)[:, :most]
-    return _Factors(vectors, vectors.T @ weight.double().cpu(), energies.flip(0)[:most].clamp(min=0), mean)
+    return torch.cat(parts).double().cpu()
 
 
-def _thin(layer: nn.Linear, factors: _Factors, rank: int) -> nn.Sequential:
-    """inputs -> rank -> outputs."""
-    narrow, wide = nn.Linear(layer.in_features, rank, bias=False), nn.Linear(rank, layer.out_features)
-    kept = factors.wide[:, :rank]
-    lost = factors.mean - kept @ (kept.T @ factors.mean)
+def _thin(layer: nn.Linear, kept: Tensor, mean: Tensor) -> nn.Sequential:
+    """inputs -> rank -> outputs, by the directions of the outputs that are kept [outputs, rank] and the outputs' mean."""
+    narrow, wide = nn.Linear(layer.in_features, kept.shape[1], bias=False), nn.Linear(kept.shape[1], layer.out_features)
+    weight, bias = (value.detach().double().cpu() for value in (layer.weight, layer.bias))
+    projected = kept.T @ weight
     with torch.no_grad():
         # shared out evenly, so that half precision holds both parts
-        root = factors.narrow[:rank].norm(dim=1).clamp(min=torch.finfo(torch.float32).tiny).sqrt()
-        narrow.weight.copy_(factors.narrow[:rank] / root[:, None])
+        root = projected.norm(dim=1).clamp(min=torch.finfo(torch.float32).tiny).sqrt()
+        narrow.weight.copy_(projected / root[:, None])
         wide.weight.copy_(kept * root)
-        wide.bias.copy_(layer.bias.detach().double().cpu() + lost)
+        wide.bias.copy_(bias + mean - kept @ (kept.T @ mean))
     return nn.Sequential(narrow, wide).to(layer.weight.device)

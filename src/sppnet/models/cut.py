@@ -122,11 +122,11 @@ def _until(module: nn.Module, path: tuple[str, ...]) -> nn.Module:
         return module
     part = nn.Sequential()
     for name, child in _steps(module)[0]:
-        if name == path[0]:
-            part.add_module(name.replace(".", "_"), _until(child, path[1:]))
-            return part
-        part.add_module(name.replace(".", "_"), child)
-    raise AssertionError(path)
+        last = name == path[0]
+        part.add_module(name.replace(".", "_"), _until(child, path[1:]) if last else child)
+        if last:
+            break
+    return part
 
 
 def _layers(module: nn.Module, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], nn.Module]]:

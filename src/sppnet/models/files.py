@@ -110,9 +110,7 @@ def load(model: str | Path, device: str | torch.device = "cpu") -> SPPNet:
     net = build_model(**settings)
     net.record = record
     if not all(value.isfinite().all() for value in tensors.values()):
-        raise ModelError(
-            f"{path} is damaged: some of its weights are not finite numbers; get the file again, or train anew"
-        )
+        raise ModelError(f"{path} is damaged: some weights are not finite numbers; get the file again, or train anew")
     net.load_state_dict(tensors)
     net.eval().to(device)
     net.backbone.to(memory_format=torch.channels_last)
@@ -126,17 +124,12 @@ def trained_by() -> dict[str, str | None]:
         >>> sorted(trained_by())
         ['commit', 'sppnet']
     """
+    here, commit = Path(__file__), None
     # Of the repository that this file is tracked in: an installed copy may lie inside somebody else's.
-    here = Path(__file__)
-    commit = _git(here, "ls-files", "--error-unmatch", here.name) and _git(here, "rev-parse", "--short=12", "HEAD")
-    return {"sppnet": __version__, "commit": commit}
-
-
-def _git(file: Path, *words: str) -> str | None:
+    words = ["git", "rev-parse", "HEAD", f":./{here.name}"]
     with suppress(OSError, subprocess.CalledProcessError):
-        done = subprocess.run(["git", *words], cwd=file.parent, capture_output=True, text=True, check=True)
-        return done.stdout.strip()
-    return None
+        commit = subprocess.run(words, cwd=here.parent, capture_output=True, text=True, check=True).stdout[:12]
+    return {"sppnet": __version__, "commit": commit}
 
 
 def round_to_stored(module: nn.Module) -> None:
@@ -187,9 +180,9 @@ def _fits(value: Any, hint: Any) -> bool:
     """Whether a value of JSON is of a field's type: a word, a number, or a list of these. No number is NaN or infinite."""
     if get_origin(hint) is tuple:
         of, *rest = get_args(hint)
-        return (
-            isinstance(value, tuple) and rest in ([...], [of] * (len(value) - 1)) and all(_fits(v, of) for v in value)
-        )
+        if not isinstance(value, tuple) or rest not in ([...], [of] * (len(value) - 1)):
+            return False
+        return all(_fits(each, of) for each in value)
     return type(value) is hint and (hint is not float or math.isfinite(value))
 
 

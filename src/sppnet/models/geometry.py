@@ -281,10 +281,6 @@ class Slide:
             steps += 1
         return steps + 1
 
-    def past(self, cells: int, results: int) -> int:
-        """How many cells past the edge the last of so many windows looks."""
-        return max(0, (results - 1) * self.stride - self.before + self.reach - cells + 1)
-
 
 Slides = tuple[Slide, Slide]  # along rows and columns
 POOLING = ("input", "kernel_size", "stride", "padding")

@@ -42,9 +42,8 @@ class FullyConnected(nn.Sequential):
         self.width = width  # D
 
     def forward(self, pooled: Tensor) -> Tensor:
-        if not torch.is_autocast_enabled(pooled.device.type):
-            parameter = next(self.parameters(), None)
-            pooled = pooled if parameter is None else pooled.to(parameter.dtype)
+        parameter = next(self.parameters(), None)
+        pooled = pooled if parameter is None else in_dtype_of(parameter, pooled)
         for layer in self:
             pooled = layer(pooled)
         return pooled
@@ -95,16 +94,8 @@ class SoftmaxClassifier(_Linear):
         return logits.float().softmax(1)
 
 
-class _LinearHead(nn.Module):
-    """Linear models that were trained after the network: their buffers stay in float32, whatever the network is cast to.
-
-    Adding a class leaves the other classes' bit for bit, also in a model file.
-    """
-
-    def __init__(self, weights: Tensor, biases: Tensor, scale: float = 1.0) -> None:
-        super().__init__()
-        self.weights, self.biases = nn.Buffer(weights.float()), nn.Buffer(biases.float())
-        self.scale = nn.Buffer(torch.tensor(scale, dtype=torch.float32))
+class SinglePrecisionBuffers(nn.Module):
+    """A module whose own buffers keep their precision, whatever the network is cast to."""
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         before = dict(self._buffers)
@@ -113,6 +104,15 @@ class _LinearHead(nn.Module):
             now = self._buffers[name]
             self._buffers[name] = value if value is None or now is None else value.to(now.device)
         return self
+
+
+class _LinearHead(SinglePrecisionBuffers):
+    """Linear models that were trained after the network: adding a class leaves the others' bit for bit, also in a model file."""
+
+    def __init__(self, weights: Tensor, biases: Tensor, scale: float = 1.0) -> None:
+        super().__init__()
+        self.weights, self.biases = nn.Buffer(weights.float()), nn.Buffer(biases.float())
+        self.scale = nn.Buffer(torch.tensor(scale, dtype=torch.float32))
 
     def outputs(self, features: Tensor) -> Tensor:
         """Features [R, D] -> [R, ..] in float32, whatever autocast says: decision scores are compared with fixed thresholds."""

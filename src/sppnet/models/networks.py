@@ -16,25 +16,16 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import cast
 
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from sppnet.models.sppnet import SPPNet
-
 WIDTHS = (32, 48, 96, 192, 384)  # compact: channels at stride 2, 4, 8, 16, 32: most weights sit where the map is small
 BLOCKS = (1, 2, 2, 2)  # residual blocks at stride 4, 8, 16, 32
-HIDDEN = (4096, 4096)  # widths of the fully connected layers
-# The release's pixels, 0..255 minus 128, as `sppnet.models.preprocess.Preprocess` states them. The first weights are made
-# for these: pixels of variance 1 would start with maps that vary some 60 times less, next to biases of 1.
-PIXEL_MEAN = (128 / 255, 128 / 255, 128 / 255)
-PIXEL_STD = (1 / 255, 1 / 255, 1 / 255)
 # Every weight is drawn from N(0, 0.01); the release has these biases. Conv6 and conv7 (Overfeat-7) are taken as the 1 of
 # every layer from conv4 on.
 WEIGHT_STD = 0.01
 BIASES = {1: 0.0, 2: 1.0, 3: 0.0, 4: 1.0, 5: 1.0, 6: 1.0, 7: 1.0}  # by convolution
-FULLY_CONNECTED_BIAS = 1.0
 
 
 class WithinChannelLRN(nn.Module):
@@ -143,48 +134,17 @@ def _net(*layers: nn.Conv2d | nn.MaxPool2d | WithinChannelLRN) -> nn.Sequential:
             number += 1
             net.add_module(f"conv{number}", layer)
             net.add_module(f"relu{number}", nn.ReLU())
-            _draw(layer, BIASES[number])
+            draw_normal(layer.weight, WEIGHT_STD)
+            nn.init.constant_(cast(Tensor, layer.bias), BIASES[number])
         else:
             net.add_module(f"{'pool' if isinstance(layer, nn.MaxPool2d) else 'norm'}{number}", layer)
     return net
-
-
-def _draw(layer: nn.Conv2d | nn.Linear, bias: float) -> None:
-    draw_normal(layer.weight, WEIGHT_STD)
-    if layer.bias is not None:
-        nn.init.constant_(layer.bias, bias)
 
 
 def draw_normal(weight: Tensor, std: float) -> None:
     """Normal random weights, in place; none for an outline without numbers, as that would import torch's tracing."""
     if not weight.is_meta:
         nn.init.normal_(weight, std=std)
-
-
-def initialize_as_paper(model: SPPNet) -> None:
-    """Give a network's fully connected layers, in place, the weights that the paper's nets start with.
-
-    Weights from N(0, 0.01), biases 1, in the layers behind the pyramid and in the class scores of images and of windows. A
-    multi-label model's image scores have biases 0: its sigmoids, which the paper's softmax is not, would tell 1 from 0.
-    What moves boxes, and the backbone, stay as they are: `zf5` and the others come with theirs.
-
-    Args:
-        model: such as ``build_model(Architecture(class_names, "zf5", hidden=HIDDEN), Preprocess(mean=PIXEL_MEAN, std=PIXEL_STD))``.
-
-    Source: the authors' release, model-defs/Zeiler_conv5.prototxt; for the scores of windows, arXiv:1406.4729, section 4.1.
-
-    Example:
-        >>> from sppnet.models.sppnet import Architecture, build_model
-        >>> net = build_model(Architecture(("cat", "dog"), "zf5", hidden=(8,), multi_label=False))
-        >>> initialize_as_paper(net)
-        >>> net.image_classifier.bias.detach()
-        tensor([1., 1.])
-    """
-    for linear in (*model.fully_connected.modules(), model.image_classifier, model.window_classifier):
-        if isinstance(linear, nn.Linear):
-            _draw(linear, FULLY_CONNECTED_BIAS)
-    if model.architecture.multi_label:
-        nn.init.zeros_(model.image_classifier.bias)
 
 
 def _conv_norm(in_channels: int, out_channels: int, kernel: int, stride: int, folded: bool) -> nn.Sequential:
@@ -227,10 +187,8 @@ def compact_resnet(
         >>> compact_resnet()(torch.zeros(1, 3, 97, 200)).shape
         torch.Size([1, 384, 4, 7])
     """
-    if len(blocks) != len(widths) - 1:
-        raise ValueError(f"blocks must be one shorter than widths: got {len(blocks)} blocks for {len(widths)} widths")
     layers: list[nn.Module] = [_conv_norm(3, widths[0], 3, 2, folded), nn.ReLU()]
-    for in_channels, out_channels, count in zip(widths, widths[1:], blocks, strict=False):
+    for in_channels, out_channels, count in zip(widths[:-1], widths[1:], blocks, strict=True):
         layers.append(ResidualBlock(in_channels, out_channels, 2, folded=folded))
         layers += [ResidualBlock(out_channels, out_channels, 1, folded=folded) for _ in range(count - 1)]
     return nn.Sequential(*layers)

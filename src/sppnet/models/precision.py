@@ -16,6 +16,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.grad import conv2d_input, conv2d_weight
 
 from sppnet.errors import SettingsError
 
@@ -126,16 +127,15 @@ class _Convolution(torch.autograd.Function):
         return F.conv2d(features, weight, bias, *settings)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         features, weight = ctx.saved_tensors
-        stride, padding, dilation, groups = ctx.settings
         to_features, to_weight, to_bias, _ = ctx.needs_input_grad
-        rest = (weight.shape[:1], stride, padding, dilation, False, [0, 0], groups)
-        backward, found = torch.ops.aten.convolution_backward, None
+        found: list[Tensor | None] = [None, None, None]
         if to_features:
-            # Of the features only the shape counts here, so their numbers are not converted.
-            shape = torch.empty_like(features, dtype=torch.float32)
-            found = backward(gradient.float(), shape, weight.float(), *rest, [True, False, False])[0].to(features.dtype)
-        wanted = [False, to_weight, to_bias]
-        _, weights, biases = backward(gradient, features, weight, *rest, wanted) if any(wanted) else (None,) * 3
-        return found, weights, biases, None
+            exact = conv2d_input(features.shape, weight.float(), gradient.float(), *ctx.settings)
+            found[0] = exact.to(features.dtype)
+        if to_weight:
+            found[1] = conv2d_weight(features, weight.shape, gradient, *ctx.settings)
+        if to_bias:
+            found[2] = gradient.sum((0, 2, 3))
+        return *found, None

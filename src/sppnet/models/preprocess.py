@@ -106,8 +106,7 @@ class Preprocess:
         resized, top, left = resize_image(image, (h, w)), abs(side - h) // 2, abs(side - w) // 2
         if crops:
             return np.ascontiguousarray(resized[top : top + side, left : left + side])
-        square = np.empty((side, side, 3), np.uint8)
-        square[:] = self.fill
+        square = np.full((side, side, 3), self.fill, np.uint8)
         square[top : top + h, left : left + w] = resized
         return square
 

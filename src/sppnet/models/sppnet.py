@@ -28,6 +28,7 @@ from sppnet.models.heads import (
     FullyConnected,
     ImageClassifier,
     RidgeRegressor,
+    SinglePrecisionBuffers,
     SoftmaxClassifier,
     SVMClassifier,
     in_dtype_of,
@@ -107,18 +108,20 @@ class DetectionSettings:
             raise SettingsError(f"scales must be short sides of 1 to {LONGEST_SIDE} pixels: got {self.scales}")
 
 
-class SPPNet(nn.Module):
+class SPPNet(SinglePrecisionBuffers):
     """A network that takes images of any size.
 
     Args:
+        architecture, preprocess, detection: what it is built of, how images are fed to it, how it looks for objects.
         backbone: images [N, 3, H, W] -> features [N, C, h, w].
+        geometry: stride and offset of the backbone, and its channels C.
+
+    Attributes:
         pool: features and windows [R, 5] -> pooled [R, M, C].
         fully_connected: pooled -> head features [R, D].
         image_classifier: head features of whole images -> logits [N, K].
         window_classifier: head features of windows -> logits [R, 1 + K]; None: the model only classifies.
         box_regressor: head features and residuals of windows -> box deltas [R, K, 4].
-        architecture, preprocess, detection: what it was built of, how images are fed to it, how it looks for objects.
-        geometry: stride and offset of the backbone.
 
     Example:
         >>> net = build_model(Architecture(class_names=("cat", "dog"), hidden=(32,)))
@@ -131,26 +134,34 @@ class SPPNet(nn.Module):
 
     def __init__(
         self,
-        backbone: nn.Module,
-        pool: RegionPyramidPool,
-        fully_connected: FullyConnected,
-        image_classifier: ImageClassifier,
-        window_classifier: SoftmaxClassifier | SVMClassifier | None,
-        box_regressor: BoxRegressor | RidgeRegressor | None,
         architecture: Architecture,
         preprocess: Preprocess,
         detection: DetectionSettings,
+        backbone: nn.Module,
         geometry: Geometry,
     ) -> None:
         super().__init__()
         bound_cpu_caches()  # images of many sizes
-        self.backbone, self.pool, self.fully_connected = backbone, pool, fully_connected
-        self.image_classifier = image_classifier
-        self.window_classifier, self.box_regressor = window_classifier, box_regressor
-        self.feature_scale = nn.Buffer(torch.ones(()))  # brings features to a mean square of 1: see `set_feature_scale`
-        self.architecture, self.geometry = architecture, geometry
-        self.preprocess, self.detection = preprocess, detection
+        self.architecture, self.preprocess, self.detection = architecture, preprocess, detection
+        self.geometry = geometry
         self.record: dict[str, Any] = {}  # how it was trained
+        self.feature_scale = nn.Buffer(torch.ones(()))  # brings features to a mean square of 1: see `set_feature_scale`
+        self.backbone, self.pool = backbone, RegionPyramidPool(architecture.levels)
+        inputs, classes, zeros = self.pool.bins * geometry.channels, len(architecture.class_names), torch.zeros
+        unit_length = architecture.unit_length
+        self.fully_connected = FullyConnected(inputs, architecture.hidden, architecture.ranks, unit_length)
+        width = self.fully_connected.width
+        classifier: SoftmaxClassifier | SVMClassifier | None = None
+        regressor: BoxRegressor | RidgeRegressor | None = None
+        if architecture.detects:
+            svm, ridge = architecture.window_classifier == "svm", architecture.box_regressor == "ridge"
+            classifier = (
+                SVMClassifier(zeros(classes, width), zeros(classes)) if svm else SoftmaxClassifier(width, classes)
+            )
+            weights, biases = zeros(classes, 4, width), zeros(classes, 4)
+            regressor = RidgeRegressor(weights, biases) if ridge else BoxRegressor(width, classes)
+        self.image_classifier = ImageClassifier(width, classes, architecture.multi_label)
+        self.window_classifier, self.box_regressor = classifier, regressor
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -221,7 +232,7 @@ class SPPNet(nn.Module):
             SettingsError: a network of one fixed input size, and images of another.
             ModelError: boxes, and a model that only classifies.
         """
-        images = self._checked(images)
+        self._check(images)
         if not len(images):
             return self.image_classifier.weight.new_zeros(0, len(self.class_names))
         if isinstance(images, Tensor):
@@ -246,20 +257,18 @@ class SPPNet(nn.Module):
         pooled = self.pool(features, windows.to(features.device))
         return self.heads(self.fully_connected(pooled), residuals)
 
-    def _checked(self, images: Tensor | Sequence[Tensor]) -> Tensor | Sequence[Tensor]:
+    def _check(self, images: Tensor | Sequence[Tensor]) -> None:
         if isinstance(images, Tensor):  # not image by image: an exported network takes any number
             right = images.ndim == 4 and images.shape[1] == 3
         else:
             right = all(isinstance(image, Tensor) and image.ndim == 3 for image in images)
         if not right:
             raise ValueError("images must be a tensor [N, 3, H, W] or a list of tensors [3, h, w]")
-        if not self.preprocess.fixed_size:
-            return images
-        side = self.preprocess.short_side
-        for _, height, width in (image.shape for image in images):
-            if (height, width) != (side, side):
-                raise SettingsError(f"this network takes images of {side} x {side} alone: got {height} x {width}")
-        return images if isinstance(images, Tensor) or not images else torch.stack(list(images))
+        if self.preprocess.fixed_size:
+            side = self.preprocess.short_side
+            for _, height, width in (image.shape for image in images):
+                if (height, width) != (side, side):
+                    raise SettingsError(f"this network takes images of {side} x {side} alone: got {height} x {width}")
 
     def set_feature_scale(self, mean_square: float) -> None:
         """Set the scale of the features from the mean square that they have now, so that it becomes 1."""
@@ -282,12 +291,6 @@ class SPPNet(nn.Module):
         other = copy.copy(self)
         other.detection = replace(self.detection, scales=tuple(scales))
         return other
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        scale = self.feature_scale  # keeps its precision: it may lie outside the range of half precision
-        super()._apply(fn, recurse)
-        self.feature_scale = nn.Buffer(scale.to(self.feature_scale.device))
-        return self
 
     @contextmanager
     def inference(self, *, bfloat16: bool = True) -> Iterator[None]:
@@ -363,17 +366,5 @@ def build_model(
             geometry = backbone_geometry(backbone)
         except ValueError as error:
             raise ModelError(f"backbone {architecture.backbone!r} cannot be used: {error}") from error
-    classes, pool = len(architecture.class_names), RegionPyramidPool(architecture.levels)
-    inputs, unit_length = pool.bins * geometry.channels, architecture.unit_length
-    fully_connected = FullyConnected(inputs, architecture.hidden, architecture.ranks, unit_length)
-    width, zeros = fully_connected.width, torch.zeros
-    classifier: SoftmaxClassifier | SVMClassifier | None = None
-    regressor: BoxRegressor | RidgeRegressor | None = None
-    if architecture.detects:
-        svm, ridge = architecture.window_classifier == "svm", architecture.box_regressor == "ridge"
-        classifier = SVMClassifier(zeros(classes, width), zeros(classes)) if svm else SoftmaxClassifier(width, classes)
-        weights, biases = zeros(classes, 4, width), zeros(classes, 4)
-        regressor = RidgeRegressor(weights, biases) if ridge else BoxRegressor(width, classes)
-    heads = ImageClassifier(width, classes, architecture.multi_label), classifier, regressor
     preprocess = replace(preprocess, smallest_side=max(geometry.stride, geometry.smallest_side))
-    return SPPNet(backbone, pool, fully_connected, *heads, architecture, preprocess, detection, geometry)
+    return SPPNet(architecture, preprocess, detection, backbone, geometry)

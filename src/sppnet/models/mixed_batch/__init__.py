@@ -75,7 +75,10 @@ def mixed_features(backbone: nn.Module, images: Sequence[Tensor]) -> tuple[Tenso
         if not isinstance(features, Tensor) or features.ndim != 4:
             raise UserError(NOT_A_MAP)
         return features, [(features.shape[2], features.shape[3])] * len(images)
-    return _run(backbone, _pad(images), [(image.shape[1], image.shape[2]) for image in images])
+    padded = put_together(images)
+    if all(image.stride(0) == 1 for image in images):
+        padded = padded.contiguous(memory_format=torch.channels_last)
+    return _run(backbone, padded, [(image.shape[1], image.shape[2]) for image in images])
 
 
 class MixedBatch(nn.Module):
@@ -148,23 +151,10 @@ def _check_images(images: Sequence[Tensor]) -> None:
     first = images[0]
     for index, image in enumerate(images):
         if not isinstance(image, Tensor) or not image.is_floating_point():
-            what = str(image.dtype) if isinstance(image, Tensor) else type(image).__name__
+            what = getattr(image, "dtype", type(image).__name__)
             raise TypeError(f"images must be floating point tensors [3, h, w]: image {index} is {what}")
         if image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape:
             raise ValueError(f"images must be [3, h, w]: image {index} has shape {list(image.shape)}")
         if (image.dtype, image.device) != (first.dtype, first.device):
             found = f"image {index} is {image.dtype} on {image.device}, image 0 {first.dtype} on {first.device}"
             raise ValueError(f"images must be of one type and on one device: {found}")
-
-
-def _pad(images: Sequence[Tensor]) -> Tensor:
-    """[N, 3, H, W] with zeros below and to the right of each image; channels last in memory if the images are."""
-    height, width = (max(image.shape[axis] for image in images) for axis in (1, 2))
-    if torch.is_grad_enabled() and any(image.requires_grad for image in images):
-        return put_together(images)
-    batch = images[0].new_zeros(len(images), 3, height, width)
-    if all(image.stride(0) == 1 for image in images):
-        batch = batch.to(memory_format=torch.channels_last)
-    for own, image in zip(batch, images, strict=True):
-        own[:, : image.shape[1], : image.shape[2]] = image
-    return batch

@@ -7,9 +7,8 @@ channels) is for each image as it is alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import repeat
 from typing import Any, NoReturn, cast
 
 import torch
@@ -62,27 +61,22 @@ class PaddedBatch(Follow):
             return False
         return value.shape[-2:] != (1, 1) and (len(value), *value.shape[-2:]) in self.shapes
 
-    def reset(self, features: Tensor, value: float, reach: Sequence[Size] | None = None) -> Tensor:
-        """Set what lies beyond each image's edges to `value`, up to `reach` rows and columns from them; all by default.
+    def reset(self, features: Tensor, value: float) -> Tensor:
+        """Set what lies beyond each image's edges to `value`.
 
-        Returns the very same tensor if there is nothing beyond. Otherwise, where no gradient is asked for, it is changed in
-        place: what lies beyond the edges is nobody's.
+        Where no gradient is asked for, the map is changed in place: what lies beyond the edges is nobody's.
         """
         own: Own = self.maps[features]
-        rows, (height, width) = own.rows, features.shape[own.rows :][:2]
-        strips = [
-            (h, w, min(h + down, height), min(w + across, width))
-            for (h, w), (down, across) in zip(own.sizes, reach or repeat((height, width)), strict=False)
-        ]
-        if all((bottom, right) == (h, w) for h, w, bottom, right in strips):
+        height, width = features.shape[own.rows :][:2]
+        if all(size == (height, width) for size in own.sizes):
             return features
         if torch.is_grad_enabled():
             return cast(Tensor, self.keep(features.masked_fill(self._beyond(features, own), value), own))
         if not features.is_cpu:  # one kernel over the whole map is faster there than two for every image
             return features.masked_fill_(self._beyond(features, own), value)
-        for index, (h, w, bottom, right) in enumerate(strips):
-            features[index].narrow(rows, h, bottom - h).narrow(rows + 1, 0, right).fill_(value)
-            features[index].narrow(rows, 0, h).narrow(rows + 1, w, right - w).fill_(value)
+        for image, (h, w) in zip(features, own.sizes, strict=True):
+            image.narrow(own.rows, h, height - h).fill_(value)
+            image.narrow(own.rows + 1, w, width - w).fill_(value)
         return features
 
     def _beyond(self, features: Tensor, own: Own) -> Tensor:
@@ -123,50 +117,3 @@ def put_together(parts: Sequence[Tensor]) -> Tensor:
     """A batch of the maps [..., h_i, w_i]: 0 beyond the edges."""
     height, width = (max(part.shape[axis] for part in parts) for axis in (-2, -1))
     return torch.stack([F.pad(part, (0, width - part.shape[-1], 0, height - part.shape[-2])) for part in parts])
-
-
-# A slice of the batch for every image would do for these two, but the gradient of each would be as large as the batch.
-
-
-class Gather(torch.autograd.Function):
-    """Maps [N, C, H, W] -> their own cells [1, C, 1, cells], image after image; one copy, and one for the gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, features: Tensor, sizes: Sequence[Size]) -> Tensor:
-        ctx.sizes, ctx.side = sizes, features.shape[2:]
-        last = features.is_contiguous(memory_format=torch.channels_last)
-        # Made so, as BatchNorm's gradient is wrong for memory whose axes of one cell have other strides (torch 2.15).
-        memory_format = torch.channels_last if last else torch.contiguous_format
-        shape = (1, features.shape[1], 1, sum(rows * columns for rows, columns in sizes))
-        cells = torch.empty(shape, dtype=features.dtype, device=features.device, memory_format=memory_format)
-        for own, image in _image_by_image(cells, features, sizes):
-            own.copy_(image)
-        return cells
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return Scatter.apply(gradient, ctx.sizes, ctx.side), None
-
-
-class Scatter(torch.autograd.Function):
-    """Cells [1, C, 1, cells] -> maps [N, C, H, W], 0 beyond the edges: the way back from `Gather`."""
-
-    @staticmethod
-    def forward(ctx: Any, cells: Tensor, sizes: Sequence[Size], side: Size) -> Tensor:
-        ctx.sizes = sizes
-        features = cells.new_zeros(len(sizes), cells.shape[1], *side)
-        if cells.stride(1) == 1:
-            features = features.to(memory_format=torch.channels_last)
-        for own, image in _image_by_image(cells, features, sizes):
-            image.copy_(own)
-        return features
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        return Gather.apply(gradient, ctx.sizes), None, None
-
-
-def _image_by_image(cells: Tensor, features: Tensor, sizes: Sequence[Size]) -> Iterator[tuple[Tensor, Tensor]]:
-    parts = cells[0, :, 0].split([rows * columns for rows, columns in sizes], 1)
-    for part, image, size in zip(parts, own_parts(features, sizes), sizes, strict=True):
-        yield part.unflatten(1, size), image

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from sppnet.errors import UserError
-from sppnet.models.geometry import LostMap, Slide, leaves, slides_of
-from sppnet.models.mixed_batch.padded_batch import Gather, Length, Own, PaddedBatch, Scatter, own_parts, put_together
+from sppnet.models.geometry import LostMap, leaves, slides_of
+from sppnet.models.mixed_batch.padded_batch import Length, Own, PaddedBatch, own_parts, put_together
 
 # fmt: off
 # Where a cell of the result depends on that cell alone, or on its neighbors among the channels: nothing is needed.
@@ -113,13 +113,9 @@ class Rules(PaddedBatch):
         return self.keep(self.func(*args, **self.kwargs), self.own)
 
     def by_itself(self, features: Tensor, *_: Any, is_map: bool = True, **__: Any) -> Tensor:
-        """An operation with its own way of looking at an image: on the images' own parts, once for each size."""
+        """An operation with its own way of looking at an image: on each image's own part."""
         self.check_last()
-        parts, made = own_parts(features, self.own.sizes), [features] * len(features)
-        for size in dict.fromkeys(self.own.sizes):
-            group = [image for image, each in enumerate(self.own.sizes) if each == size]
-            for image, result in zip(group, self.call(torch.stack([parts[image] for image in group])), strict=True):
-                made[image] = result
+        made = [self.call(part[None])[0] for part in own_parts(features, self.own.sizes)]
         sizes = [(each.shape[-2], each.shape[-1]) for each in made]
         return cast(Tensor, self.keep(put_together(made), Own(-2, sizes) if is_map else None))
 
@@ -140,13 +136,13 @@ class Rules(PaddedBatch):
             if min(size) < 1:
                 what = f"an image of {height} x {width} pixels: {self.operation!r} leaves it no cell"
                 raise UserError(f"the backbone cannot take {what}")
-        pairs = zip(self.own.sizes, sizes, strict=True)
-        reach = [(down.past(h, rows), across.past(w, columns)) for (h, w), (rows, columns) in pairs]
-        result: Tensor = self.keep(self.call(self.reset(features, value, reach)), Own(-2, sizes))
+        looks_past = any(each.reach or each.after for each in (down, across))
+        own = self.reset(features, value) if looks_past else features
+        result: Tensor = self.keep(self.call(own), Own(-2, sizes))
         if value == -torch.inf:  # which must not go on, neither by the result nor by what else uses the map
             result = self.reset(result, 0.0)
             if not torch.is_grad_enabled():
-                self.reset(features, 0.0, reach)
+                self.reset(features, 0.0)
         return result
 
     def reduce(
@@ -159,7 +155,10 @@ class Rules(PaddedBatch):
             return cast(Tensor, self.same(features, rows + (0 if keepdim else behind)))
         own = self.reset(features, value)
         if mean:
-            sums = own.sum((rows, rows + 1), keepdim=keepdim, dtype=_exact(features.dtype))
+            exact = torch.promote_types(
+                features.dtype, torch.float32
+            )  # a sum and its division round once, as in PyTorch
+            sums = own.sum((rows, rows + 1), keepdim=keepdim, dtype=exact)
             cells = sums.new_tensor([h * w for h, w in self.own.sizes])
             result = (sums / cells.view(-1, *[1] * (sums.ndim - 1))).to(features.dtype)
         else:
@@ -190,19 +189,9 @@ class Rules(PaddedBatch):
         self, features: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False,
         count_include_pad: bool = True, divisor_override: int | None = None,
     ) -> Tensor:  # fmt: skip
-        down, across = slides_of("avg_pool2d", self.args, self.kwargs)
-        counts_vary = ceil_mode or (not count_include_pad and (down.before or across.before))
-        if not counts_vary or divisor_override is not None:
-            return self.slide(features, value=0.0)
-        # It divides by a count of cells, which at an edge depends on where the edge is.
-        self.args = (self.keep(features.to(_exact(features.dtype)), self.own), kernel_size, stride, padding, ceil_mode)
-        self.kwargs = {"divisor_override": 1}
-        sums = self.slide(self.args[0], value=0.0)
-        heights, widths = torch.tensor(self.own.sizes).T
-        rows = _counts(down, heights, sums.shape[-2], count_include_pad)
-        columns = _counts(across, widths, sums.shape[-1], count_include_pad)
-        counts = rows[:, None, :, None] * columns[:, None, None, :]
-        return cast(Tensor, self.keep((sums / counts.to(sums.device)).to(features.dtype), self.maps[sums]))
+        if divisor_override is None and (ceil_mode or not count_include_pad):
+            return self.by_itself(features)  # a count of cells to divide by depends on where the edge is
+        return self.slide(features, value=0.0)
 
     def _norm(
         self, features: Tensor, p: Any = "fro", dim: Any = None, keepdim: bool = False, dtype: None = None
@@ -227,8 +216,11 @@ class Rules(PaddedBatch):
             return cast(Tensor, self.same(features))
         if features.ndim != 4:
             raise LostMap("its statistics are of other maps than [N, C, h, w]")
-        cells = self.call(Gather.apply(features, self.own.sizes))  # as if all images were one long one
-        return cast(Tensor, self.keep(Scatter.apply(cells, self.own.sizes, features.shape[2:]), self.own))
+        cells = [part.flatten(1) for part in own_parts(features, self.own.sizes)]
+        long = torch.cat(cells, 1)[None, :, None]  # [1, C, 1, cells]: as if all images were one long one
+        parts = self.call(long)[0, :, 0].split([part.shape[1] for part in cells], 1)
+        maps = [part.unflatten(1, size) for part, size in zip(parts, self.own.sizes, strict=True)]
+        return cast(Tensor, self.keep(put_together(maps), self.own))
 
     def _instance_norm(self, features: Tensor, running_mean: Any = None, *_: Any, **__: Any) -> Tensor:
         if running_mean is not None:
@@ -285,18 +277,3 @@ class Rules(PaddedBatch):
         return tuple(shape) if dim is None else shape[dim]
 
     _shape = _size
-
-
-def _counts(slide: Slide, sides: Tensor, results: int, include_padding: bool) -> Tensor:
-    """[N, results]: how many cells along one axis each window is averaged over, as PyTorch counts them."""
-    cells = sides[:, None]
-    start = torch.arange(results) * slide.stride - slide.before
-    stop = torch.minimum(start + slide.kernel, cells + slide.before)
-    if not include_padding:
-        start, stop = start.clamp(min=0), torch.minimum(stop, cells)
-    return (stop - start).clamp(min=1)  # less than 1 only beyond the image's own results
-
-
-def _exact(dtype: torch.dtype) -> torch.dtype:
-    """float32 for half precision: so a sum and its division round once, as in PyTorch's own averages."""
-    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
