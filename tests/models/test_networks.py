@@ -181,6 +181,20 @@ def test_first_weights_of_the_convolutions() -> None:
     assert biases == {"conv1": {0}, "conv2": {1}, "conv3": {0}, "conv4": {1}, "conv5": {1}, "conv6": {1}, "conv7": {1}}
 
 
+def test_first_weights_behind_the_pyramid() -> None:
+    torch.manual_seed(0)
+    net = build_model(Architecture(("cat", "dog"), "zf5", levels=(2, 1), hidden=(64, 64), multi_label=False))
+    for name in ("fully_connected.1", "fully_connected.4", "image_classifier", "window_classifier"):
+        layer = net.get_submodule(name)
+        assert float(layer.weight.detach().std()) == pytest.approx(0.01, rel=0.2)
+        assert set(layer.bias.tolist()) == {1.0}
+
+
+def test_a_multi_label_model_starts_undecided() -> None:
+    net = build_model(Architecture(("cat", "dog"), "zf5", levels=(1,), hidden=(8,), detects=False))
+    assert net.image_classifier.bias.tolist() == [0.0, 0.0]
+
+
 def test_zf5_in_a_network_takes_any_size() -> None:
     net = build_model(Architecture(("cat", "dog"), "zf5", (3, 1), (16,), detects=False)).eval()
     with torch.inference_mode():

@@ -149,7 +149,7 @@ _VOC_WORDS = b"annotation object name bndbox xmin ymin xmax ymax difficult size 
 
 
 def _objects_of_voc(folder: Path) -> int:
-    listed = (folder / "ImageSets/Main/train.txt").read_text(encoding="utf-8-sig").split("\n")
+    listed = (folder / "ImageSets/Main/train.txt").read_text(encoding="utf-8-sig").splitlines()
     names = dict.fromkeys(line.split()[0] for line in listed if line.strip())
     roots = [ET.parse(folder / "Annotations" / f"{name}.xml").getroot() for name in names]
     return sum(element.tag.rpartition("}")[2].casefold() == "object" for root in roots for element in root.iter())

@@ -33,6 +33,8 @@ _SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 _WITH_OBJECTS = ("VOC", "COCO", "YOLO")
 SMALL = 32  # pixels: the least side that images are resized to, so that a smaller one is magnified
 LONG = 30  # beyond about 1:30, 1000 x 32 pixels, an image is stretched rather than kept in shape
+USUAL = 10  # objects of a class, or images: fewer have no usual size or number
+FAR = 20  # times as long, or as many, is unusual
 DARK = 17  # of 255: 12-bit values in 16 bits reach 16
 _SAME_FORMAT = {"MPO": "JPEG", "DIB": "BMP"}  # written and read alike, and named alike by cameras and programs
 
@@ -162,7 +164,7 @@ def check_folder(
     facts, of_images = inspect_images(list(groups), progress)
     findings = [*parsed.findings, *leaks, *of_images, *_passed_over(parsed), *_same_pictures(facts, groups)]
     if parsed.layout.startswith(_WITH_OBJECTS):
-        findings += _object_findings(parsed, facts)
+        findings += [*_object_findings(parsed, facts), *_unusual_objects(parsed)]
     findings.sort(key=lambda f: (_SEVERITIES.index(f.severity), str(f.path), f.line or 0))
     sizes = tuple(fact.size for fact in facts.values())
     return CheckReport(root, parsed.layout, len(groups), sizes, parsed.counts(), tuple(findings))
@@ -218,6 +220,31 @@ def _object_findings(parsed: Parsed, facts: Mapping[Path, ImageFacts]) -> Iterat
     if without:
         message = f"{len(without)} images without an object ({some(list(without), 3)})"
         yield Finding(parsed.place, None, "note", "no-object", message)
+
+
+def _unusual_objects(parsed: Parsed) -> Iterator[Finding]:
+    """Legal, and yet probably slips: boxes of next to no area, and images with far more or fewer objects than the others."""
+    entries = [entry for entry in parsed.entries() if entry.objects]
+    areas: dict[str, list[float]] = defaultdict(list)
+    for entry in entries:
+        for name, (x0, y0, x1, y1), _ in entry.objects:
+            areas[name].append((x1 - x0) * (y1 - y0))
+    usual = {name: median(of_class) for name, of_class in areas.items() if len(of_class) >= USUAL}
+    number = median(len(entry.objects) for entry in entries) if len(entries) >= USUAL else 0
+    for entry in entries:
+        find, place = partial(entry.place, "warning"), Counter[str]()
+        for name, (x0, y0, x1, y1), _ in entry.objects:
+            place[name] += 1
+            box, area = f"box {place[name]} of {name!r}", (x1 - x0) * (y1 - y0)
+            if min(x1 - x0, y1 - y0) <= 1:
+                yield find("tiny-box", f"{box} is {x1 - x0:g} x {y1 - y0:g} pixels: drawn by a slip?")
+            elif area * FAR**2 < usual.get(name, 0):
+                message = f"{box} has {area:.0f} pixels, where {usual[name]:.0f} are usual: drawn by a slip?"
+                yield find("small-box", message)
+        if number and not number / FAR <= len(entry.objects) <= number * FAR:
+            yield find(
+                "number", f"{len(entry.objects)} objects, where {number:g} are usual: were all marked, and once?"
+            )
 
 
 def _passed_over(parsed: Parsed) -> Iterator[Finding]:

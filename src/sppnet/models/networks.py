@@ -16,9 +16,12 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import cast
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from sppnet.models.sppnet import SPPNet
 
 WIDTHS = (32, 48, 96, 192, 384)  # compact: channels at stride 2, 4, 8, 16, 32: most weights sit where the map is small
 BLOCKS = (1, 2, 2, 2)  # residual blocks at stride 4, 8, 16, 32
@@ -134,11 +137,37 @@ def _net(*layers: nn.Conv2d | nn.MaxPool2d | WithinChannelLRN) -> nn.Sequential:
             number += 1
             net.add_module(f"conv{number}", layer)
             net.add_module(f"relu{number}", nn.ReLU())
-            draw_normal(layer.weight, WEIGHT_STD)
-            nn.init.constant_(cast(Tensor, layer.bias), BIASES[number])
+            _draw(layer, BIASES[number])
         else:
             net.add_module(f"{'pool' if isinstance(layer, nn.MaxPool2d) else 'norm'}{number}", layer)
     return net
+
+
+def _draw(layer: nn.Conv2d | nn.Linear, bias: float) -> None:
+    draw_normal(layer.weight, WEIGHT_STD)
+    if layer.bias is not None:
+        nn.init.constant_(layer.bias, bias)
+
+
+def initialize_as_paper(model: SPPNet) -> None:
+    """Give fully connected layers, in place, the weights that the paper's nets start with; `build_model` does, with such a net.
+
+    Weights from N(0, 0.01), biases 1, in the layers behind the pyramid and in the class scores of images and of windows. A
+    multi-label model's image scores have biases 0: its sigmoids, which the paper's softmax is not, would tell 1 from 0.
+    What moves boxes, and the backbone, stay as they are: `zf5` and the others come with theirs.
+
+    Source: the authors' release, model-defs/Zeiler_conv5.prototxt; for the scores of windows, arXiv:1406.4729, section 4.1.
+
+    Example:
+        >>> from sppnet.models.sppnet import Architecture, build_model
+        >>> build_model(Architecture(("cat", "dog"), "zf5", hidden=(8,), multi_label=False)).image_classifier.bias.detach()
+        tensor([1., 1.])
+    """
+    for linear in (*model.fully_connected.modules(), model.image_classifier, model.window_classifier):
+        if isinstance(linear, nn.Linear):
+            _draw(linear, 1.0)
+    if model.architecture.multi_label:
+        nn.init.zeros_(model.image_classifier.bias)
 
 
 def draw_normal(weight: Tensor, std: float) -> None:

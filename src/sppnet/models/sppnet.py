@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from sppnet.errors import ModelError, SettingsError
 from sppnet.layers import RegionPyramidPool, bound_cpu_caches
-from sppnet.models.backbones import COMPACT, build_backbone
+from sppnet.models.backbones import COMPACT, PAPER_NETS, build_backbone
 from sppnet.models.geometry import Geometry, backbone_geometry, boxes_to_windows, window_residuals
 from sppnet.models.heads import (
     BoxRegressor,
@@ -34,6 +34,7 @@ from sppnet.models.heads import (
     in_dtype_of,
 )
 from sppnet.models.mixed_batch import mixed_features, own_windows
+from sppnet.models.networks import initialize_as_paper
 from sppnet.models.precision import autocast
 from sppnet.models.preprocess import LONGEST_SIDE, Preprocess
 from sppnet.ops.pyramid_pool import pyramid_pool
@@ -367,4 +368,7 @@ def build_model(
         except ValueError as error:
             raise ModelError(f"backbone {architecture.backbone!r} cannot be used: {error}") from error
     preprocess = replace(preprocess, smallest_side=max(geometry.stride, geometry.smallest_side))
-    return SPPNet(architecture, preprocess, detection, backbone, geometry)
+    net = SPPNet(architecture, preprocess, detection, backbone, geometry)
+    if architecture.backbone in PAPER_NETS:
+        initialize_as_paper(net)
+    return net
