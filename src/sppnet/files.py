@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import threading
 import zlib
@@ -77,7 +78,7 @@ def make_folder(path: Path) -> None:
 
 def check_replaceable(path: Path) -> None:
     """Raise an `OutputError` for a file that is there and does not bear our mark; called before long work, too."""
-    if path.exists() and not is_ours(path):
+    if os.path.exists(path) and not is_ours(path):
         raise OutputError(f"{path} is there and was not written by sppnet: choose another name, or move it away")
 
 
@@ -95,4 +96,28 @@ def is_ours(path: Path) -> bool:
 def write_json(path: Path, document: dict[str, Any]) -> None:
     """Write a JSON document atomically, with our mark in it."""
     with atomic_write(path) as unfinished:
-        unfinished.write_text(json.dumps({"made_by": MADE_BY, **document}, indent=1), encoding="utf-8")
+        unfinished.write_text(to_json({"made_by": MADE_BY, **document}), encoding="utf-8")
+
+
+def to_json(document: Any) -> str:
+    """The text of a JSON document. JSON has no NaN and no infinity: they become null.
+
+    Example:
+        >>> print(to_json({"ap": float("nan"), "counts": (1, 2)}))
+        {
+         "ap": null,
+         "counts": [
+          1,
+          2
+         ]
+        }
+    """
+    return json.dumps(_finite(document), indent=1, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(of) for name, of in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(of) for of in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

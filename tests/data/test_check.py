@@ -503,3 +503,25 @@ def test_12_bits_in_16_are_seen_almost_black(tmp_path: Path) -> None:
     (warning,) = check_folder(tmp_path).warnings
     assert warning.path.name == "dark.png"
     assert "stretch" in warning.message
+
+
+def test_boxes_and_numbers_that_are_unusual(tmp_path: Path) -> None:
+    """Twelve images of two cats each; but one has a box of a pixel, one a small one, and one has far too many."""
+    images, annotations = [], []
+    for number in range(12):
+        Image.fromarray(np.full((100, 100, 3), 20 * number, np.uint8)).save(tmp_path / f"{number}.png")
+        images.append({"id": number, "file_name": f"{number}.png", "width": 100, "height": 100})
+        boxes = [[0, 0, 80, 80], [10, 10, 80, 80]]
+        boxes[0] = {3: [0, 0, 50, 1], 5: [0, 0, 3, 3]}.get(number, boxes[0])
+        boxes += [[n, 0, 80, 80] for n in range(1, 1 + 45 * (number == 7) // 2)] * 2
+        annotations += [{"image_id": number, "category_id": 1, "bbox": bbox} for bbox in boxes]
+    content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "cat"}]}
+    (tmp_path / "train.json").write_text(json.dumps(content))
+    found = [
+        (warning.kind, warning.message) for warning in check_folder(tmp_path).warnings if "twice" not in warning.kind
+    ]
+    assert found == [
+        ("tiny-box", "images[3] (id 3): box 1 of 'cat' is 50 x 1 pixels: drawn by a slip?"),
+        ("small-box", "images[5] (id 5): box 1 of 'cat' has 9 pixels, where 6400 are usual: drawn by a slip?"),
+        ("number", "images[7] (id 7): 44 objects, where 2 are usual: were all marked, and once?"),
+    ]

@@ -499,3 +499,14 @@ def test_warnings_and_pillows_limit_are_put_back(tmp_path: Path) -> None:
     before = Image.MAX_IMAGE_PIXELS, warnings.filters[:]
     list(images.read_ahead([tmp_path / "a.tif"] * 9))
     assert (Image.MAX_IMAGE_PIXELS, warnings.filters[:]) == before
+
+
+def test_a_pattern_over_links_that_lead_in_circles(tmp_path: Path) -> None:
+    (tmp_path / "d" / "deep").mkdir(parents=True)
+    for name in ("one", "two"):
+        (tmp_path / "d" / name).symlink_to(".")
+    for path in (tmp_path / "d/a.jpg", tmp_path / "d/deep/b.jpg"):
+        path.touch()
+    for pattern in ("d/**/*.jpg", "d/**", "**/deep/*.jpg", "*/**/b.jpg"):
+        found = {path.name for path in find_images([str(tmp_path / pattern)])}
+        assert found == ({"b.jpg"} if "b" in pattern or "deep" in pattern else {"a.jpg", "b.jpg"})

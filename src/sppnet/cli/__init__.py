@@ -17,7 +17,7 @@ from io import TextIOWrapper
 from cyclopts import App, CycloptsError, Parameter
 
 from sppnet import __version__
-from sppnet.errors import UserError
+from sppnet.errors import UserError, printable
 
 app = App(
     name="sppnet",
@@ -103,7 +103,7 @@ def run(words: Sequence[str]) -> int:
 
 def complain(message: str) -> int:
     """One line on standard error; the exit status of a user's mistake."""
-    print(f"sppnet: {' '.join(message.split())}", file=sys.stderr)
+    print(f"sppnet: {printable(' '.join(message.split()))}", file=sys.stderr)
     return 2
 
 

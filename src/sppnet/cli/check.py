@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from sppnet.cli.options import AsJson
 from sppnet.data.check import check_folder
+from sppnet.files import to_json
 from sppnet.progress import progress_bars
 
 
@@ -18,5 +18,5 @@ def check(data: Path, /, *, as_json: AsJson = False) -> int:
     """
     with progress_bars() as progress:
         found = check_folder(data, progress=progress)
-    print(json.dumps(found.to_dict(), indent=1) if as_json else "\n".join(found.lines()))
+    print(to_json(found.to_dict()) if as_json else "\n".join(found.lines()))
     return found.exit_status

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -14,8 +13,8 @@ import numpy as np
 from sppnet.cli import complain
 from sppnet.data.find import find_images
 from sppnet.data.images import read_image
-from sppnet.errors import ImageError, OutputError
-from sppnet.files import check_replaceable, make_folder, write_json
+from sppnet.errors import ImageError, OutputError, printable
+from sppnet.files import check_replaceable, make_folder, to_json, write_json
 from sppnet.progress import progress_bars
 
 
@@ -76,14 +75,14 @@ def each_image(
             document["images"].append(entry)
             if not as_json:
                 for line in lines:
-                    print(f"{file}: {line}", flush=True)
+                    print(f"{printable(file)}: {line}", flush=True)
             if len(files) > 1:
                 progress("images", done + 1, len(files))
     if output is not None and files:
         write_json(output / document_name, document)
         print(f"{len(document['images'])} annotated pictures and {document_name} in {output}", file=sys.stderr)
     if as_json:
-        print(json.dumps(document, indent=1))
+        print(to_json(document))
     return 2 if document["errors"] else 0
 
 

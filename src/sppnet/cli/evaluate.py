@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -19,7 +18,7 @@ from sppnet.data.formats.folder import evaluation_images
 from sppnet.detection.evaluate import NO_COCO, evaluate_detector
 from sppnet.detection.suppression import DetectSettings
 from sppnet.errors import SettingsError
-from sppnet.files import write_json
+from sppnet.files import to_json, write_json
 from sppnet.models.files import load
 from sppnet.models.sppnet import SPPNet
 from sppnet.progress import progress_bars
@@ -81,7 +80,7 @@ def evaluate(
         plot_precision_recall(evaluation.result, output / "precision-recall.png")
         plot_errors(evaluation.errors, output / "errors.png")
     if as_json:
-        print(json.dumps(document, indent=1))
+        print(to_json(document))
         return 0
     print(evaluation.result.table())
     whole, coco, seconds = evaluation.whole_images, evaluation.coco, evaluation.seconds_per_image
@@ -105,7 +104,7 @@ def _evaluate_classifier(
     if output is not None:
         write_json(output / "evaluation.json", document)
         plot_confusion(evaluation.confusion, images.class_names, output / "confusion.png")
-    print(json.dumps(document, indent=1) if as_json else evaluation.table())
+    print(to_json(document) if as_json else evaluation.table())
     return 2 if evaluation.broken else 0
 
 
@@ -144,7 +143,7 @@ def proposals(
             boxes = {image_id: load_proposals(file)[0] for image_id, file in imported.files.items()}
             missing = imported.missing
     answer = recall_report(annotated, boxes)
-    print(json.dumps(answer, indent=1) if as_json else format_recall(answer))
+    print(to_json(answer) if as_json else format_recall(answer))
     if source is not None:
         dropped = f"{imported.dropped} empty or outside their image"
         print(f"{imported.boxes} boxes of {len(boxes)} images in {cached}; {dropped}", file=sys.stderr)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -34,7 +33,7 @@ from sppnet.data.formats.folder import training_images
 from sppnet.detection.feature_maps import sample_windows
 from sppnet.detection.linear_heads import add_class as add_one_class
 from sppnet.detection.train import DetectorSettings, train_detector, train_svms_of
-from sppnet.files import check_replaceable
+from sppnet.files import check_replaceable, to_json
 from sppnet.models.compress import truncate_layers
 from sppnet.models.files import check_model_path, find_model, load, save_model
 from sppnet.progress import progress_bars
@@ -156,7 +155,7 @@ def classifier(
     for bad in record["skipped"]:
         complain(f"left out: {bad['error']}")
     if as_json:
-        print(json.dumps({"model": str(output), "report": str(report_folder(output)), **record}, indent=1))
+        print(to_json({"model": str(output), "report": str(report_folder(output)), **record}))
         return 0
     print(f"wrote {output} ({output.stat().st_size / 1e6:.1f} MB, {record['seconds']} s)")
     if record["evaluation"] is not None:
@@ -215,7 +214,7 @@ def compare(
         complain(f"left out: {reason}")
     comparison.plot(output)
     document = {"data": str(data), **comparison.to_dict()}
-    print(json.dumps(document, indent=1) if as_json else f"{comparison.table()}\n\n{comparison.advice}")
+    print(to_json(document) if as_json else f"{comparison.table()}\n\n{comparison.advice}")
     print(f"chart in {output}; features, for the next time, in {cache}", file=sys.stderr)
     return 0
 

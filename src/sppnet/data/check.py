@@ -24,7 +24,7 @@ from sppnet.data.decode import EXIF_ORIENTATION, UnusableImage, exif_orientation
 from sppnet.data.find import list_images
 from sppnet.data.formats import Entry, Finding, Parsed, Severity, coco, folder, plain_split, some, voc, yolo
 from sppnet.data.images import content_key, read_image
-from sppnet.errors import ImageError, UserError
+from sppnet.errors import ImageError, UserError, printable
 from sppnet.progress import Progress, no_progress
 
 Layout = Literal["auto", "classes", "images", "voc", "coco", "yolo"]
@@ -115,7 +115,7 @@ class CheckReport:
             ranges = (f"{name} {v['min']:g} to {v['max']:g}, median {v['median']:g}" for name, v in summary)
             lines.append("; ".join(ranges).replace("_", " ") + " (pixels; width / height)")
         found = ", ".join(_number(len(self._of(level)), level) for level in _SEVERITIES)
-        lines.append(f"{self.root}: {self.layout}, {_number(self.images, 'image')}: {found}")
+        lines.append(f"{printable(self.root)}: {self.layout}, {_number(self.images, 'image')}: {found}")
         return lines
 
     def _of(self, severity: Severity) -> tuple[Finding, ...]:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from sppnet import __version__
 from sppnet.cache import fingerprint
 from sppnet.errors import ModelError, SettingsError
-from sppnet.files import MADE_BY, atomic_write
+from sppnet.files import MADE_BY, atomic_write, to_json
 from sppnet.models.backbones import SHIPPED
 from sppnet.models.geometry import Geometry
 from sppnet.models.preprocess import Preprocess
@@ -58,7 +58,7 @@ def save_model(model: SPPNet, path: str | Path) -> None:
     """
     path = check_model_path(path)
     tensors = {name: _stored(name, value.detach().cpu()).contiguous() for name, value in model.state_dict().items()}
-    metadata = {"format": FORMAT, "made_by": MADE_BY, "training": json.dumps(model.record)}
+    metadata = {"format": FORMAT, "made_by": MADE_BY, "training": to_json(model.record)}
     for name in SETTINGS:
         metadata[name] = json.dumps(dataclasses.asdict(getattr(model, name)))
     with atomic_write(path) as unfinished:

@@ -269,3 +269,36 @@ def test_oddities(tmp_path: Path) -> None:
     assert "1 images of val are in test too" in findings[1].message
     (root / "val/1.png").write_bytes(b"")
     assert "empty" in check_folder(root).counts()["error"]
+
+
+def test_boxes_as_shares_are_refused(tmp_path: Path) -> None:
+    root = write(tmp_path, coco([box((0.2, 0.3, 0.4, 0.5))]))
+    with pytest.raises(
+        DataError,
+        match=r"annotations\[0\]: box of 'cat' lies within one pixel: .* shares of the sides\? expected pixels",
+    ):
+        read(root)
+    assert check_folder(root).exit_status == 2
+    write(tmp_path, coco([box((0, 0, 1, 1))]))  # a pixel
+    assert read(root).images[0].gt_boxes.tolist() == [[0, 0, 1, 1]]
+
+
+@pytest.mark.parametrize("name", ["../secret.png", "/ROOT/secret.png", "train/../../secret.png"])
+def test_file_names_that_lead_out(tmp_path: Path, name: str) -> None:
+    """Unless the user has given the JSON itself."""
+    root = tmp_path / "set"
+    Image.new("RGB", (50, 40)).save(tmp_path / "secret.png")
+    write(root, coco([], [entry(1, name=name.replace("/ROOT", str(tmp_path)))]))
+    with pytest.raises(DataError, match=r"lies outside of .*; move it there, or set SPPNET_OUTSIDE=1 to allow it"):
+        read(root)
+    assert check_folder(root).exit_status == 2
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("bbox", [True, 1, 5, 5]), ("image_id", "1"), ("category_id", 1.5), ("bbox", ["1", 1, 5, 5])]
+)
+def test_values_of_another_type(tmp_path: Path, key: str, value: object) -> None:
+    root = write(tmp_path, coco([box() | {key: value}]))
+    with pytest.raises(DataError, match=r"annotations\[0\]"):
+        read(root)
+    assert check_folder(root).exit_status == 2

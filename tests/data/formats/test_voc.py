@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ from PIL import Image
 
 from sppnet.data.check import check_folder
 from sppnet.data.formats.voc import VOC_CLASSES, read
-from sppnet.errors import DataError
+from sppnet.errors import DataError, UserError
 
 
 def box(name: str = "cat", corners: tuple[object, ...] = (1, 1, 10, 10), more: str = "") -> str:
@@ -284,3 +286,62 @@ def test_the_real_voc_2007(shared_data: Path) -> None:
         assert (image.gt_boxes >= 0).all()
         assert (image.gt_boxes[:, 2:] <= image.size[::-1]).all()
         assert (image.gt_boxes[:, :2] < image.gt_boxes[:, 2:]).all()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: re.sub(r"(</?)(\w)", lambda m: m[1] + m[2].upper(), text),  # <Annotation><Object><Bndbox> ...
+        lambda text: text.upper().replace("CAT", "cat"),
+        lambda text: f"<?xml version='1.0'?><root>{text}</root>",
+        lambda text: text.replace("<object>", "<objects><object>").replace("</object>", "</object></objects>"),
+        lambda text: text.replace("<annotation>", "<v:annotation xmlns:v='http://voc'>").replace("</annotation>", "</v:annotation>"),
+    ],
+)  # fmt: skip
+def test_other_spellings_of_the_tags_are_read(tmp_path: Path, change: Callable[[str], str]) -> None:
+    root = write(tmp_path, {"a": box()})
+    path = root / "Annotations/a.xml"
+    path.write_text(change(path.read_text()))
+    assert read(root).images[0].gt_boxes.tolist() == [[0, 0, 10, 10]]
+    assert check_folder(root).classes["cat"] == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda text: f"<!DOCTYPE a [<!ENTITY cat 'cat'>]>{text}", "declares entities"),
+        (lambda text: f"<all>{text}{text}</all>", "holds 2 annotations; expected a file for each image"),
+        (lambda text: text.replace(">10<", ">1_0<"), "box of 'cat' is not four numbers: xmin=1 ymin=1 xmax=1_0"),
+        (lambda text: re.sub(r"min>1<", "min>0.2<", text).replace(">10<", ">0.7<"), "within one pixel: .* shares of the sides"),
+        (lambda text: "<a>" * 50_000 + text, "not readable as a VOC annotation"),
+    ],
+)  # fmt: skip
+def test_what_is_not_meant_so_is_refused(tmp_path: Path, change: Callable[[str], str], says: str) -> None:
+    root = write(tmp_path, {"a": box()})
+    path = root / "Annotations/a.xml"
+    path.write_text(change(path.read_text()))
+    with pytest.raises(DataError, match=rf"a\.xml.*{says}"):
+        read(root)
+    assert check_folder(root).exit_status == 2
+
+
+@pytest.mark.parametrize("name", ["../../secret", "/etc/passwd", "x" * 5000, "a\0b", "sub/a"])
+def test_names_in_a_list_lead_nowhere_else(tmp_path: Path, name: str) -> None:
+    root = write(tmp_path / "set", {"a": box()})
+    (tmp_path / "secret.xml").write_text((root / "Annotations/a.xml").read_text())
+    (root / "ImageSets/Main/train.txt").write_text(f"a\n{name}\n")
+    with pytest.raises(DataError, match=r"train\.txt:2") as caught:
+        read(root)
+    assert len(str(caught.value)) < 1000
+    assert check_folder(root).exit_status == 2
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+@pytest.mark.parametrize("name", ["Annotations/a.xml", "ImageSets/Main/train.txt", "JPEGImages/a.jpg"])
+def test_a_pipe_in_place_of_a_file(tmp_path: Path, name: str) -> None:
+    root = write(tmp_path, {"a": box()}, stated=None)
+    (root / name).unlink()
+    os.mkfifo(root / name)
+    with pytest.raises(UserError, match=r"not a regular file|no annotation"):
+        read(root)
+    assert check_folder(root).exit_status == 2

@@ -267,3 +267,44 @@ def test_a_yaml_with_parts_that_are_not_there(tmp_path: Path) -> None:
     assert check_folder(root / "data.yaml").counts() == report.counts()
     with pytest.raises(DataError, match=r"list\.txt:2: no image"):
         read(root, "test")
+
+
+POSE = "0 .5 .5 .4 .4 .45 .45 1 .5 .5 2 .55 .55 1 0 0 0"
+
+
+def test_keypoints_are_read_by_kpt_shape_alone(tmp_path: Path) -> None:
+    """Without it, what may be keypoints behind a box is refused, rather than read as an outline."""
+    root = write(tmp_path, {"a.jpg": POSE})
+    with pytest.raises(DataError, match=r"a\.txt:1: may be keypoints after a box, or an outline: .*; write kpt_shape"):
+        read(root)
+    assert check_folder(root).exit_status == 2
+    (root / "data.yaml").write_text("train: images\nkpt_shape: [4, 3]\nnames: [cat, dog]\n")
+    expected = pytest.approx([15, 12, 35, 28], abs=1e-4)
+    assert read(root).images[0].gt_boxes.tolist()[0] == expected
+    (root / "labels/a.txt").write_text("0 .5 .5 .4 .4 .45 .45 .5 .5")  # two points of two numbers
+    assert read(root).images[0].gt_boxes.tolist()[0] == expected
+    (warning,) = check_folder(root).warnings
+    assert "4 numbers after the box, where kpt_shape says 12" in warning.message
+
+
+@pytest.mark.parametrize("label", ["0 1_0 .5 1 1", "0 0x1 .5 1 1", "0 ١ .5 1 1", "1_0 .5 .5 1 1", "0 1,5 .5 1 1"])
+def test_numbers_as_only_python_writes_them(tmp_path: Path, label: str) -> None:
+    with pytest.raises(DataError, match=r"a\.txt:1: not numbers"):
+        read(write(tmp_path, {"a.jpg": label}))
+
+
+@pytest.mark.parametrize("value", ["../other/images", "/OTHER/images", "list.txt"])
+def test_a_data_set_names_no_files_outside_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    """Unless the user has given the YAML itself, or set the variable."""
+    other, root = write(tmp_path / "other", {"a.jpg": WHOLE}), tmp_path / "set"
+    root.mkdir()
+    (root / "list.txt").write_text(f"{other}/images/a.jpg\n")
+    (root / "data.yaml").write_text(f"train: {value.replace('/OTHER', str(other))}\nnames: [cat, dog]\n")
+    with pytest.raises(
+        DataError, match=r"(data\.yaml|list\.txt:1): .* lies outside of .*; move it there, or set SPPNET_OUTSIDE=1"
+    ):
+        read(root)
+    if value != "list.txt":
+        assert len(read(root / "data.yaml")) == 1
+    monkeypatch.setenv("SPPNET_OUTSIDE", "1")
+    assert len(read(root)) == 1
