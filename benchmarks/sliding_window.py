@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch.nn.functional import max_pool1d
 
-from sppnet.ops.bins import bin_edges
+from sppnet.ops.bins import bin_edges, sliding_window_bins, window_and_stride
 
 SIDES = range(4, 41)
 LEVELS = (1, 2, 3, 4, 6)
@@ -47,7 +47,7 @@ Maps of {first} to {last} cells a side, {count} in all:
 
 The remainder `r` of `a / n` decides. If it is 0 or 1, both rules give the same bins. Otherwise the window's last bin ends r - 1
 cells before the map does: those cells are never read. If r - 1 is at least the stride, the window moves on once more, or
-several times, and there are too many bins. If there are more bins than cells, the stride is 0. (The tests hold our
+several times, and there are too many bins. If there are more bins than cells, the stride is 0. (The tests hold the
 function to this for sides to 400.) All five levels agree on {all_agree} cells a side only.
 
 ## How code for the layer goes wrong
@@ -60,8 +60,8 @@ The other sides give a vector of another length, which the next layer refuses, o
 or its stride of 0. Code that was tried with one or two sizes finds out with the next photo. The first of the three also leaves
 cells out without a word, as counted above.
 
-The rule of section 2.3 is `sliding_window_bins` in `benchmarks/sliding_window.py`, for comparison; it raises a `ValueError` that
-says how many bins come out where they are not n.
+The rule of section 2.3 is `sppnet.sliding_window_bins`, for comparison; it raises a `ValueError` that says how many bins come
+out where they are not n.
 
 ## Every side
 
@@ -71,75 +71,6 @@ says how many bins come out where they are not n.
 
 Made by `python -m benchmarks.sliding_window`.
 """
-
-
-# The paper's other rule, of section 2.3: side a, bins n -> window ceil(a / n), stride floor(a / n). It describes the networks that the
-# paper trained on maps of 13 x 13 cells. On maps of other sides it can leave cells out, or give another number of bins; the rule
-# that this library pools by, `sppnet.ops.bins.bin_edges`, never does.
-
-
-def window_and_stride(side: int, bins: int) -> tuple[int, int]:
-    """Window ``ceil(side / bins)`` and stride ``floor(side / bins)``, in cells. The stride is 0 if there are more bins than cells.
-
-    Args:
-        side: length of the map in cells, at least 1; the paper's a.
-        bins: bins wanted, at least 1; the paper's n.
-
-    Raises:
-        ValueError: either is below 1.
-
-    Source: arXiv:1406.4729, section 2.3; Figure 4 has the three of its 13 x 13 map.
-
-    Example:
-        >>> [window_and_stride(13, bins) for bins in (3, 2, 1)]
-        [(5, 4), (7, 6), (13, 13)]
-    """
-    if side < 1 or bins < 1:
-        raise ValueError(f"side and bins must be at least 1: got side {side}, bins {bins}")
-    return -(-side // bins), side // bins
-
-
-def sliding_window_bins(side: int, bins: int) -> list[tuple[int, int]]:
-    """First cell and one past the last cell of each bin along one side, by the sliding window's rule.
-
-    The window starts at cell 0 and moves on by the stride as long as it lies inside the map, as a pooling layer without
-    padding does: ``(side - window) // stride + 1`` bins come out.
-
-    With ``r = side % bins``, that is: the adaptive bins of `bin_edges` if r is 0 or 1 (and the side at least
-    as long as there are bins); otherwise the last r - 1 cells are in no bin, or, if that is room for another stride, in more
-    bins than were wanted.
-
-    Args:
-        side: length of the map in cells, at least 1; the paper's a.
-        bins: bins wanted, at least 1; the paper's n.
-
-    Returns:
-        The bins, half-open. They may end before the map does: see `unread_cells`.
-
-    Raises:
-        ValueError: side or bins below 1, or another number of bins comes out: the message says how many.
-
-    Source: arXiv:1406.4729, section 2.3.
-
-    Example:
-        >>> sliding_window_bins(13, 3)
-        [(0, 5), (4, 9), (8, 13)]
-        >>> sliding_window_bins(10, 4)
-        [(0, 3), (2, 5), (4, 7), (6, 9)]
-        >>> sliding_window_bins(10, 6)
-        Traceback (most recent call last):
-        ValueError: a window of 2 cells with stride 1 gives 9 bins over 10 cells, not 6: use bin_edges of sppnet.ops.bins, whose adaptive bins are always 6
-    """
-    window, stride = window_and_stride(side, bins)
-    adaptive = f"use bin_edges of sppnet.ops.bins, whose adaptive bins are always {bins}"
-    if not stride:
-        raise ValueError(f"a window of 1 cell with stride 0 never leaves the first of {side} cells: {adaptive}")
-    given = (side - window) // stride + 1
-    if given != bins:
-        raise ValueError(
-            f"a window of {window} cells with stride {stride} gives {given} bins over {side} cells, not {bins}: {adaptive}"
-        )
-    return [(i * stride, i * stride + window) for i in range(bins)]
 
 
 def unread_cells(side: int, bins: int) -> list[int]:

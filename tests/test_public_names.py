@@ -39,6 +39,7 @@ PUBLIC = {
     "pyramid_pool",
     "read_dataset",
     "region_pyramid_pool",
+    "sliding_window_bins",
     "train_classifier",
     "train_detector",
 }

@@ -19,6 +19,7 @@ from .models.sppnet import (
     SPPNet as SPPNet,
     build_model as build_model,
 )
+from .ops.bins import sliding_window_bins as sliding_window_bins
 from .ops.pyramid_pool import pyramid_pool as pyramid_pool, region_pyramid_pool as region_pyramid_pool
 from .proposals.compute import propose as propose
 from .results import Classification as Classification, Detections as Detections

@@ -510,3 +510,21 @@ def test_a_pattern_over_links_that_lead_in_circles(tmp_path: Path) -> None:
     for pattern in ("d/**/*.jpg", "d/**", "**/deep/*.jpg", "*/**/b.jpg"):
         found = {path.name for path in find_images([str(tmp_path / pattern)])}
         assert found == ({"b.jpg"} if "b" in pattern or "deep" in pattern else {"a.jpg", "b.jpg"})
+
+
+def test_images_that_are_cut_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refused; where the user allows it, read as far as they go."""
+    picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    for kind in ("JPEG", "PNG"):
+        file = io.BytesIO()
+        Image.fromarray(picture).save(file, format=kind)
+        whole, cut = read_image(file.getvalue()), file.getvalue()[: len(file.getvalue()) * 3 // 4]
+        with pytest.raises(ImageError, match="cut short"):
+            read_image(cut)
+        with monkeypatch.context() as allowed:
+            allowed.setenv(decode.TRUNCATED, "1")
+            found = read_image(cut)
+        np.testing.assert_array_equal(found[:24], whole[:24])
+        assert found.shape == whole.shape
+        with pytest.raises(ImageError, match="cut short"):
+            read_image(cut)

@@ -19,9 +19,11 @@ from cyclopts import App, CycloptsError, Parameter
 from sppnet import __version__
 from sppnet.errors import UserError, printable
 
+ALLOW_TRUNCATED = "--allow-truncated"
 app = App(
     name="sppnet",
-    help="Vision models that take your images at their own size: classify, detect, train.",
+    help="Vision models that take your images at their own size: classify, detect, train. "
+    f"With {ALLOW_TRUNCATED}, every command reads images that are cut short as far as they go; the rest is gray.",
     version=__version__,
     help_format="plaintext",
     suppress_keyboard_interrupt=False,  # `run` says what becomes of the work
@@ -77,8 +79,12 @@ def main(words: Sequence[str] | None = None) -> None:
 
 def run(words: Sequence[str]) -> int:
     """Run one command line; the exit status."""
+    words = list(words)
+    if ALLOW_TRUNCATED in words and "compress" not in words:  # of all commands that read images
+        words.remove(ALLOW_TRUNCATED)
+        os.environ["SPPNET_ALLOW_TRUNCATED"] = "1"  # for processes that load data, too
     try:
-        command, given, _ = app.parse_args(list(words), exit_on_error=False, print_error=False)
+        command, given, _ = app.parse_args(words, exit_on_error=False, print_error=False)
         if not gc.isenabled():  # what is imported stays
             gc.freeze()
             gc.enable()

@@ -21,14 +21,17 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError, _imaging
+from PIL import Image, ImageFile, UnidentifiedImageError, _imaging
 
 from sppnet.errors import ImageError
 
 MOST_MEMORY = 1_400_000_000  # bytes while one image is decoded: 200 megapixels of a JPEG; beyond, hardly a photo
 LARGE = 300_000_000  # bytes: such images are decoded one at a time, whatever the number of threads
+TRUNCATED = (
+    "SPPNET_ALLOW_TRUNCATED"  # environment variable: whether images that are cut short are read, the rest of them gray
+)
 EXIF_ORIENTATION = 0x0112
-ImageFile = str | os.PathLike[str] | bytes | BinaryIO
+Source = str | os.PathLike[str] | bytes | BinaryIO
 
 # Bytes a pixel, in Pillow; others: 4.
 _BYTES = dict.fromkeys(("1", "L", "P"), 1) | dict.fromkeys(("I;16", "I;16B", "I;16L", "I;16N"), 2)
@@ -66,7 +69,7 @@ class UnusableImage(ImageError):
 
 
 @contextmanager
-def open_image(source: ImageFile) -> Iterator[Image.Image]:
+def open_image(source: Source) -> Iterator[Image.Image]:
     """Open an image file whose head is sound and promises no more than `MOST_MEMORY`; `UnusableImage` for any other."""
     file, name = _checked_file(source)
     with _Quiet():
@@ -125,20 +128,22 @@ _one_at_a_time = threading.Lock()
 
 
 class _Quiet:
-    """While any thread reads: no warnings of Pillow's, and its pixel limit aside, as `MOST_MEMORY` follows.
+    """While any thread reads: no warnings of Pillow's, its pixel limit aside, as `MOST_MEMORY` follows, and what `TRUNCATED` says.
 
-    Both belong to the whole process, so the first reader sets them, and the last one puts them back.
+    All belong to the whole process, so the first reader sets them, and the last one puts them back.
     """
 
     _lock, _readers = threading.Lock(), 0
-    _limit: int | None
+    _before: tuple[int | None, bool]
     _warnings: warnings.catch_warnings[None]
 
     def __enter__(self) -> None:
         with _Quiet._lock:
             if not _Quiet._readers:
-                _Quiet._limit, _Quiet._warnings = Image.MAX_IMAGE_PIXELS, warnings.catch_warnings()
+                _Quiet._before = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES
+                _Quiet._warnings = warnings.catch_warnings()
                 Image.MAX_IMAGE_PIXELS = None
+                ImageFile.LOAD_TRUNCATED_IMAGES |= bool(os.environ.get(TRUNCATED))
                 _Quiet._warnings.__enter__()
                 warnings.simplefilter("ignore")
             _Quiet._readers += 1
@@ -147,7 +152,7 @@ class _Quiet:
         with _Quiet._lock:
             _Quiet._readers -= 1
             if not _Quiet._readers:
-                Image.MAX_IMAGE_PIXELS = _Quiet._limit
+                Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = _Quiet._before
                 _Quiet._warnings.__exit__(None, None, None)
 
 

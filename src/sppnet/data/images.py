@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from sppnet.data.decode import ImageFile, UnusableImage, check_file, decode, exif_orientation, open_image
+from sppnet.data.decode import Source, UnusableImage, check_file, decode, exif_orientation, open_image
 from sppnet.errors import ImageError
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 DECODED_AHEAD, BYTES_AHEAD = 4, 400_000_000  # images, and their bytes: what bounds the memory of `read_ahead`
 
 
-def read_image(source: ImageFile | Image.Image | np.ndarray | Tensor) -> np.ndarray:
+def read_image(source: Source | Image.Image | np.ndarray | Tensor) -> np.ndarray:
     """Read one image as upright RGB, whatever its form.
 
     The EXIF orientation is applied. Gray, palette, CMYK and 16-bit images become 8-bit RGB; transparent pixels are laid
@@ -63,7 +63,7 @@ def read_image(source: ImageFile | Image.Image | np.ndarray | Tensor) -> np.ndar
         return decode(image)
 
 
-def image_size(source: ImageFile) -> tuple[int, int]:
+def image_size(source: Source) -> tuple[int, int]:
     """Measure an image as ``read_image`` would return it, reading only the head of the file.
 
     Returns:

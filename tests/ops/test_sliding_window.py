@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.sliding_window import sliding_window_bins, unread_cells, window_and_stride
-from sppnet.ops.bins import bin_edges
+from benchmarks.sliding_window import unread_cells
+from sppnet.ops.bins import bin_edges, sliding_window_bins, window_and_stride
 
 PAPER_LEVELS = (1, 2, 3, 4, 6)
 
