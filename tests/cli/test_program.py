@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sppnet.cli import app, train
+
 
 @pytest.mark.parametrize("words", [[], ["--help"], ["detect", "--help"], ["train"], ["--version"]])
 def test_help(sppnet: Callable[..., Any], words: list[str]) -> None:
@@ -38,7 +40,14 @@ def test_help(sppnet: Callable[..., Any], words: list[str]) -> None:
         (["train", "detector", "data", "--output", "m.safetensors", "--epochs", "0"], ["epochs must be at least 1"]),
         (["train", "detector", "data", "--output", "m.safetensors", "--learning-rate", "0"], ["learning_rate"]),
         (["train", "detector", "data", "--output", "m.safetensors", "--learning-rate", "nan"], ["learning_rate"]),
-        (["train", "detector", "data", "--output", "m.safetensors", "--seed", "-1"], ["seed"]),
+        (
+            ["train", "detector", "data", "--output", "m.safetensors", "--seed", "1"],
+            ["is now DetectorSettings(seed=...)"],
+        ),
+        (
+            ["train", "classifier", "data", "--output", "m.safetensors", "--levels", "3"],
+            ["is now ClassifierSettings(levels=...)"],
+        ),
         (["train", "detector", "data", "--output", "m.safetensors", "--end-to-end"], ["is now --preset standard"]),
         (
             ["train", "detector", "data", "--output", "m.safetensors", "--classifier", "svm"],
@@ -54,6 +63,20 @@ def test_help(sppnet: Callable[..., Any], words: list[str]) -> None:
 )
 def test_a_wrong_word(sppnet: Callable[..., Any], words: list[str], parts: list[str]) -> None:
     sppnet(*words).refused(*parts)
+
+
+def test_no_command_has_more_than_14_options() -> None:
+    counts = {}
+    commands = [(name, app[name]) for name in app if not name.startswith("-")]
+    for name, command in [*commands, *((f"train {name}", train[name]) for name in train if not name.startswith("-"))]:
+        if command.default_command is not None:
+            options = [
+                each for each in command.assemble_argument_collection() if each.parse and each.name.startswith("--")
+            ]
+            counts[name] = len(options)
+    assert {name: count for name, count in counts.items() if count > 14} == {}
+    assert counts["detect"] >= 10
+    assert len(counts) >= 12
 
 
 # As a process

@@ -57,8 +57,6 @@ RENAMED = {
     "--steps": "--epochs",
     "--mirrored": "DetectorSettings(flip=True) in Python",
     "--no-mirrored": "DetectorSettings(flip=False) in Python",
-    "--levels": "DetectorSettings(levels=...) in Python",
-    "--hidden": "DetectorSettings(hidden=...) in Python",
     "--optimiser": "--optimizer",
     "--held-out": "--validation-share",
     "--stride": "--backbone-stride",
@@ -67,6 +65,7 @@ RENAMED = {
     "--mapping": "benchmarks/window_mappings.py",
     "--at-most": "--limit",
 }
+ONLY_IN_PYTHON = ("--levels", "--hidden", "--batch-size", "--learning-rate", "--seed", "--checkpoint-interval")
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -117,6 +116,9 @@ def _wrong_words(message: str, words: Sequence[str]) -> str:
     """What the parser says, and what an option of an earlier version is called now."""
     found = re.search(r"(--[a-z-]+)", message)
     new = RENAMED.get(found[1]) if found else None
+    if found and found[1] in ONLY_IN_PYTHON:
+        name = found[1][2:].replace("-", "_")
+        new = f"{'Classifier' if 'classifier' in words else 'Detector'}Settings({name}=...) in Python"
     if found and found[1] == "--classifier" and "detector" in words:
         new = "'sppnet train svm MODEL DATA'"
     if found and new:

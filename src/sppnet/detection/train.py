@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import torch
-from cyclopts import Parameter
 
 from sppnet.cache import Part, cache_directory, fingerprint, read_tensors, write_tensors
 from sppnet.data.annotations import AnnotatedImage, DetectionData
@@ -43,6 +42,7 @@ from sppnet.models.preprocess import Preprocess
 from sppnet.models.sppnet import Architecture, DetectionSettings, SPPNet, build_model
 from sppnet.progress import Progress, no_progress, timed
 from sppnet.proposals.compute import proposals_of
+from sppnet.training import IN_PYTHON
 
 Preset = Literal["quick", "standard", "paper"]
 Stage = Literal["fine-tuning", "end to end", "linear heads"]
@@ -59,7 +59,6 @@ OF_MODEL = (
     ("backbone", "weights", "levels", "hidden", "short_side"),
     "a training that starts from a model, which brings its own",
 )
-IN_PYTHON = Parameter(parse=False)  # a setting that is no option of the command line
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,7 @@ class DetectorSettings:
     flip: Annotated[bool | None, IN_PYTHON] = None
     ridge: Annotated[bool | None, IN_PYTHON] = None
     checkpoint_interval: Annotated[int | None, IN_PYTHON] = None
-    seed: int = 0
+    seed: Annotated[int, IN_PYTHON] = 0
 
     def __post_init__(self) -> None:
         if self.preset not in get_args(Preset):
