@@ -79,6 +79,29 @@ def test_no_command_has_more_than_14_options() -> None:
     assert len(counts) >= 12
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train", "detector", "VOC", "--output", "FILE/m.safetensors"],
+        ["train", "svm", "voc", "VOC", "--output", "FILE/m.safetensors"],
+        ["evaluate", "voc", "VOC", "--output", "FILE/report"],
+        ["detect", "VOC/JPEGImages", "--output", "FILE/found"],
+        ["embed", "VOC/JPEGImages", "--output", "FILE/v.npz"],
+        ["compress", "voc", "--output", "FILE/m.safetensors"],
+        ["demo", "--output", "FILE/demo"],
+    ],
+    ids=" ".join,
+)
+def test_the_place_of_the_output_is_tried_before_the_work(
+    sppnet: Callable[..., Any], tiny_voc_of_voc_classes: Path, tmp_path: Path, words: list[str]
+) -> None:
+    (tmp_path / "file").touch()
+    places = {"VOC": str(tiny_voc_of_voc_classes), "FILE": str(tmp_path / "file")}
+    ran = sppnet(*(word.replace("VOC", places["VOC"]).replace("FILE", places["FILE"]) for word in words))
+    ran.refused("file")
+    assert ran.out == ""
+
+
 # As a process
 
 

@@ -26,7 +26,7 @@ from sppnet.classification.features import LARGEST_ASPECT, pooled_features, read
 from sppnet.data.images import read_image
 from sppnet.data.labelled import LabelledImages, split_off
 from sppnet.errors import ModelError, SettingsError, UserError
-from sppnet.files import check_replaceable, write_json
+from sppnet.files import check_outputs, check_replaceable, write_json
 from sppnet.linear.selection import SVMChoice, train_calibrated_svms
 from sppnet.linear.svm import label_targets
 from sppnet.models.backbones import COMPACT, RANDOM, build_backbone, check_not_random, pretrained_weights
@@ -185,8 +185,9 @@ def train_classifier(
     started = time.perf_counter()
     if output is not None:
         output = check_model_path(output)
-        for path in (output, *(report_folder(output) / name for name in PICTURES)):
-            check_replaceable(path)
+        check_outputs(output)
+        for name in PICTURES:
+            check_replaceable(report_folder(output) / name)
     given = validation is not None
     train, validation = _split(data, validation, settings)
     if settings.train_layers == "head" and (devices, workers) != (1, 0):

@@ -13,7 +13,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,8 +32,8 @@ from sppnet.detection.linear_heads import train_image_classifier, train_linear_h
 from sppnet.detection.svm import SVMSettings
 from sppnet.detection.targets import training_images
 from sppnet.detection.windows_of_images import WindowsOfImages
-from sppnet.errors import ModelError, OutputError, SettingsError, UserError
-from sppnet.files import check_replaceable, make_folder
+from sppnet.errors import ModelError, SettingsError, UserError
+from sppnet.files import check_outputs
 from sppnet.models.backbones import COMPACT, RANDOM, build_backbone, check_not_random, pretrained_weights
 from sppnet.models.files import check_model_path, load, round_to_stored, save_model, trained_by
 from sppnet.models.precision import choose_device
@@ -256,10 +255,7 @@ def check_training(data: DetectionData, output: Path | None) -> None:
     if not any((~image.difficult).any() for image in data.images):
         raise UserError(f"split {data.split!r} holds no object to train on ({len(data)} images)")
     if output is not None:
-        check_replaceable(check_model_path(output))
-        make_folder(output.parent)
-        if not os.access(output.parent, os.W_OK):
-            raise OutputError(f"{output.parent}: cannot be written to; choose another folder")
+        check_outputs(check_model_path(output))
 
 
 def _new_model(settings: DetectorSettings, class_names: tuple[str, ...]) -> SPPNet:
