@@ -164,7 +164,8 @@ def test_errors_of_a_process() -> None:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
-def test_ctrl_c_ends_cleanly(tiny_model_file: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "status", "says"), [("SIGINT", 130, "stopped"), ("SIGTERM", 143, "")])
+def test_a_signal_ends_cleanly(tiny_model_file: Path, tmp_path: Path, number: str, status: int, says: str) -> None:
     for index in range(2000):
         Image.fromarray(noise(40, 40)).save(tmp_path / f"{index:04}.bmp")
     # Where the tests themselves run in the background of a shell, they and what they start ignore the signal.
@@ -172,11 +173,11 @@ def test_ctrl_c_ends_cleanly(tiny_model_file: Path, tmp_path: Path) -> None:
     process = start("classify", tmp_path, "--model", tiny_model_file, preexec_fn=heeding)
     assert process.stdout is not None
     assert "0000.bmp" in process.stdout.readline()  # it is at work
-    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.Signals[number])
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == status
     assert "Traceback" not in err
-    assert "stopped" in err
+    assert says in err
     assert "1999.bmp" not in out
 
 

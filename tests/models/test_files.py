@@ -249,7 +249,7 @@ def test_weights_that_are_no_numbers_are_neither_saved_nor_loaded(
     with torch.no_grad():
         net.image_classifier.bias[1] = value
     with pytest.raises(
-        ModelError, match="image_classifier.bias is not finite: training went astray; lower the learning rate"
+        ModelError, match=r"image_classifier\.bias is not finite: training went astray; lower the learning rate"
     ):
         save_model(net, path)
     assert not path.exists()

@@ -10,8 +10,10 @@ from __future__ import annotations
 import gc
 import os
 import re
+import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from io import TextIOWrapper
 
 from cyclopts import App, CycloptsError, Parameter
@@ -72,6 +74,8 @@ def main(words: Sequence[str] | None = None) -> None:
     """Run the command line and exit."""
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # file names may be any bytes; they come out as they are
+    with suppress(ValueError):  # not in the main thread
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what is unfinished is removed
     gc.disable()  # while PyTorch is imported: searching what it makes for cycles takes a sixth of a short run
     sys.exit(run(sys.argv[1:] if words is None else words))
 
