@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 
 from sppnet.errors import OutputError
-from sppnet.files import MADE_BY, atomic_write, check_replaceable, is_ours, make_folder, write_json
+from sppnet.files import (
+    MADE_BY,
+    atomic_write,
+    check_outputs,
+    check_replaceable,
+    is_ours,
+    make_folder,
+    to_json,
+    write_json,
+)
 
 
 def test_what_we_wrote_may_be_written_again(tmp_path: Path) -> None:
@@ -86,3 +95,21 @@ def test_names_of_any_length(tmp_path: Path) -> None:
     path = tmp_path / ("x" * 250 + ".json")
     write_json(path, {})
     assert path.is_file()
+
+
+def test_a_place_is_tried_before_the_work(tmp_path: Path) -> None:
+    check_outputs(tmp_path / "new" / "a.json", tmp_path / "b.json")
+    assert [path.name for path in tmp_path.rglob("*")] == ["new"]  # and nothing is left there
+    (tmp_path / "file").touch()
+    for path, says in (("file/a.json", "cannot be a folder"), ("file", "not written by sppnet")):
+        with pytest.raises(OutputError, match=says):
+            check_outputs(tmp_path / path)
+
+
+def test_json_holds_no_nan() -> None:
+    document = {"ap": float("nan"), "inside": [(1.5, float("inf"))], "text": "NaN"}
+    assert json.loads(to_json(document), parse_constant=pytest.fail) == {
+        "ap": None,
+        "inside": [[1.5, None]],
+        "text": "NaN",
+    }

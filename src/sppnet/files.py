@@ -51,8 +51,7 @@ def atomic_write(path: Path, *, replace: Literal["ours", "any"] = "ours") -> Ite
     """
     if replace == "ours":
         check_replaceable(path)
-    name = f".{zlib.crc32(os.fsencode(path.name)):08x}-{os.getpid()}-{threading.get_ident()}.tmp"  # short, whatever path is
-    unfinished = path.with_name(name)
+    unfinished = _unfinished(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield unfinished
@@ -76,10 +75,34 @@ def make_folder(path: Path) -> None:
         raise OutputError(f"{path}: cannot be a folder to write to: {reason}; choose another place") from error
 
 
+def check_outputs(*paths: Path) -> None:
+    """Raise an `OutputError`, before long work, for a place that takes no file, or holds one that does not bear our mark.
+
+    Example:
+        >>> check_outputs(Path("/dev/null/model.safetensors"))
+        Traceback (most recent call last):
+        sppnet.errors.OutputError: /dev/null: cannot be a folder to write to: ...; choose another place
+    """
+    for path in paths:
+        check_replaceable(path)
+        make_folder(path.parent)
+        trial = _unfinished(path)
+        try:
+            trial.touch()
+            trial.unlink()
+        except OSError as error:
+            raise OutputError(f"{path}: cannot be written: {error.strerror or error}; choose another place") from error
+
+
 def check_replaceable(path: Path) -> None:
-    """Raise an `OutputError` for a file that is there and does not bear our mark; called before long work, too."""
+    """Raise an `OutputError` for a file that is there and does not bear our mark."""
     if os.path.exists(path) and not is_ours(path):
         raise OutputError(f"{path} is there and was not written by sppnet: choose another name, or move it away")
+
+
+def _unfinished(path: Path) -> Path:
+    """A name beside a file, of this thread alone; short, whatever the file's is."""
+    return path.with_name(f".{zlib.crc32(os.fsencode(path.name)):08x}-{os.getpid()}-{threading.get_ident()}.tmp")
 
 
 def is_ours(path: Path) -> bool:

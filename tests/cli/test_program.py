@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sppnet.cli import app, train
+
 
 @pytest.mark.parametrize("words", [[], ["--help"], ["detect", "--help"], ["train"], ["--version"]])
 def test_help(sppnet: Callable[..., Any], words: list[str]) -> None:
@@ -38,7 +40,14 @@ def test_help(sppnet: Callable[..., Any], words: list[str]) -> None:
         (["train", "detector", "data", "--output", "m.safetensors", "--epochs", "0"], ["epochs must be at least 1"]),
         (["train", "detector", "data", "--output", "m.safetensors", "--learning-rate", "0"], ["learning_rate"]),
         (["train", "detector", "data", "--output", "m.safetensors", "--learning-rate", "nan"], ["learning_rate"]),
-        (["train", "detector", "data", "--output", "m.safetensors", "--seed", "-1"], ["seed"]),
+        (
+            ["train", "detector", "data", "--output", "m.safetensors", "--seed", "1"],
+            ["is now DetectorSettings(seed=...)"],
+        ),
+        (
+            ["train", "classifier", "data", "--output", "m.safetensors", "--levels", "3"],
+            ["is now ClassifierSettings(levels=...)"],
+        ),
         (["train", "detector", "data", "--output", "m.safetensors", "--end-to-end"], ["is now --preset standard"]),
         (
             ["train", "detector", "data", "--output", "m.safetensors", "--classifier", "svm"],
@@ -54,6 +63,43 @@ def test_help(sppnet: Callable[..., Any], words: list[str]) -> None:
 )
 def test_a_wrong_word(sppnet: Callable[..., Any], words: list[str], parts: list[str]) -> None:
     sppnet(*words).refused(*parts)
+
+
+def test_no_command_has_more_than_14_options() -> None:
+    counts = {}
+    commands = [(name, app[name]) for name in app if not name.startswith("-")]
+    for name, command in [*commands, *((f"train {name}", train[name]) for name in train if not name.startswith("-"))]:
+        if command.default_command is not None:
+            options = [
+                each for each in command.assemble_argument_collection() if each.parse and each.name.startswith("--")
+            ]
+            counts[name] = len(options)
+    assert {name: count for name, count in counts.items() if count > 14} == {}
+    assert counts["detect"] >= 10
+    assert len(counts) >= 12
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train", "detector", "VOC", "--output", "FILE/m.safetensors"],
+        ["train", "svm", "voc", "VOC", "--output", "FILE/m.safetensors"],
+        ["evaluate", "voc", "VOC", "--output", "FILE/report"],
+        ["detect", "VOC/JPEGImages", "--output", "FILE/found"],
+        ["embed", "VOC/JPEGImages", "--output", "FILE/v.npz"],
+        ["compress", "voc", "--output", "FILE/m.safetensors"],
+        ["demo", "--output", "FILE/demo"],
+    ],
+    ids=" ".join,
+)
+def test_the_place_of_the_output_is_tried_before_the_work(
+    sppnet: Callable[..., Any], tiny_voc_of_voc_classes: Path, tmp_path: Path, words: list[str]
+) -> None:
+    (tmp_path / "file").touch()
+    places = {"VOC": str(tiny_voc_of_voc_classes), "FILE": str(tmp_path / "file")}
+    ran = sppnet(*(word.replace("VOC", places["VOC"]).replace("FILE", places["FILE"]) for word in words))
+    ran.refused("file")
+    assert ran.out == ""
 
 
 # As a process
@@ -118,7 +164,8 @@ def test_errors_of_a_process() -> None:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
-def test_ctrl_c_ends_cleanly(tiny_model_file: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "status", "says"), [("SIGINT", 130, "stopped"), ("SIGTERM", 143, "")])
+def test_a_signal_ends_cleanly(tiny_model_file: Path, tmp_path: Path, number: str, status: int, says: str) -> None:
     for index in range(2000):
         Image.fromarray(noise(40, 40)).save(tmp_path / f"{index:04}.bmp")
     # Where the tests themselves run in the background of a shell, they and what they start ignore the signal.
@@ -126,11 +173,11 @@ def test_ctrl_c_ends_cleanly(tiny_model_file: Path, tmp_path: Path) -> None:
     process = start("classify", tmp_path, "--model", tiny_model_file, preexec_fn=heeding)
     assert process.stdout is not None
     assert "0000.bmp" in process.stdout.readline()  # it is at work
-    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.Signals[number])
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == status
     assert "Traceback" not in err
-    assert "stopped" in err
+    assert says in err
     assert "1999.bmp" not in out
 
 

@@ -206,6 +206,62 @@ def test_a_changed_byte_is_noticed(tiny_model_file: Path, tmp_path: Path, change
         load(path)
 
 
+def test_110_random_changes_of_the_weights_are_refused(tmp_path: Path) -> None:
+    """Of one to a hundred bytes, anywhere behind the head of the file: another sign, other numbers, NaN."""
+    architecture = Architecture(("cat", "dog"), "squeezenet1_1", levels=(1,), hidden=(4,), backbone_stride=4)
+    path, random = tmp_path / "m.safetensors", np.random.default_rng(0)
+    save_model(built(architecture), path)
+    sound = np.frombuffer(path.read_bytes(), np.uint8)
+    begin = 8 + int.from_bytes(sound[:8].tobytes(), "little")
+    for _ in range(110):
+        changed, places = sound.copy(), random.integers(begin, len(sound), random.integers(1, 101))
+        changed[places] = random.integers(0, 256, len(places))
+        if (changed != sound).any():
+            path.write_bytes(changed.tobytes())
+            with pytest.raises(ModelError, match="is damaged: its checksum does not fit"):
+                load(path)
+    path.write_bytes(sound.tobytes())
+    assert load(path).class_names == ("cat", "dog")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"hidden": [10**9]},
+        {"hidden": [10**5, 10**5]},
+        {"levels": [5000]},
+        {"backbone": "vgg19"},
+        {"class_names": ["a"] * 3},
+    ],
+)
+def test_a_hostile_description_takes_no_memory(tiny_detector: SPPNet, tmp_path: Path, changes: dict[str, Any]) -> None:
+    """With a checksum that fits, it asks for up to terabytes; what it asks for is not in the file."""
+    path = saved_with(tiny_detector, tmp_path / "m.safetensors", "architecture", **changes)
+    with pytest.raises(ModelError, match=r"its weights do not fit its description|cannot build"):
+        load(path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_neither_saved_nor_loaded(
+    tiny_model_file: Path, tmp_path: Path, value: float
+) -> None:
+    net, path = load(tiny_model_file), tmp_path / "m.safetensors"
+    with torch.no_grad():
+        net.image_classifier.bias[1] = value
+    with pytest.raises(
+        ModelError, match=r"image_classifier\.bias is not finite: training went astray; lower the learning rate"
+    ):
+        save_model(net, path)
+    assert not path.exists()
+    with safe_open(tiny_model_file, "pt") as file:
+        metadata = file.metadata()
+    metadata.pop("checksum")
+    tensors = {**load_file(tiny_model_file), "image_classifier.bias": torch.tensor([0, value])}
+    save_file(tensors, path, {**metadata, "checksum": files._checksum(tensors, metadata)})
+    with pytest.raises(ModelError, match="some weights are not finite"):
+        load(path)
+
+
 @pytest.mark.parametrize(
     ("part", "changes", "reason"),
     [

@@ -12,7 +12,7 @@ import dataclasses
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +26,7 @@ from sppnet.classification.features import LARGEST_ASPECT, pooled_features, read
 from sppnet.data.images import read_image
 from sppnet.data.labelled import LabelledImages, split_off
 from sppnet.errors import ModelError, SettingsError, UserError
-from sppnet.files import check_replaceable, write_json
+from sppnet.files import check_outputs, check_replaceable, write_json
 from sppnet.linear.selection import SVMChoice, train_calibrated_svms
 from sppnet.linear.svm import label_targets
 from sppnet.models.backbones import COMPACT, RANDOM, build_backbone, check_not_random, pretrained_weights
@@ -35,6 +35,7 @@ from sppnet.models.precision import choose_device
 from sppnet.models.preprocess import Preprocess, ResizeMode
 from sppnet.models.sppnet import Architecture, SPPNet, build_model
 from sppnet.progress import Progress, no_progress
+from sppnet.training import IN_PYTHON
 from sppnet.training.checkpoints import write_log
 from sppnet.visualize.draw import draw_mistakes, save_image
 from sppnet.visualize.plots import plot_confusion, plot_training
@@ -80,16 +81,16 @@ class ClassifierSettings:
     classifier: Literal["svm", "softmax"] | None = None
     backbone: str = COMPACT
     weights: str | None = None
-    levels: tuple[int, ...] = (3, 2, 1)
-    hidden: tuple[int, ...] = ()
+    levels: Annotated[tuple[int, ...], IN_PYTHON] = (3, 2, 1)
+    hidden: Annotated[tuple[int, ...], IN_PYTHON] = ()
     resize_mode: ResizeMode = "keep-aspect"
     short_side: int = 224
     sides: tuple[int, ...] = ()
     epochs: int | None = None
-    batch_size: int | None = None
-    learning_rate: float | None = None
+    batch_size: Annotated[int | None, IN_PYTHON] = None
+    learning_rate: Annotated[float | None, IN_PYTHON] = None
     validation_share: float | None = None
-    seed: int = 0
+    seed: Annotated[int, IN_PYTHON] = 0
 
     def __post_init__(self) -> None:
         if self.train_layers not in ("head", "all"):
@@ -184,8 +185,9 @@ def train_classifier(
     started = time.perf_counter()
     if output is not None:
         output = check_model_path(output)
-        for path in (output, *(report_folder(output) / name for name in PICTURES)):
-            check_replaceable(path)
+        check_outputs(output)
+        for name in PICTURES:
+            check_replaceable(report_folder(output) / name)
     given = validation is not None
     train, validation = _split(data, validation, settings)
     if settings.train_layers == "head" and (devices, workers) != (1, 0):

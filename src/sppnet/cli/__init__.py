@@ -10,8 +10,10 @@ from __future__ import annotations
 import gc
 import os
 import re
+import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from io import TextIOWrapper
 
 from cyclopts import App, CycloptsError, Parameter
@@ -57,8 +59,6 @@ RENAMED = {
     "--steps": "--epochs",
     "--mirrored": "DetectorSettings(flip=True) in Python",
     "--no-mirrored": "DetectorSettings(flip=False) in Python",
-    "--levels": "DetectorSettings(levels=...) in Python",
-    "--hidden": "DetectorSettings(hidden=...) in Python",
     "--optimiser": "--optimizer",
     "--held-out": "--validation-share",
     "--stride": "--backbone-stride",
@@ -67,12 +67,15 @@ RENAMED = {
     "--mapping": "benchmarks/window_mappings.py",
     "--at-most": "--limit",
 }
+ONLY_IN_PYTHON = ("--levels", "--hidden", "--batch-size", "--learning-rate", "--seed", "--checkpoint-interval")
 
 
 def main(words: Sequence[str] | None = None) -> None:
     """Run the command line and exit."""
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # file names may be any bytes; they come out as they are
+    with suppress(ValueError):  # not in the main thread
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what is unfinished is removed
     gc.disable()  # while PyTorch is imported: searching what it makes for cycles takes a sixth of a short run
     sys.exit(run(sys.argv[1:] if words is None else words))
 
@@ -117,6 +120,9 @@ def _wrong_words(message: str, words: Sequence[str]) -> str:
     """What the parser says, and what an option of an earlier version is called now."""
     found = re.search(r"(--[a-z-]+)", message)
     new = RENAMED.get(found[1]) if found else None
+    if found and found[1] in ONLY_IN_PYTHON:
+        name = found[1][2:].replace("-", "_")
+        new = f"{'Classifier' if 'classifier' in words else 'Detector'}Settings({name}=...) in Python"
     if found and found[1] == "--classifier" and "detector" in words:
         new = "'sppnet train svm MODEL DATA'"
     if found and new:

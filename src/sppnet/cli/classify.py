@@ -17,7 +17,7 @@ from sppnet.cli import complain
 from sppnet.cli.each_image import each_image, find_each
 from sppnet.cli.options import AsJson, Device, Images, Model, Views, chosen_device
 from sppnet.errors import ImageError, SettingsError
-from sppnet.files import MADE_BY, atomic_write, check_replaceable
+from sppnet.files import MADE_BY, atomic_write, check_outputs
 from sppnet.models.files import load
 from sppnet.progress import progress_bars
 
@@ -62,7 +62,7 @@ def embed(images: Images, /, *, output: Path, model: Model = "voc", device: Devi
     """
     if output.suffix != ".npz":
         raise SettingsError(f"--output must end in .npz: got {output}")
-    check_replaceable(output)
+    check_outputs(output)
     status, files, vectors = 0, [], []
     bad: list[str] = []
     found = find_each(images, lambda _, reason: bad.append(reason))

@@ -14,7 +14,7 @@ from sppnet.data.images import resize_image
 from sppnet.detection.feature_maps import compute_feature_maps
 from sppnet.detection.predict import score_windows
 from sppnet.detection.suppression import DetectSettings, select
-from sppnet.files import write_json
+from sppnet.files import check_outputs, write_json
 from sppnet.models.files import load
 from sppnet.progress import Progress, no_progress, progress_bars
 from sppnet.proposals.compute import propose
@@ -69,6 +69,7 @@ def run_demo(output: Path, progress: Progress = no_progress) -> tuple[list[tuple
     """
     model = load("voc")
     photos = sample_photos()
+    check_outputs(*(output / name for name in ("demo.json", *(f"{name}.jpg" for name in photos))))
     rows, files, document = [], [], []
     for done, (name, photo) in enumerate(photos.items()):
         maps = compute_feature_maps(model, photo)  # once, for both questions

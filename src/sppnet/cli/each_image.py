@@ -14,7 +14,7 @@ from sppnet.cli import complain
 from sppnet.data.find import find_images
 from sppnet.data.images import read_image
 from sppnet.errors import ImageError, OutputError, printable
-from sppnet.files import check_replaceable, make_folder, to_json, write_json
+from sppnet.files import check_outputs, check_replaceable, to_json, write_json
 from sppnet.progress import progress_bars
 
 
@@ -49,8 +49,8 @@ def each_image(
     files = find_each(sources, name_bad)
     pictures: dict[Path, Path] = {} if output is None else _pictures(files, output)
     if output is not None and files:
-        make_folder(output)
-        for path in [*pictures.values(), output / document_name]:
+        check_outputs(output / document_name)
+        for path in pictures.values():
             check_replaceable(path)
     with progress_bars() as progress:
         for done, file in enumerate(files):

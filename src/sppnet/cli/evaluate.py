@@ -18,7 +18,7 @@ from sppnet.data.formats.folder import evaluation_images
 from sppnet.detection.evaluate import NO_COCO, evaluate_detector
 from sppnet.detection.suppression import DetectSettings
 from sppnet.errors import SettingsError
-from sppnet.files import to_json, write_json
+from sppnet.files import check_outputs, to_json, write_json
 from sppnet.models.files import load
 from sppnet.models.sppnet import SPPNet
 from sppnet.progress import progress_bars
@@ -65,6 +65,9 @@ def evaluate(
         if given:
             kind = "classifiers" if detects else "detectors"
             raise SettingsError(f"{name} is for {kind}: {model} is none; leave it out")
+    if output is not None:
+        pictures = ("precision-recall.png", "errors.png") if detects else ("confusion.png",)
+        check_outputs(*(output / name for name in ("evaluation.json", *pictures)))
     if not detects:
         return _evaluate_classifier(nets[0], model, data, split, limit, views, output, as_json)
     nets = [net.at_scales(scales) for net in nets] if scales else nets

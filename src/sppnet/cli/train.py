@@ -33,7 +33,7 @@ from sppnet.data.formats.folder import training_images
 from sppnet.detection.feature_maps import sample_windows
 from sppnet.detection.linear_heads import add_class as add_one_class
 from sppnet.detection.train import DetectorSettings, train_detector, train_svms_of
-from sppnet.files import check_replaceable, to_json
+from sppnet.files import check_outputs, to_json
 from sppnet.models.compress import truncate_layers
 from sppnet.models.files import check_model_path, find_model, load, save_model
 from sppnet.progress import progress_bars
@@ -204,6 +204,7 @@ def compare(
         output: The bar chart to write: .png, .jpg, .pdf or .svg.
     """
     plot_format(output)
+    check_outputs(output)
     images, _ = training_images(data)
     cache = cache or cache_folder(output)
     with progress_bars() as progress:
@@ -235,7 +236,7 @@ def compress(
         energy: Instead: the share to keep of each layer's squared weights, or of the variance of its outputs on --photos.
         photos: Photos like those that the model is for, some dozens: far more of the outputs on these is kept.
     """
-    check_replaceable(check_model_path(output))
+    check_outputs(check_model_path(output))
     net = load(model)
     pooled = None
     if photos:

@@ -13,14 +13,12 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import torch
-from cyclopts import Parameter
 
 from sppnet.cache import Part, cache_directory, fingerprint, read_tensors, write_tensors
 from sppnet.data.annotations import AnnotatedImage, DetectionData
@@ -34,8 +32,8 @@ from sppnet.detection.linear_heads import train_image_classifier, train_linear_h
 from sppnet.detection.svm import SVMSettings
 from sppnet.detection.targets import training_images
 from sppnet.detection.windows_of_images import WindowsOfImages
-from sppnet.errors import ModelError, OutputError, SettingsError, UserError
-from sppnet.files import check_replaceable, make_folder
+from sppnet.errors import ModelError, SettingsError, UserError
+from sppnet.files import check_outputs
 from sppnet.models.backbones import COMPACT, RANDOM, build_backbone, check_not_random, pretrained_weights
 from sppnet.models.files import check_model_path, load, round_to_stored, save_model, trained_by
 from sppnet.models.precision import choose_device
@@ -43,6 +41,7 @@ from sppnet.models.preprocess import Preprocess
 from sppnet.models.sppnet import Architecture, DetectionSettings, SPPNet, build_model
 from sppnet.progress import Progress, no_progress, timed
 from sppnet.proposals.compute import proposals_of
+from sppnet.training import IN_PYTHON
 
 Preset = Literal["quick", "standard", "paper"]
 Stage = Literal["fine-tuning", "end to end", "linear heads"]
@@ -59,7 +58,6 @@ OF_MODEL = (
     ("backbone", "weights", "levels", "hidden", "short_side"),
     "a training that starts from a model, which brings its own",
 )
-IN_PYTHON = Parameter(parse=False)  # a setting that is no option of the command line
 
 
 @dataclass(frozen=True)
@@ -106,7 +104,7 @@ class DetectorSettings:
     flip: Annotated[bool | None, IN_PYTHON] = None
     ridge: Annotated[bool | None, IN_PYTHON] = None
     checkpoint_interval: Annotated[int | None, IN_PYTHON] = None
-    seed: int = 0
+    seed: Annotated[int, IN_PYTHON] = 0
 
     def __post_init__(self) -> None:
         if self.preset not in get_args(Preset):
@@ -257,10 +255,7 @@ def check_training(data: DetectionData, output: Path | None) -> None:
     if not any((~image.difficult).any() for image in data.images):
         raise UserError(f"split {data.split!r} holds no object to train on ({len(data)} images)")
     if output is not None:
-        check_replaceable(check_model_path(output))
-        make_folder(output.parent)
-        if not os.access(output.parent, os.W_OK):
-            raise OutputError(f"{output.parent}: cannot be written to; choose another folder")
+        check_outputs(check_model_path(output))
 
 
 def _new_model(settings: DetectorSettings, class_names: tuple[str, ...]) -> SPPNet:

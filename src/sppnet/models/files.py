@@ -55,9 +55,13 @@ def save_model(model: SPPNet, path: str | Path) -> None:
     Raises:
         OutputError: a folder that cannot be written to, or a file that sppnet did not write.
         SettingsError: another ending.
+        ModelError: weights that are not finite.
     """
     path = check_model_path(path)
     tensors = {name: _stored(name, value.detach().cpu()).contiguous() for name, value in model.state_dict().items()}
+    for name, value in tensors.items():
+        if not value.isfinite().all():
+            raise ModelError(f"{path}: {name} is not finite: training went astray; lower the learning rate")
     metadata = {"format": FORMAT, "made_by": MADE_BY, "training": to_json(model.record)}
     for name in SETTINGS:
         metadata[name] = json.dumps(dataclasses.asdict(getattr(model, name)))
