@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 import re
 from pathlib import Path
 from typing import Any
@@ -32,13 +33,7 @@ class UserError(ValueError):
         super().__init__(told if len(told) <= LONGEST_MESSAGE else f"{told[:700]} ... {told[-250:]}")
 
     def __reduce__(self) -> Any:  # comes whole out of a worker, whatever its class is made from
-        return _again, (type(self), self.args, vars(self))
-
-
-def _again(kind: type[UserError], args: tuple[Any, ...], attributes: dict[str, Any]) -> UserError:
-    error = kind.__new__(kind, *args)
-    vars(error).update(attributes)
-    return error
+        return copyreg.__newobj__, (type(self), *self.args), vars(self)  # type: ignore[attr-defined]
 
 
 class ImageError(UserError):

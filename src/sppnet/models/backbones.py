@@ -25,12 +25,7 @@ from sppnet.models.networks import compact_resnet, convnet5, overfeat5, overfeat
 from sppnet.models.preprocess import IMAGENET_MEAN, IMAGENET_STD
 
 COMPACT = "compact"
-PAPER_NETS: dict[str, Callable[[], nn.Module]] = {
-    "zf5": zf5,
-    "convnet5": convnet5,
-    "overfeat5": overfeat5,
-    "overfeat7": overfeat7,
-}
+PAPER_NETS: dict[str, Callable[[], nn.Module]] = {net.__name__: net for net in (zf5, convnet5, overfeat5, overfeat7)}
 OWN_NETS = {COMPACT: compact_resnet, **PAPER_NETS}
 INCEPTIONS = ("googlenet", "inception_v3")
 TIMM = "timm:"  # before a name that torchvision has too

@@ -118,15 +118,11 @@ def _max_kernel(  # type: ignore[no-untyped-def]
     row = pooled_ptr + r * bins * channels
     if NESTED:  # a map of parent x parent cells, and the window all of it
         source = row + parent_start.to(tl.int64) * channels
-        columns = parent
-        down = parent
-        across = parent
+        columns, down, across = parent, parent, parent
     else:
         n, x0, y0, x1, y1 = _window(windows_ptr, r)
         source = keys_ptr + ((n * height + y0) * width + x0) * channels
-        columns = width
-        down = y1 - y0
-        across = x1 - x0
+        columns, down, across = width, y1 - y0, x1 - x0
     top, bottom = _edges(i, level, down)
     for j in range(level):
         left, right = _edges(j, level, across)
@@ -195,13 +191,9 @@ def _winner_kernel(  # type: ignore[no-untyped-def]
     n, x0, y0, x1, y1 = _window(windows_ptr, first + p)
     source = keys_ptr + ((n * height + y0) * width + x0) * channels
     if NESTED:
-        columns = parent
-        down = parent
-        across = parent
+        columns, down, across = parent, parent, parent
     else:
-        columns = width
-        down = y1 - y0
-        across = x1 - x0
+        columns, down, across = width, y1 - y0, x1 - x0
     top, bottom = _edges(i, level, down)
     for j in range(level):
         m = (start + i * level + j).to(tl.int64)
@@ -264,8 +256,7 @@ def _gather_kernel(  # type: ignore[no-untyped-def]
         part_left = tl.maximum(left, x0) - x0
         part_right = tl.minimum(left + _SIDE, x1) - x0
         if (part_top < part_bottom) & (part_left < part_right):
-            down = y1 - y0
-            across = x1 - x0
+            down, across = y1 - y0, x1 - x0
             gradient_row = gradient_ptr + tl.load(order_ptr + p) * bins * channels
             winners_row = winners_ptr + (p - first) * bins * channels
             # Bin i covers cell t where i * side < (t + 1) * level and (i + 1) * side > t * level.
