@@ -108,7 +108,7 @@ def _unfinished(path: Path) -> Path:
 def is_ours(path: Path) -> bool:
     """Whether a file bears the mark of what sppnet writes."""
     try:
-        with open(path, "rb") as file:
+        with open(path if os.path.isfile(path) else os.devnull, "rb") as file:  # a pipe would wait for ever
             beginning = file.read(SEARCHED)
             file.seek(max(0, file.seek(0, os.SEEK_END) - SEARCHED))
             return MADE_BY.encode() in beginning or MADE_BY.encode() in file.read()
