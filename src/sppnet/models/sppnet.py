@@ -23,7 +23,7 @@ from sppnet.errors import ModelError, SettingsError
 from sppnet.layers import RegionPyramidPool, bound_cpu_caches
 from sppnet.models import heads
 from sppnet.models.backbones import COMPACT, PAPER_NETS, build_backbone
-from sppnet.models.geometry import Geometry, backbone_geometry, boxes_to_windows, window_residuals
+from sppnet.models.geometry import Geometry, Size, backbone_geometry, boxes_to_windows, window_residuals
 from sppnet.models.mixed_batch import mixed_features, own_windows
 from sppnet.models.networks import initialize_as_paper
 from sppnet.models.precision import autocast
@@ -183,9 +183,7 @@ class SPPNet(heads.SinglePrecisionBuffers):
         logits: Tensor = self.image_classifier(self.fully_connected(pooled))
         return logits
 
-    def windows(
-        self, boxes: Tensor, feature_size: tuple[int, int], scale: tuple[float, float]
-    ) -> tuple[Tensor, Tensor]:
+    def windows(self, boxes: Tensor, feature_size: Size, scale: tuple[float, float]) -> tuple[Tensor, Tensor]:
         """Boxes of an image -> windows of its feature map.
 
         Args:
