@@ -172,7 +172,8 @@ class SPPNet(heads.SinglePrecisionBuffers):
 
     def features(self, images: Tensor) -> Tensor:
         """images [N, 3, H, W] -> features [N, C, h, w], in cells; their mean square is about 1."""
-        return self.feature_scale * self.backbone(heads.in_dtype_of(self.image_classifier.weight, images))
+        features: Tensor = self.backbone(heads.in_dtype_of(self.image_classifier.weight, images)) * self.feature_scale
+        return features
 
     def image_features(self, images: Tensor) -> Tensor:
         """`features` of preprocessed images, moved to the model's device, channels last: the order convolutions are fastest in."""
