@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import socket
 import threading
 import zlib
 from collections.abc import Iterator
@@ -102,7 +103,23 @@ def check_replaceable(path: Path) -> None:
 
 def _unfinished(path: Path) -> Path:
     """A name beside a file, of this thread alone; short, whatever the file's is."""
-    return path.with_name(f".{zlib.crc32(os.fsencode(path.name)):08x}-{os.getpid()}-{threading.get_ident()}.tmp")
+    name = f".{zlib.crc32(os.fsencode(path.name)):08x}-{_machine()}-{os.getpid()}-{threading.get_ident()}.tmp"
+    return path.with_name(name)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what processes of this machine left unfinished when they were killed."""
+    for path in folder.rglob(f".*-{_machine()}-*.tmp"):
+        try:
+            os.kill(int(path.name.split("-")[2]), 0)  # only asks whether the process is there
+        except ProcessLookupError:
+            path.unlink(missing_ok=True)
+        except (ValueError, OSError):
+            pass
+
+
+def _machine() -> str:
+    return f"{zlib.crc32(socket.gethostname().encode()):08x}"
 
 
 def is_ours(path: Path) -> bool:
