@@ -7,7 +7,6 @@ used; and every file holds a checksum, so that a damaged one counts as none and 
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -107,8 +106,7 @@ def read_tensors(path: Path, *, verify: bool = True) -> tuple[dict[str, Tensor],
 def cache_directory(cache: str | Path | None) -> Iterator[Path]:
     """The folder that was asked for; without one, a folder that is gone afterwards."""
     with TemporaryDirectory(prefix="sppnet-") if cache is None else nullcontext(cache) as folder:
-        if os.name == "posix":  # elsewhere a process cannot be asked whether it is there
-            remove_unfinished(Path(folder))
+        remove_unfinished(Path(folder))
         yield Path(folder)
 
 

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from sppnet.errors import OutputError
 
 MADE_BY = "made by sppnet"  # stands in every file that is written for the user, so that it may be written again
+_MACHINE = f"{zlib.crc32(socket.gethostname().encode()):08x}"
 SEARCHED = 64 * 2**10  # bytes at a file's beginning and end in which the mark is looked for
 
 
@@ -87,6 +88,7 @@ def check_outputs(*paths: Path) -> None:
     for path in paths:
         check_replaceable(path)
         make_folder(path.parent)
+        remove_unfinished(path.parent, deep=False)
         trial = _unfinished(path)
         try:
             trial.touch()
@@ -103,23 +105,21 @@ def check_replaceable(path: Path) -> None:
 
 def _unfinished(path: Path) -> Path:
     """A name beside a file, of this thread alone; short, whatever the file's is."""
-    name = f".{zlib.crc32(os.fsencode(path.name)):08x}-{_machine()}-{os.getpid()}-{threading.get_ident()}.tmp"
+    name = f".{zlib.crc32(os.fsencode(path.name)):08x}-{_MACHINE}-{os.getpid()}-{threading.get_ident()}.tmp"
     return path.with_name(name)
 
 
-def remove_unfinished(folder: Path) -> None:
+def remove_unfinished(folder: Path, *, deep: bool = True) -> None:
     """Remove what processes of this machine left unfinished when they were killed."""
-    for path in folder.rglob(f".*-{_machine()}-*.tmp"):
+    if os.name != "posix":  # a process cannot be asked whether it is there
+        return
+    for path in (folder.rglob if deep else folder.glob)(f".*-{_MACHINE}-*.tmp"):
         try:
-            os.kill(int(path.name.split("-")[2]), 0)  # only asks whether the process is there
+            os.kill(int(path.name.split("-")[2]), 0)  # only asks
         except ProcessLookupError:
             path.unlink(missing_ok=True)
         except (ValueError, OSError):
             pass
-
-
-def _machine() -> str:
-    return f"{zlib.crc32(socket.gethostname().encode()):08x}"
 
 
 def is_ours(path: Path) -> bool:
