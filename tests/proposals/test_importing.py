@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import struct
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -149,3 +151,23 @@ def test_objects_in_an_npz_are_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", a=np.array([{}], dtype=object))
     with pytest.raises(UserError, match="not a file of arrays"):
         read_boxes(tmp_path / "a.npz")
+
+
+def test_an_npz_that_unpacks_to_gigabytes(tmp_path: Path) -> None:
+    """A few kilobytes on disk, by its head 2 GB: refused before anything is unpacked."""
+    np.savez_compressed(tmp_path / "boxes.npz", a=np.zeros((10**6, 4), np.float32))
+    content = bytearray((tmp_path / "boxes.npz").read_bytes())
+    assert len(content) < 30_000
+    claimed = struct.pack("<I", 2 * 10**9)
+    at = content.index(b"PK\x01\x02")  # the archive's list of contents, which says how large each is
+    content[at + 24 : at + 28] = claimed
+    (tmp_path / "boxes.npz").write_bytes(content)
+    with pytest.raises(UserError, match=r"boxes\.npz: .* unpacks to 2\.0 GB, more than 1\.0 GB"):
+        read_boxes(tmp_path / "boxes.npz")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_is_no_file_of_boxes(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "boxes.npz")
+    with pytest.raises(UserError, match="no such file or folder of proposals"):
+        read_boxes(tmp_path / "boxes.npz")

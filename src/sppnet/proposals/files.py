@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
+from zipfile import ZipFile
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from sppnet.errors import UserError
 from sppnet.files import atomic_write
 from sppnet.progress import Progress, no_progress
 
+MOST_BYTES = 1_000_000_000  # of an .npz, unpacked: the boxes of some ten thousand images
 IMPORTED = "imported"  # the method of boxes made elsewhere
 IMPORT: dict[str, Any] = {"method": IMPORTED, "rules": 1}  # stands as the method's settings in the files of an import
 _OUTSIDE = 1.5  # px that a box may reach over the edge before it counts as one of another image
@@ -80,8 +82,8 @@ def load_proposals(path: str | os.PathLike[str]) -> tuple[np.ndarray, dict[str, 
         sppnet.errors.UserError: no/such.npz: no such file of proposals
     """
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
-            boxes, made_by = stored["boxes"], json.loads(str(stored["made_by"]))
+        stored = _arrays(path)
+        boxes, made_by = stored["boxes"], json.loads(str(stored["made_by"]))
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file of proposals") from error
     except Exception as error:  # what zip and npy readers raise on damage is of many kinds
@@ -122,7 +124,7 @@ def read_boxes(source: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         {'000005': array([[  0.,   0., 500., 375.]], dtype=float32)}
     """
     path = Path(source)
-    if not path.exists():
+    if not os.path.isfile(path) and not os.path.isdir(path):
         raise UserError(f"{path}: no such file or folder of proposals")
     if path.is_dir():
         found = {file.relative_to(path).with_suffix("").as_posix(): file for file in sorted(path.rglob("*.npz"))}
@@ -133,8 +135,7 @@ def read_boxes(source: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         remedy = "help(sppnet.proposals.files.read_boxes) converts .mat and .pkl in three lines"
         raise UserError(f"{path}: expected .npz, got {path.suffix or 'no ending'}; {remedy}")
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in stored.files}
+        arrays = _arrays(path)
     except Exception as error:  # what zip and npy readers raise on damage is of many kinds
         raise UserError(f"{path}: not a file of arrays named by image id, or damaged: {error}") from error
     if set(arrays) == {"boxes", "made_by"}:
@@ -144,6 +145,16 @@ def read_boxes(source: str | os.PathLike[str]) -> dict[str, np.ndarray]:
             there = f"{list(boxes.shape)} {boxes.dtype}"
             raise UserError(f"{path}: image {name!r}: boxes are {there}; expected finite numbers [R, 4]")
     return {name: boxes.astype(np.float32).reshape(-1, 4) for name, boxes in arrays.items()}
+
+
+def _arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """The arrays of an .npz; nothing that would run code, and no more than `MOST_BYTES`."""
+    with open(path, "rb") as file:
+        unpacked = sum(part.file_size for part in ZipFile(file).infolist())
+        if unpacked > MOST_BYTES:
+            raise ValueError(f"it unpacks to {unpacked / 1e9:.1f} GB, more than {MOST_BYTES / 1e9:.1f} GB")
+        with np.load(file, allow_pickle=False) as stored:
+            return {name: stored[name] for name in stored.files}
 
 
 def cut_boxes(boxes: np.ndarray, size: tuple[int, int], name: str) -> np.ndarray:
