@@ -131,11 +131,9 @@ def proposals(
     """
     check_method(method)
     if source is not None and cache is None:
-        raise SettingsError(
-            "--import brings boxes to where training looks for them: give the same --cache FOLDER as there"
-        )
+        where = "to where training looks for them: give the same --cache FOLDER as there"
+        raise SettingsError(f"--import brings boxes {where}")
     annotated = read_annotated(data, split, checked_limit(limit))
-    missing: tuple[str, ...] = ()
     with progress_bars() as progress, cache_directory(cache) as folder:
         if source is None:
             found = proposals_of(annotated, method, folder, progress)
@@ -144,13 +142,16 @@ def proposals(
             cached = folder / "proposals" / IMPORTED
             imported = import_proposals(source, annotated, cached, progress)
             boxes = {image_id: load_proposals(file)[0] for image_id, file in imported.files.items()}
-            missing = imported.missing
     answer = recall_report(annotated, boxes)
     print(to_json(answer) if as_json else format_recall(answer))
-    if source is not None:
-        dropped = f"{imported.dropped} empty or outside their image"
-        print(f"{imported.boxes} boxes of {len(boxes)} images in {cached}; {dropped}", file=sys.stderr)
-    if missing:
-        some = ", ".join(missing[:5]) + (" ..." if len(missing) > 5 else "")
-        return complain(f"{source} has no boxes of {len(missing)} of {len(annotated)} images, which need some: {some}")
-    return 0
+    if source is None:
+        return 0
+    dropped, missing = imported.dropped, imported.missing
+    print(
+        f"{imported.boxes} boxes of {len(boxes)} images in {cached}; {dropped} empty or outside their image",
+        file=sys.stderr,
+    )
+    if not missing:
+        return 0
+    some = ", ".join(missing[:5]) + (" ..." if len(missing) > 5 else "")
+    return complain(f"{source} has no boxes of {len(missing)} of {len(annotated)} images, which need some: {some}")
