@@ -7,6 +7,7 @@ import pickle
 import struct
 import textwrap
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from scipy.io import savemat
 
 from sppnet.data.annotations import AnnotatedImage, DetectionData
 from sppnet.errors import UserError
-from sppnet.proposals.compute import proposals_for
+from sppnet.proposals.compute import proposals_of
 from sppnet.proposals.files import IMPORTED, import_proposals, load_proposals, read_boxes, save_proposals
 
 BOXES = np.array([[0, 0, 40, 30], [2, 3, 20, 10]], dtype=np.float32)  # of an image of 30 x 40 (height x width)
@@ -68,12 +69,13 @@ def test_images_are_found_by_their_names(tmp_path: Path, data: DetectionData, na
 
 def test_what_is_imported_is_what_training_finds(tmp_path: Path, data: DetectionData) -> None:
     np.savez(tmp_path / "a.npz", **{"139": BOXES[1:], "141": BOXES})
-    import_proposals(tmp_path / "a.npz", data, tmp_path / "out")
-    paths, errors = proposals_for([(i.image_id, i.path) for i in data.images], tmp_path / "out", IMPORTED)
-    assert list(paths) == ["train/139", "train/141"]
-    assert list(errors) == ["train/140"]
-    boxes, made_by = load_proposals(paths["train/139"])
-    assert boxes.tolist() == [[2, 3, 20, 10]]
+    import_proposals(tmp_path / "a.npz", data, tmp_path / "proposals/imported")
+    with pytest.raises(UserError, match=r"1 of 3 images cannot be used: .*140\.png: no imported proposals"):
+        proposals_of(data, IMPORTED, tmp_path)
+    first, last = proposals_of(replace(data, images=data.images[::2]), IMPORTED, tmp_path)
+    assert (first.tolist(), len(last)) == ([[2, 3, 20, 10]], 2)
+    boxes, made_by = load_proposals(tmp_path / "proposals/imported/train/139.npz")
+    assert np.array_equal(boxes, first)
     assert made_by["source"] == "a.npz"
 
 

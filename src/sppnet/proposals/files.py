@@ -194,7 +194,7 @@ class Imported:
 def import_proposals(
     source: str | os.PathLike[str], data: DetectionData, folder: str | Path, progress: Progress = no_progress
 ) -> Imported:
-    """Write the boxes of a file for the images of a data set, where ``proposals_for(..., "imported")`` looks for them.
+    """Write the boxes of a file for the images of a data set, where ``proposals_of(..., "imported")`` looks for them.
 
     An image of the source is found by its id, the last part of its id, or its file name without ending; numbers also
     without leading zeros. Boxes are cut to the image; those with nothing left are dropped.
