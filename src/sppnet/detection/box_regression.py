@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from sppnet.boxes import box_iou, encode_boxes
 from sppnet.detection.windows_of_images import ImageWindows, ManyWindows, read_state, write_state
@@ -173,9 +174,7 @@ class _Fit:
 def _matches(image: ImageWindows, min_iou: float) -> tuple[Tensor, Tensor, Tensor]:
     """Windows to learn from: rows [n], the deltas to the object that each overlaps most [n, 4], its label [n]."""
     objects = image.labels.nonzero().flatten()
-    if not len(objects):
-        return torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
-    best, which = box_iou(image.boxes, image.boxes[objects]).max(1)
+    best, which = F.pad(box_iou(image.boxes, image.boxes[objects]), (0, 1)).max(1)  # where there are no objects, 0
     rows = (best >= min_iou).nonzero().flatten()
     matched = objects[which[rows]]
     return rows, encode_boxes(image.boxes[rows], image.boxes[matched]), image.labels[matched]

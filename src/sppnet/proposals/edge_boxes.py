@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from sppnet.data.images import checked_size
-from sppnet.proposals.selective_search import search_image
+from sppnet.proposals.selective_search import at_working_size, search_image
 
 _FULL_STRENGTH = 0.98  # share of pixels whose gradient is weaker than what counts as an edge of full strength
 _FAINT = 1e-3  # of a gray step from black to white: below, an image is taken to be of one color
@@ -102,14 +102,9 @@ def edge_map(image: np.ndarray, smoothing: float) -> tuple[np.ndarray, np.ndarra
 
 
 def _search(view: np.ndarray, settings: EdgeBoxes) -> np.ndarray:
-    size = view.shape[:2]
-    scale = min(1.0, settings.working_size / max(size))
-    height, width = (max(1, round(side * scale)) for side in size)
-    if height * width < settings.smallest_area:
+    part, factors = at_working_size(view, settings.working_size)
+    if part.shape[0] * part.shape[1] < settings.smallest_area:
         return np.empty((0, 4))  # no box could be large enough
-    part = np.ascontiguousarray(view)
-    if (height, width) != size:
-        part = cv2.resize(part, (width, height), interpolation=cv2.INTER_AREA)
     strength, direction = edge_map(part, settings.smoothing)
     search = cv2.ximgproc.createEdgeBoxes(alpha=settings.step, beta=settings.nms_iou, minBoxArea=settings.smallest_area)
     search.setMaxBoxes(settings.max_boxes)
@@ -117,4 +112,4 @@ def _search(view: np.ndarray, settings: EdgeBoxes) -> np.ndarray:
     found = np.asarray(search.getBoundingBoxes(strength, direction)[0], dtype=np.float64).reshape(-1, 4)
     # OpenCV counts the first edge pixel from 1 and gives the way to the last one: both edges run through pixels' centres
     boxes = np.concatenate([found[:, :2], found[:, :2] + found[:, 2:]], axis=1) - 0.5
-    return boxes * np.array([size[1] / width, size[0] / height] * 2)
+    return boxes * factors
