@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sppnet.detection import finetune
+from sppnet.detection import end_to_end
 from sppnet.detection.end_to_end import (
     EndToEndSettings,
     Photo,
@@ -172,7 +172,7 @@ def test_the_loss_of_windows_reaches_the_convolutions(
         assert float((above - below) / (2 * step)) == pytest.approx(float(weight.grad.norm()), rel=0.05)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(finetune, "fit", differences)
+    monkeypatch.setattr(end_to_end, "fit", differences)
     with pytest.raises(KeyboardInterrupt):
         train_end_to_end(net, photos, SETTINGS, tmp_path)
 

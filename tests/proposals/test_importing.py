@@ -61,9 +61,10 @@ def test_the_projects_own_files(tmp_path: Path) -> None:
 def test_images_are_found_by_their_names(tmp_path: Path, data: DetectionData, name: str) -> None:
     np.savez(tmp_path / "all.npz", **{name: BOXES, "another": BOXES})
     calls: list[tuple[str, int, int]] = []
-    found = import_proposals(tmp_path / "all.npz", data, tmp_path / "out", progress=lambda *call: calls.append(call))
-    assert list(found.files) == ["train/139"]
-    assert (found.missing, found.unused, found.boxes, found.dropped) == (("train/140", "train/141"), 1, 2, 0)
+    found, dropped = import_proposals(
+        tmp_path / "all.npz", data, tmp_path / "out", progress=lambda *call: calls.append(call)
+    )
+    assert (list(found), len(found["train/139"]), dropped) == (["train/139"], 2, 0)
     assert calls == [("import", 1, 3), ("import", 2, 3), ("import", 3, 3)]
 
 
@@ -82,9 +83,10 @@ def test_what_is_imported_is_what_training_finds(tmp_path: Path, data: Detection
 def test_boxes_are_cut_to_the_image(tmp_path: Path, data: DetectionData) -> None:
     boxes = np.array([[-1, -1, 41, 31], [5, 5, 5, 9], [9, 9, 9, 12], [1, 2, 3, 4]])
     np.savez(tmp_path / "all.npz", **{"139": boxes})
-    found = import_proposals(tmp_path / "all.npz", data, tmp_path / "out")
-    assert load_proposals(found.files["train/139"])[0].tolist() == [[0, 0, 40, 30], [1, 2, 3, 4]]
-    assert (found.boxes, found.dropped) == (2, 2)
+    found, dropped = import_proposals(tmp_path / "all.npz", data, tmp_path / "out")
+    for each in (found["train/139"], load_proposals(tmp_path / "out/train/139.npz")[0]):
+        assert each.tolist() == [[0, 0, 40, 30], [1, 2, 3, 4]]
+    assert dropped == 2
 
 
 @pytest.mark.parametrize("wrong", [[0, 0, 30, 40], [35, 20, 5, 10]], ids=["y before x", "width and height"])

@@ -14,7 +14,6 @@ for all four this changes nothing, so it is left out. Both also shrink the const
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,7 +90,7 @@ def train_box_regression(
         fit.restore(*stored)
     else:
         fit.begin()
-    groups = list(fit.groups())
+    groups = fit.groups()
     total = len(images) * len(groups)
     for step in range(fit.done, total):
         turn, index = divmod(step, len(images))
@@ -126,19 +125,18 @@ class _Fit:
                 self.width = image.features(torch.tensor([0])).shape[1]
         self.weights = torch.zeros(self.num_classes, 4, self.width)
 
-    def groups(self) -> Iterator[list[int]]:
+    def groups(self) -> list[list[int]]:
         """Labels, so that the sums of those in one group fit in memory."""
-        group: list[int] = []
-        used, limit = 0, self.settings.memory_bytes
+        groups: list[list[int]] = []
+        room = 0
         for label in self.counts[1:].nonzero().flatten().add(1).tolist():
-            needed = ridge_bytes(self.width, int(self.counts[label]), limit)
-            if group and used + needed > limit:
-                yield group
-                group, used = [], 0
-            group.append(label)
-            used += needed
-        if group:
-            yield group
+            needed = ridge_bytes(self.width, int(self.counts[label]), self.settings.memory_bytes)
+            if needed > room:
+                groups.append([])
+                room = self.settings.memory_bytes
+            groups[-1].append(label)
+            room -= needed
+        return groups
 
     def look(self, group: list[int], image: ImageWindows) -> None:
         """Take an image's windows of these classes into the sums."""
@@ -163,7 +161,7 @@ class _Fit:
         self.counts, self.weights, self.biases = tensors["counts"], tensors["weights"], tensors["biases"]
         self.width = self.weights.shape[2]
         if self.done % len(self.images):
-            self.sums = self._empty(list(self.groups())[self.done // len(self.images)])
+            self.sums = self._empty(self.groups()[self.done // len(self.images)])
             for label, sums in self.sums.items():
                 sums.restore({name: tensors[f"sums.{label}.{name}"] for name in ("seen", "examples", "sums")})
 

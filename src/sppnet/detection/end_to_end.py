@@ -23,14 +23,14 @@ from torch import Tensor, nn
 
 from sppnet.data.images import content_key, read_image
 from sppnet.detection.feature_maps import FeatureMaps
-from sppnet.detection.finetune import WindowSettings, detection_losses, fit_stage, pool_windows, training_key
+from sppnet.detection.finetune import WindowSettings, checkpoint_folder, detection_losses, pool_windows, training_key
 from sppnet.detection.targets import Candidates, TrainingImage, draw, flip, image_at
 from sppnet.errors import SettingsError
 from sppnet.models.precision import fast_backward
 from sppnet.models.preprocess import Preprocess
 from sppnet.models.sppnet import SPPNet
 from sppnet.progress import Progress, no_progress
-from sppnet.training.loop import LoopSettings, parameter_groups
+from sppnet.training.loop import LoopSettings, adamw, fit, parameter_groups
 
 
 @dataclass(frozen=True)
@@ -126,14 +126,18 @@ def train_end_to_end(
         learning_rate=settings.learning_rate, backbone_rate=settings.backbone_rate, weight_decay=settings.weight_decay,
     )  # fmt: skip
     loop = LoopSettings(
-        steps, settings.checkpoint_interval, seed=settings.seed, gradient_norm=settings.gradient_norm, devices=devices
-    )
+        steps, settings.checkpoint_interval, seed=settings.seed, gradient_norm=settings.gradient_norm, devices=devices,
+        stage="end to end",
+    )  # fmt: skip
+    folder = checkpoint_folder(folder, loop.stage, key)
     model.train()
     model.backbone.eval()  # its BatchNorm and dropout stay as they are in use
     batches = PhotoBatches(images, model.preprocess, settings.short_sides or model.short_sides, settings)
-    history = fit_stage("end to end", model, batches, loss, groups, loop, folder, key, model.device, progress)
+    result = fit(
+        model, batches, loss, *adamw(groups, steps), folder, loop, key=key, device=model.device, progress=progress
+    )
     model.eval().requires_grad_(True)
-    return history.rank
+    return result.rank
 
 
 def trainable_layers(backbone: nn.Module, train_layers: str) -> list[nn.Parameter]:
@@ -173,13 +177,11 @@ def trainable_layers(backbone: nn.Module, train_layers: str) -> list[nn.Paramete
             first = order.index(children[int(train_layers)])
         except (ValueError, IndexError):
             raise SettingsError(f"train_layers is {train_layers!r}: no such layer; {expected}") from None
-    trained = []
     for name, parameter in backbone.named_parameters():
         owner = name.rpartition(".")[0]
         is_norm = isinstance(modules[owner], nn.modules.batchnorm._BatchNorm)
         parameter.requires_grad_(order.index(owner) >= first and not is_norm)
-        if parameter.requires_grad:
-            trained.append(parameter)
+    trained = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
     if not trained and train_layers != "none":
         raise SettingsError(f"train_layers is {train_layers!r}: no layer from there on has weights; {expected}")
     return trained

@@ -177,6 +177,8 @@ def train_detector(
     output = None if output is None else Path(output)
     check_training(data, output)
     net = _new_model(settings, data.class_names) if model is None else _start(model, settings)
+    if settings.preset == "standard":
+        trainable_layers(net.backbone, settings.train_layers or "all")  # a mistake in it is said before the work
     data = data.relabelled(net.class_names)
     net.eval().to(choose_device(str(device)))
     net.backbone.to(memory_format=torch.channels_last)
@@ -271,7 +273,6 @@ def _new_model(settings: DetectorSettings, class_names: tuple[str, ...]) -> SPPN
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         backbone = build_backbone(name, weights)
-        trainable_layers(backbone, settings.train_layers or "all")  # a mistake in it is said before the work
         net = build_model(
             Architecture(class_names, name, settings.levels or LEVELS, hidden),
             Preprocess(short_side, round(LONG_SIDE * short_side)),
@@ -292,8 +293,6 @@ def _start(model: SPPNet | str | Path, settings: DetectorSettings) -> SPPNet:
     own = net.architecture.window_classifier == "softmax" and net.architecture.box_regressor == "network"
     if settings.preset != "quick" and not own:
         raise ModelError(f"{name} has SVMs or box regressors already: give the detector that they were added to")
-    if settings.preset == "standard":
-        trainable_layers(net.backbone, settings.train_layers or "all")  # a mistake in it is said before the work
     net = net.at_scales(settings.scales) if settings.scales else net
     net.detection = replace(net.detection, proposals=settings.proposals or net.detection.proposals)
     return net

@@ -37,11 +37,6 @@ class Grid:
     step: float = 1 / 3  # from one box to the next, as a share of its width and height
     smallest_side: float = 4.0  # px; shorter boxes are left out, unless the image itself is as short
 
-    def __post_init__(self) -> None:
-        positive = (self.smallest, self.step, self.smallest_side, *self.aspects)
-        if min(positive) <= 0 or self.growth <= 1 or not self.aspects:
-            raise ValueError(f"Grid: sizes, aspects and step must be above 0, growth above 1; got {self}")
-
 
 def grid_boxes(size: tuple[int, int], settings: Grid = Grid()) -> np.ndarray:
     """Lay boxes of several sizes and aspects evenly over an image of a size, with no look at its pixels, so at no cost.

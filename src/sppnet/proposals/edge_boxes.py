@@ -32,12 +32,6 @@ class EdgeBoxes:
     nms_iou: float = 0.7  # of two boxes overlapping more, the better stays; suits a detector's IoU of .5 to .7
     widest_aspect: float = 3.0  # of the boxes
 
-    def __post_init__(self) -> None:
-        if min(self.working_size, self.max_boxes, self.smallest_area, self.widest_aspect) < 1 or self.smoothing <= 0:
-            raise ValueError(f"EdgeBoxes: sizes and aspect must be at least 1, smoothing above 0; got {self}")
-        if not (0 < self.step < 1 and 0 < self.nms_iou <= 1):
-            raise ValueError(f"EdgeBoxes: step must be in (0, 1), nms_iou in (0, 1]; got {self}")
-
 
 def edge_boxes(image: np.ndarray, settings: EdgeBoxes = EdgeBoxes()) -> np.ndarray:
     """Propose boxes that enclose contours of an image.

@@ -33,11 +33,6 @@ class SelectiveSearch:
     smoothing: float = 0.8  # standard deviation (px) of the blur before segmenting
     near_duplicate_iou: float = 0.95  # of two boxes overlapping more than this, the larger stays
 
-    def __post_init__(self) -> None:
-        sizes = (self.working_size, self.smallest_side, self.coarseness)
-        if min(sizes) < 1 or self.coarseness_step < 0 or self.smoothing < 0 or not 0 < self.near_duplicate_iou <= 1:
-            raise ValueError(f"SelectiveSearch: sizes must be at least 1, the near-duplicate IoU in (0, 1]; got {self}")
-
 
 def selective_search(image: np.ndarray, settings: SelectiveSearch = SelectiveSearch()) -> np.ndarray:
     """Propose boxes that follow the regions of an image.
