@@ -130,12 +130,8 @@ def evaluate_detector(
         coco = evaluate_coco(found, boxes_truth, data.class_names)
     except UserError:  # a package is missing, and nothing else
         coco = None
-    return DetectorEvaluation(
-        evaluate_voc(found, boxes_truth, data.class_names),
-        coco,
-        detection_errors(found, boxes_truth, data.class_names),
-        evaluate_voc_images(np.stack(image_logits), [truth[1:] for truth in boxes_truth], data.class_names),
-        len(data),
-        kind,
-        {stage: value / len(data) for stage, value in seconds.items()},
-    )
+    result = evaluate_voc(found, boxes_truth, data.class_names)
+    errors = detection_errors(found, boxes_truth, data.class_names)
+    whole_images = evaluate_voc_images(np.stack(image_logits), [truth[1:] for truth in boxes_truth], data.class_names)
+    per_image = {stage: value / len(data) for stage, value in seconds.items()}
+    return DetectorEvaluation(result, coco, errors, whole_images, len(data), kind, per_image)

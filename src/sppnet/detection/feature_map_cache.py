@@ -65,11 +65,9 @@ class FeatureMapCache:
         self._verified[path] = stamp
         tensors, metadata = found
         scales, size, whole = (json.loads(metadata[name]) for name in ("scales", "size", "whole"))
+        features = tuple(tensors[str(index)].permute(2, 0, 1)[None] for index in range(len(scales)))
         return FeatureMaps(
-            tuple(tensors[str(index)].permute(2, 0, 1)[None] for index in range(len(scales))),
-            tuple((vertical, horizontal) for vertical, horizontal in scales),
-            (size[0], size[1]),
-            whole,
+            features, tuple((vertical, horizontal) for vertical, horizontal in scales), tuple(size), whole
         )
 
     def fill(self, images: Sequence[Path], *, flip: bool = False, progress: Progress = no_progress) -> None:

@@ -46,7 +46,6 @@ class FinetuneSettings(WindowSettings):
 
     steps: int = 2500
     images_per_step: int = 8  # few images, many windows: reading a map costs more than pooling one more window
-    random_scale: bool = True  # of several scales, pool each window at any (release), and not at the one that suits it
     checkpoint_interval: int = 100  # steps
 
 
@@ -121,7 +120,7 @@ class CachedBatches:
             flipped = bool(rng.integers(1 + settings.flip))
             maps = self.maps.read(image.path, flip=flipped)
             scale = None
-            if settings.random_scale and len(maps.scales) > 1:
+            if len(maps.scales) > 1:  # any (release), and not the one that suits the window
                 scale = torch.from_numpy(rng.integers(len(maps.scales), size=len(windows.boxes)))
             parts.append((maps, flip(windows, maps.size[1]) if flipped else windows, scale))
         return pool_windows(self.maps.model, parts)

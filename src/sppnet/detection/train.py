@@ -175,7 +175,10 @@ def train_detector(
     """
     settings = replace(settings or DetectorSettings(), **options)
     output = None if output is None else Path(output)
-    check_training(data, output)
+    if not any((~image.difficult).any() for image in data.images):
+        raise UserError(f"split {data.split!r} holds no object to train on ({len(data)} images)")
+    if output is not None:
+        check_outputs(check_model_path(output))  # before hours of work
     net = _new_model(settings, data.class_names) if model is None else _start(model, settings)
     if settings.preset == "standard":
         trainable_layers(net.backbone, settings.train_layers or "all")  # a mistake in it is said before the work
@@ -250,14 +253,6 @@ def train_svms_of(model: SPPNet, data: DetectionData, *, ridge: bool = True, **o
         UserError: as of `train_detector`.
     """
     return train_detector(data, model=model, preset="quick", ridge=ridge, device=model.device, **options)
-
-
-def check_training(data: DetectionData, output: Path | None) -> None:
-    """Raise a UserError, before hours of work, where there is nothing to train on, or no model can be written in the end."""
-    if not any((~image.difficult).any() for image in data.images):
-        raise UserError(f"split {data.split!r} holds no object to train on ({len(data)} images)")
-    if output is not None:
-        check_outputs(check_model_path(output))
 
 
 def _new_model(settings: DetectorSettings, class_names: tuple[str, ...]) -> SPPNet:

@@ -178,22 +178,18 @@ def proposals_of(data: DetectionData, method: str, cache: Path, progress: Progre
     files = [proposals_path(cache / "proposals" / method, image.image_id) for image in data.images]
     if len(set(files)) < len(files):
         raise ValueError("proposals_of: an image id is given twice; every image needs its own")
-    found: list[np.ndarray] = []
-    errors: list[str] = []
+    results: list[np.ndarray | str] = []
     executor = ThreadPoolExecutor(cv2.getNumberOfCPUs(), "proposals")  # as many as this process may use
     try:
-        results = executor.map(lambda image, file: _cached(image.path, file, method, settings), data.images, files)
-        for done, result in enumerate(results, start=1):
-            if isinstance(result, str):
-                errors.append(result)
-            else:
-                found.append(result)
-            progress("proposals", done, len(data))
+        for result in executor.map(lambda of, file: _cached(of.path, file, method, settings), data.images, files):
+            results.append(result)
+            progress("proposals", len(results), len(data))
     finally:
         executor.shutdown(cancel_futures=True)
+    errors = [result for result in results if isinstance(result, str)]
     if errors:
         raise UserError(f"{len(errors)} of {len(data)} images cannot be used: {'; '.join(errors)}")
-    return found
+    return [result for result in results if not isinstance(result, str)]
 
 
 def _cached(path: Path, file: Path, method: str, settings: dict[str, Any]) -> np.ndarray | str:

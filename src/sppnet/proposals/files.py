@@ -53,7 +53,6 @@ def save_proposals(path: str | os.PathLike[str], boxes: np.ndarray, made_by: Map
         made_by: what made the boxes; anything that JSON holds.
 
     Raises:
-        ValueError: boxes of another shape, or not finite.
         OutputError: the file cannot be written.
 
     Example:
@@ -62,8 +61,6 @@ def save_proposals(path: str | os.PathLike[str], boxes: np.ndarray, made_by: Map
         (array([[  0.,   0., 500., 375.]], dtype=float32), {'method': 'grid'})
     """
     boxes = np.asarray(boxes, dtype=np.float32)
-    if boxes.ndim != 2 or boxes.shape[1] != 4 or not np.isfinite(boxes).all():
-        raise ValueError(f"save_proposals: expected finite boxes [R, 4], got shape {boxes.shape}")
     text = json.dumps(dict(made_by), sort_keys=True)
     with atomic_write(Path(path), replace="any") as unfinished, open(unfinished, "wb") as file:
         np.savez(file, boxes=boxes, made_by=np.array(text))
