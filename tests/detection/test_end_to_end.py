@@ -37,9 +37,9 @@ SETTINGS = EndToEndSettings(epochs=3, windows_per_image=8, checkpoint_interval=3
 
 
 def batches(
-    model: SPPNet, photos: Sequence[TrainingImage], short_sides: Sequence[int] = (64,), **settings: Any
+    model: SPPNet, photos: Sequence[TrainingImage], short_sides: tuple[int, ...] = (64,), **settings: Any
 ) -> PhotoBatches:
-    return PhotoBatches(photos, model.preprocess, short_sides, replace(SETTINGS, windows_per_image=4, **settings))
+    return PhotoBatches(photos, model, replace(SETTINGS, windows_per_image=4, short_sides=short_sides, **settings))
 
 
 def test_what_a_batch_holds(tiny_detector: SPPNet, photos: list[TrainingImage]) -> None:

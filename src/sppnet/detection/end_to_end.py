@@ -27,7 +27,6 @@ from sppnet.detection.finetune import WindowSettings, checkpoint_folder, detecti
 from sppnet.detection.targets import Candidates, TrainingImage, draw, flip, image_at
 from sppnet.errors import SettingsError
 from sppnet.models.precision import fast_backward
-from sppnet.models.preprocess import Preprocess
 from sppnet.models.sppnet import SPPNet
 from sppnet.progress import Progress, no_progress
 from sppnet.training.loop import LoopSettings, adamw, fit, parameter_groups
@@ -57,10 +56,8 @@ class Photo(NamedTuple):
 class PhotoBatches:
     """Batch number ``n``, always the same for the same seed."""
 
-    def __init__(
-        self, images: Sequence[TrainingImage], preprocess: Preprocess, short_sides: Sequence[int], settings: EndToEndSettings
-    ) -> None:  # fmt: skip
-        self.images, self.preprocess, self.short_sides, self.settings = images, preprocess, short_sides, settings
+    def __init__(self, images: Sequence[TrainingImage], model: SPPNet, settings: EndToEndSettings) -> None:
+        self.images, self.model, self.settings = images, model, settings
 
     def __getitem__(self, n: int) -> list[Photo]:
         count = self.settings.images_per_step
@@ -70,11 +67,11 @@ class PhotoBatches:
         settings, rng = self.settings, np.random.default_rng([self.settings.seed, 2, position])
         image = self.images[image_at(position, len(self.images), settings.seed)]
         windows = draw(image.candidates, settings.windows_per_image, settings.foreground_share, rng)
-        short_side = int(rng.choice(self.short_sides))
+        short_side = int(rng.choice(settings.short_sides or self.model.short_sides))
         pixels = read_image(image.path)
         if settings.flip and rng.random() < 0.5:
             pixels, windows = pixels[:, ::-1], flip(windows, pixels.shape[1])
-        resized = np.require(self.preprocess.resize(pixels, short_side), requirements=("C", "W"))
+        resized = np.require(self.model.preprocess.resize(pixels, short_side), requirements=("C", "W"))
         return Photo(torch.from_numpy(resized), (pixels.shape[0], pixels.shape[1]), windows)
 
 
@@ -132,12 +129,12 @@ def train_end_to_end(
     folder = checkpoint_folder(folder, loop.stage, key)
     model.train()
     model.backbone.eval()  # its BatchNorm and dropout stay as they are in use
-    batches = PhotoBatches(images, model.preprocess, settings.short_sides or model.short_sides, settings)
-    result = fit(
+    batches = PhotoBatches(images, model, settings)
+    history = fit(
         model, batches, loss, *adamw(groups, steps), folder, loop, key=key, device=model.device, progress=progress
     )
     model.eval().requires_grad_(True)
-    return result.rank
+    return history.rank
 
 
 def trainable_layers(backbone: nn.Module, train_layers: str) -> list[nn.Parameter]:

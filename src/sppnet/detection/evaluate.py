@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -99,7 +98,7 @@ def evaluate_detector(
     if kind == "decision":
         max_per_class, settings = MAX_PER_CLASS, replace(settings, max_detections=MAX_PER_CLASS * len(class_names))
     to_data_label = np.array([0] + [data.class_names.index(name) + 1 for name in class_names])
-    seconds: dict[str, float] = defaultdict(float)
+    seconds: dict[str, float] = {}
     found, image_logits = [], []
     with cache_directory(cache) as folder:
         with timed(seconds, "proposals"):
