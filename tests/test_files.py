@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -16,6 +19,7 @@ from sppnet.files import (
     check_replaceable,
     is_ours,
     make_folder,
+    remove_unfinished,
     to_json,
     write_json,
 )
@@ -113,3 +117,21 @@ def test_json_holds_no_nan() -> None:
         "inside": [[1.5, None]],
         "text": "NaN",
     }
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a process is asked whether it is there by POSIX's means")
+def test_what_killed_processes_left_is_removed(tmp_path: Path) -> None:
+    """Of this machine, and of processes that have ended, alone."""
+    code = f"""
+import os, pathlib, sppnet.files
+with sppnet.files.atomic_write(pathlib.Path({str(tmp_path)!r}, "deep", "a.bin"), replace="any") as unfinished:
+    unfinished.write_text("half"); os.kill(os.getpid(), 9)
+"""
+    assert subprocess.run([sys.executable, "-c", code]).returncode == -9
+    (left,) = (tmp_path / "deep").iterdir()
+    others = left.with_name(left.name.replace(left.name.split("-")[1], "00000000"))
+    others.touch()
+    with atomic_write(tmp_path / "b.bin") as unfinished:
+        unfinished.write_text("more")
+        remove_unfinished(tmp_path)
+    assert sorted(path.name for path in tmp_path.rglob("*.*")) == sorted([others.name, "b.bin"])

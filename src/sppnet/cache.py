@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sppnet.errors import OutputError
-from sppnet.files import atomic_write, make_folder
+from sppnet.files import atomic_write, make_folder, remove_unfinished
 
 Part = str | np.ndarray | Tensor | Mapping[str, Tensor]
 
@@ -106,6 +106,7 @@ def read_tensors(path: Path, *, verify: bool = True) -> tuple[dict[str, Tensor],
 def cache_directory(cache: str | Path | None) -> Iterator[Path]:
     """The folder that was asked for; without one, a folder that is gone afterwards."""
     with TemporaryDirectory(prefix="sppnet-") if cache is None else nullcontext(cache) as folder:
+        remove_unfinished(Path(folder))
         yield Path(folder)
 
 

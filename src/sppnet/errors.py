@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import unicodedata
+import copyreg
+import re
 from pathlib import Path
 from typing import Any
 
 LONGEST_MESSAGE = 1000  # characters
-_OF_WRITING = frozenset(
-    "\u2028\u2029\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
-)  # new lines, and turned directions
+# Control characters, lines that end, directions of writing that turn.
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 
 def printable(text: object) -> str:
@@ -19,13 +19,7 @@ def printable(text: object) -> str:
         >>> print(printable("red\x1b[31m.jpg"), printable("two\nlines"), printable("naïve 犬.jpg"))
         red\x1b[31m.jpg two\nlines naïve 犬.jpg
     """
-    text = str(text)
-    if text.isprintable():
-        return text
-    escaped = (unicodedata.category(sign) == "Cc" or sign in _OF_WRITING for sign in text)
-    return "".join(
-        sign.encode("unicode_escape").decode() if found else sign for sign, found in zip(text, escaped, strict=True)
-    )
+    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), str(text))
 
 
 class UserError(ValueError):
@@ -39,13 +33,7 @@ class UserError(ValueError):
         super().__init__(told if len(told) <= LONGEST_MESSAGE else f"{told[:700]} ... {told[-250:]}")
 
     def __reduce__(self) -> Any:  # comes whole out of a worker, whatever its class is made from
-        return _again, (type(self), self.args, vars(self))
-
-
-def _again(kind: type[UserError], args: tuple[Any, ...], attributes: dict[str, Any]) -> UserError:
-    error = kind.__new__(kind, *args)
-    vars(error).update(attributes)
-    return error
+        return copyreg.__newobj__, (type(self), *self.args), vars(self)  # type: ignore[attr-defined]
 
 
 class ImageError(UserError):

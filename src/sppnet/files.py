@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import socket
 import threading
 import zlib
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from safetensors import SafetensorError
 from sppnet.errors import OutputError
 
 MADE_BY = "made by sppnet"  # stands in every file that is written for the user, so that it may be written again
+_MACHINE = f"{zlib.crc32(socket.gethostname().encode()):08x}"
 SEARCHED = 64 * 2**10  # bytes at a file's beginning and end in which the mark is looked for
 
 
@@ -86,6 +88,7 @@ def check_outputs(*paths: Path) -> None:
     for path in paths:
         check_replaceable(path)
         make_folder(path.parent)
+        remove_unfinished(path.parent, deep=False)
         trial = _unfinished(path)
         try:
             trial.touch()
@@ -102,7 +105,21 @@ def check_replaceable(path: Path) -> None:
 
 def _unfinished(path: Path) -> Path:
     """A name beside a file, of this thread alone; short, whatever the file's is."""
-    return path.with_name(f".{zlib.crc32(os.fsencode(path.name)):08x}-{os.getpid()}-{threading.get_ident()}.tmp")
+    name = f".{zlib.crc32(os.fsencode(path.name)):08x}-{_MACHINE}-{os.getpid()}-{threading.get_ident()}.tmp"
+    return path.with_name(name)
+
+
+def remove_unfinished(folder: Path, *, deep: bool = True) -> None:
+    """Remove what processes of this machine left unfinished when they were killed."""
+    if os.name != "posix":  # a process cannot be asked whether it is there
+        return
+    for path in (folder.rglob if deep else folder.glob)(f".*-{_MACHINE}-*.tmp"):
+        try:
+            os.kill(int(path.name.split("-")[2]), 0)  # only asks
+        except ProcessLookupError:
+            path.unlink(missing_ok=True)
+        except (ValueError, OSError):
+            pass
 
 
 def is_ours(path: Path) -> bool:

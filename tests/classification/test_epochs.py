@@ -68,7 +68,7 @@ def run(
     return model, train_epochs(model, *parts, settings_of(way, **changes), folder, progress=progress)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def unbroken(
     parts: tuple[ReadableImages, ReadableImages], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, tuple[SPPNet, TrainedEpochs, Path]]:

@@ -7,17 +7,15 @@ Source: Hsieh et al., "A dual coordinate descent method for large-scale linear S
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
-from functools import lru_cache
-from typing import Any
+from functools import partial
 
 import numpy as np
+
+from sppnet.ops._numba import compiled
 
 MAX_ROUNDS = 10_000  # over the rows; some ten are usual
 _SEED = 0  # of the order in which rows are visited: no part of the problem, so nobody's to choose
 _LOOK_AFTER = 50  # rounds
-_COMPILING = threading.Lock()
 
 
 def solve_dual(
@@ -39,29 +37,12 @@ def solve_dual(
         upper, diagonal = np.full(len(y), np.finfo(np.float64).max), 0.5 / costs
     else:
         upper, diagonal = costs, np.zeros(len(y))
-    weights, bias, gap = _compiled()(x, y, upper, diagonal, float(bias_input), float(tolerance), MAX_ROUNDS)
+    weights, bias, gap = _ascend(x, y, upper, diagonal, float(bias_input), float(tolerance), MAX_ROUNDS)
     return weights, float(bias), float(gap)
 
 
-def _compiled() -> Callable[..., Any]:
-    with _COMPILING:  # so that threads that start together do not compile it each
-        return _compile()
-
-
-@lru_cache
-def _compile() -> Callable[..., Any]:
-    import numba
-
-    vector = "float64[::1]"
-    signature = f"Tuple((float32[::1], float64, float64))(float32[:, ::1], {vector}, {vector}, {vector}, float64, float64, int64)"
-    # sums in any order, so that they vectorize; nothing else of "fast math": infinities must stay what they are
-    options: dict[str, Any] = {"nogil": True, "fastmath": {"reassoc", "contract"}, "error_model": "numpy"}
-    try:
-        return numba.njit(signature, cache=True, **options)(_ascend)
-    except RuntimeError:  # no folder to cache it in: every process compiles it
-        return numba.njit(signature, **options)(_ascend)
-
-
+# Sums in any order, so that they vectorize; nothing else of "fast math": infinities must stay what they are.
+@partial(compiled, fastmath={"reassoc", "contract"})
 def _ascend(x, y, upper, diagonal, bias_input, tolerance, max_rounds):  # type: ignore[no-untyped-def]
     """Weights, bias, and the relative gap to the dual that was reached.
 

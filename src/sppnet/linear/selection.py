@@ -25,6 +25,10 @@ import numpy.typing as npt
 from sppnet.linear.svm import FloatArray, LinearSVMs, label_targets, solve_gram
 from sppnet.progress import Progress, no_progress
 
+Targets = npt.NDArray[np.int8]  # [N, K] of +1, -1, or 0 (left out)
+Labels = npt.NDArray[np.int64]
+FoldDone = Callable[[], None]
+
 COSTS = (0.3, 1.0, 3.0, 10.0)  # tried: of vectors of length 1, SVMs hardly change beyond these
 COST = 1.0  # where nothing can be tried
 SCALES = (0.1, 100.0)  # between which the scale is looked for
@@ -73,9 +77,8 @@ def train_calibrated_svms(
     """
     signs = np.asarray(targets, np.int8)
     if features.ndim != 2 or signs.ndim != 2 or len(features) != len(signs):
-        raise ValueError(
-            f"expected features [N, D] and targets [N, K], got shapes {list(features.shape)} and {list(signs.shape)}"
-        )
+        shapes = f"{list(features.shape)} and {list(signs.shape)}"
+        raise ValueError(f"expected features [N, D] and targets [N, K], got shapes {shapes}")
     gram = _products(features)
     if not np.isfinite(gram).all():
         raise ValueError("features hold infinities or NaN")
@@ -103,12 +106,7 @@ def train_calibrated_svms(
 
 
 def choose_cost(
-    gram: FloatArray,
-    targets: npt.NDArray[np.int8],
-    *,
-    multi_label: bool = False,
-    seed: int = 0,
-    progress: Callable[[], None] = lambda: None,
+    gram: FloatArray, targets: Targets, *, multi_label: bool = False, seed: int = 0, progress: FoldDone = lambda: None
 ) -> SVMChoice:
     """Choose the cost, and the scale of the decision scores, by cross-validation.
 
@@ -143,7 +141,7 @@ def choose_cost(
     return SVMChoice(-cost, scale, {-cost: accuracy for accuracy, _, cost, _ in tried}, len(targets))
 
 
-def stratified_folds(labels: npt.ArrayLike, folds: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
+def stratified_folds(labels: npt.ArrayLike, folds: int, rng: np.random.Generator) -> Labels:
     """Deal rows into folds at random: all folds get as many, and each its share of every class, up to one row.
 
     Unlike scikit-learn's ``StratifiedKFold`` it takes classes with fewer rows than folds.
@@ -170,12 +168,7 @@ def stratified_folds(labels: npt.ArrayLike, folds: int, rng: np.random.Generator
 
 
 def fold_scores(
-    gram: FloatArray,
-    targets: npt.NDArray[np.int8],
-    fold: npt.ArrayLike,
-    cost: float = COST,
-    *,
-    progress: Callable[[], None] = lambda: None,
+    gram: FloatArray, targets: Targets, fold: npt.ArrayLike, cost: float = COST, *, progress: FoldDone = lambda: None
 ) -> FloatArray:
     """What SVMs say of the rows of each fold that learned from all other folds.
 
@@ -209,19 +202,14 @@ def fold_scores(
 
 
 def fold_accuracies(
-    gram: FloatArray,
-    labels: npt.NDArray[np.int64],
-    assignments: npt.ArrayLike,
-    *,
-    cost: float = COST,
-    progress: Callable[[], None] = lambda: None,
+    gram: FloatArray, labels: Labels, folds: npt.ArrayLike, *, cost: float = COST, progress: FoldDone = lambda: None
 ) -> npt.NDArray[np.float64]:
     """Of each fold, the share of rows that SVMs answer right which learned from all other folds.
 
     Args:
         gram, cost, progress: as of `fold_scores`.
         labels: [N] int64, the one class of each row.
-        assignments: [repeats, N], the fold of each row in each repetition: `stratified_folds`.
+        folds: [repeats, N], the fold of each row in each repetition: `stratified_folds`.
 
     Returns:
         [J], repetition after repetition.
@@ -233,7 +221,7 @@ def fold_accuracies(
     """
     targets = label_targets(labels, int(labels.max()) + 1)
     accuracies: list[float] = []
-    for fold in np.asarray(assignments):
+    for fold in np.asarray(folds):
         right = fold_scores(gram, targets, fold, cost, progress=progress).argmax(1) == labels
         accuracies += [float(right[fold == each].mean()) for each in np.unique(fold)]
     return np.array(accuracies)
@@ -299,9 +287,7 @@ def probability_scale(scores: npt.ArrayLike, labels: npt.ArrayLike) -> float:
     return float(np.clip(np.exp(found.x), *SCALES))
 
 
-def _answers(
-    scores: FloatArray, targets: npt.NDArray[np.int8], multi_label: bool
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+def _answers(scores: FloatArray, targets: Targets, multi_label: bool) -> tuple[npt.NDArray[np.float64], Labels]:
     """Scores [M, L] of which the softmax is wanted, and labels [M]: a row's classes; or yes and no to each class of each row."""
     if multi_label:
         known = np.isfinite(scores) & (targets != 0)
@@ -312,7 +298,7 @@ def _answers(
     return scores[known].astype(np.float64), labels[known]
 
 
-def _strata(targets: npt.NDArray[np.int8]) -> npt.NDArray[np.int64]:
+def _strata(targets: Targets) -> Labels:
     """[N]: rows of the same classes share a number."""
     return np.unique(targets, axis=0, return_inverse=True)[1].reshape(-1)
 

@@ -27,7 +27,9 @@ from sppnet.linear import dual
 
 Loss = Literal["hinge", "squared_hinge"]
 FloatArray = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
 
+GRAM_TOLERANCE = 1e-4  # of `solve_gram`: single precision reaches 1e-5
 MAX_STEPS = 60  # of Newton's method; some ten are usual
 MAX_PRODUCTS = 60  # with K, for one of them
 INNER_TOLERANCE = 0.05  # of a step's linear system: the next step takes care of the rest
@@ -112,14 +114,12 @@ def solve_svms(
     return LinearSVMs(np.ascontiguousarray(weights, np.float32), biases.astype(np.float32))
 
 
-def solve_gram(
-    gram: FloatArray, targets: npt.ArrayLike, cost: float = 1.0, *, tolerance: float = 1e-4
-) -> tuple[FloatArray, FloatArray]:
+def solve_gram(gram: FloatArray, targets: npt.ArrayLike, cost: float = 1.0) -> tuple[FloatArray, FloatArray]:
     """Find the SVMs of all classes, with the squared hinge and B = 1, from the products of the features alone.
 
     Args:
         gram: [N, N], the features' products X X^T, or a sum of such.
-        targets, cost, tolerance: as of `solve_svms`; single precision reaches 1e-5.
+        targets, cost: as of `solve_svms`.
 
     Returns:
         coefficients [N, K] and biases [K]: the weights are ``coefficients.T @ X``, and the decision scores of rows with
@@ -132,8 +132,8 @@ def solve_gram(
         [[1.0, -1.0], [-1.0, 1.0]]
     """
     signs, costs = _signs_and_costs(targets, len(gram), cost)
-    coefficients, gaps = _newton(gram.astype(np.float32) + 1, signs, costs, tolerance)
-    _warn(gaps, tolerance, f"{MAX_STEPS} steps", cost)
+    coefficients, gaps = _newton(gram.astype(np.float32) + 1, signs, costs, GRAM_TOLERANCE)
+    _warn(gaps, GRAM_TOLERANCE, f"{MAX_STEPS} steps", cost)
     return coefficients, coefficients.sum(0)
 
 
@@ -149,7 +149,7 @@ def _signs_and_costs(
     return signs.astype(np.float32), costs.astype(np.float32)
 
 
-def _warn(gaps: npt.NDArray[np.float64], tolerance: float, limit: str, cost: float) -> None:
+def _warn(gaps: Doubles, tolerance: float, limit: str, cost: float) -> None:
     if gaps.size and gaps.max() > tolerance:
         told = f"an SVM may still be {gaps.max():.1%} above its optimum after {limit}"
         warnings.warn(f"{told}; give a smaller cost than {cost:g}", stacklevel=3)
@@ -158,9 +158,7 @@ def _warn(gaps: npt.NDArray[np.float64], tolerance: float, limit: str, cost: flo
 # Newton's method, all columns at once
 
 
-def _newton(
-    products: FloatArray, signs: FloatArray, costs: FloatArray, tolerance: float
-) -> tuple[FloatArray, npt.NDArray[np.float64]]:
+def _newton(products: FloatArray, signs: FloatArray, costs: FloatArray, tolerance: float) -> tuple[FloatArray, Doubles]:
     """Products K [N, N], the bias's B^2 added, signs and costs [N, K] -> coefficients [N, K], and the gap that is left of each."""
     coefficients, scores = np.zeros_like(signs), np.zeros_like(signs)  # scores: products @ coefficients
     left = np.arange(signs.shape[1])  # columns that are not done
@@ -210,12 +208,12 @@ def _newton_direction(
     return change, change_scores
 
 
-def _objective(y: FloatArray, c: FloatArray, a: FloatArray, f: FloatArray) -> npt.NDArray[np.float64]:
+def _objective(y: FloatArray, c: FloatArray, a: FloatArray, f: FloatArray) -> Doubles:
     short = np.maximum(0, 1 - y * f)
     return _columns(a, f) / 2 + _columns(c * short, short)
 
 
-def _gap(products: FloatArray, y: FloatArray, c: FloatArray, a: FloatArray, f: FloatArray) -> npt.NDArray[np.float64]:
+def _gap(products: FloatArray, y: FloatArray, c: FloatArray, a: FloatArray, f: FloatArray) -> Doubles:
     """How far the objective is from the dual's, as a share of it.
 
     Any d >= 0 bounds the smallest objective from below: sum(d) - |sum d y x|^2 / 2 - sum(d^2 / 4c). At the optimum d is what each
@@ -232,7 +230,7 @@ def _gap(products: FloatArray, y: FloatArray, c: FloatArray, a: FloatArray, f: F
     return (primal - bound) / np.maximum(primal, 1e-30)
 
 
-def _columns(first: FloatArray, second: FloatArray) -> npt.NDArray[np.float64]:
+def _columns(first: FloatArray, second: FloatArray) -> Doubles:
     """The product of each column with its like, in double precision."""
-    result: npt.NDArray[np.float64] = np.einsum("nk,nk->k", first, second, dtype=np.float64)
+    result: Doubles = np.einsum("nk,nk->k", first, second, dtype=np.float64)
     return result

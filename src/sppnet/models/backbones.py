@@ -25,12 +25,7 @@ from sppnet.models.networks import compact_resnet, convnet5, overfeat5, overfeat
 from sppnet.models.preprocess import IMAGENET_MEAN, IMAGENET_STD
 
 COMPACT = "compact"
-PAPER_NETS: dict[str, Callable[[], nn.Module]] = {
-    "zf5": zf5,
-    "convnet5": convnet5,
-    "overfeat5": overfeat5,
-    "overfeat7": overfeat7,
-}
+PAPER_NETS: dict[str, Callable[[], nn.Module]] = {net.__name__: net for net in (zf5, convnet5, overfeat5, overfeat7)}
 OWN_NETS = {COMPACT: compact_resnet, **PAPER_NETS}
 INCEPTIONS = ("googlenet", "inception_v3")
 TIMM = "timm:"  # before a name that torchvision has too
@@ -145,17 +140,16 @@ def _parts(name: str, weights: str | None) -> tuple[nn.Module, nn.Module]:
     return net, backbone.eval()
 
 
-def _torchvision_net(name: str, weights: str | None) -> nn.Module:
+def _torchvision_net(name: str, weights: str | None) -> Any:
     import torchvision
 
     # Not their own change of pixels, but that of `_parts`; and no drawing of weights that takes a minute.
     extra = {"transform_input": False, "init_weights": False} if name in INCEPTIONS else {}
     _check_known(name, weights, [entry.name for entry in torchvision.models.get_model_weights(name)], "torchvision")
-    net: nn.Module = torchvision.models.get_model(name, weights=weights, **extra)
-    return net
+    return torchvision.models.get_model(name, weights=weights, **extra)
 
 
-def _timm_net(name: str, weights: str | None) -> nn.Module:
+def _timm_net(name: str, weights: str | None) -> Any:
     try:
         import timm
     except ImportError as error:
@@ -168,8 +162,7 @@ def _timm_net(name: str, weights: str | None) -> nn.Module:
     known = [each.partition(".")[2] for each in timm.list_models(f"{model}.*", pretrained=True)]
     _check_known(name, weights, known, "timm")
     tag = tag if weights in (None, "DEFAULT") else weights
-    net: nn.Module = timm.create_model(f"{model}.{tag}" if tag else model, pretrained=weights is not None)
-    return net
+    return timm.create_model(f"{model}.{tag}" if tag else model, pretrained=weights is not None)
 
 
 def _unknown(name: str, more: str) -> ModelError:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
+Size = tuple[int, int]  # (height, width): of an image in pixels, of a map, or an image's part of it, in cells
 IMAGE_SIZE = (512, 704)  # of the run without data; its maps have two different sides above 1, up to a stride of 256
 # What makes one value, or one vector, of a map.
 REDUCING = {"adaptive_avg_pool2d", "adaptive_max_pool2d", "flatten", "view", "reshape", "mean"}
@@ -121,9 +122,7 @@ def map_geometry(net: nn.Module, images: Tensor) -> tuple[Geometry, Tensor]:
     return geometry, features
 
 
-def boxes_to_windows(
-    boxes: Tensor, geometry: Geometry, map_size: tuple[int, int], scale: tuple[float, float]
-) -> Tensor:
+def boxes_to_windows(boxes: Tensor, geometry: Geometry, map_size: Size, scale: tuple[float, float]) -> Tensor:
     """Map boxes of the original image to windows of its feature map.
 
     A window holds the cells whose centres lie inside the box (x0 <= centre < x1), as in the paper. Where no centre

@@ -65,9 +65,6 @@ class WithinChannelLRN(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         return features * (1 + self.alpha * self.mean(features.square())).pow(-self.beta)
 
-    def extra_repr(self) -> str:
-        return f"alpha={self.alpha}, beta={self.beta}"
-
 
 def zf5() -> nn.Sequential:
     """ZF-5, the net of most of the paper's tables: 256 channels, a cell every 16 pixels, 13 x 13 cells for 224 x 224.

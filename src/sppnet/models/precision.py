@@ -132,8 +132,7 @@ class _Convolution(torch.autograd.Function):
         to_features, to_weight, to_bias, _ = ctx.needs_input_grad
         found: list[Tensor | None] = [None, None, None]
         if to_features:
-            exact = conv2d_input(features.shape, weight.float(), gradient.float(), *ctx.settings)
-            found[0] = exact.to(features.dtype)
+            found[0] = conv2d_input(features.shape, weight.float(), gradient.float(), *ctx.settings).to(features.dtype)
         if to_weight:
             found[1] = conv2d_weight(features, weight.shape, gradient, *ctx.settings)
         if to_bias:

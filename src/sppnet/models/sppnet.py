@@ -21,18 +21,9 @@ from torch.nn import functional as F
 
 from sppnet.errors import ModelError, SettingsError
 from sppnet.layers import RegionPyramidPool, bound_cpu_caches
+from sppnet.models import heads
 from sppnet.models.backbones import COMPACT, PAPER_NETS, build_backbone
-from sppnet.models.geometry import Geometry, backbone_geometry, boxes_to_windows, window_residuals
-from sppnet.models.heads import (
-    BoxRegressor,
-    FullyConnected,
-    ImageClassifier,
-    RidgeRegressor,
-    SinglePrecisionBuffers,
-    SoftmaxClassifier,
-    SVMClassifier,
-    in_dtype_of,
-)
+from sppnet.models.geometry import Geometry, Size, backbone_geometry, boxes_to_windows, window_residuals
 from sppnet.models.mixed_batch import mixed_features, own_windows
 from sppnet.models.networks import initialize_as_paper
 from sppnet.models.precision import autocast
@@ -109,7 +100,7 @@ class DetectionSettings:
             raise SettingsError(f"scales must be short sides of 1 to {LONGEST_SIDE} pixels: got {self.scales}")
 
 
-class SPPNet(SinglePrecisionBuffers):
+class SPPNet(heads.SinglePrecisionBuffers):
     """A network that takes images of any size.
 
     Args:
@@ -150,18 +141,20 @@ class SPPNet(SinglePrecisionBuffers):
         self.backbone, self.pool = backbone, RegionPyramidPool(architecture.levels)
         inputs, classes, zeros = self.pool.bins * geometry.channels, len(architecture.class_names), torch.zeros
         unit_length = architecture.unit_length
-        self.fully_connected = FullyConnected(inputs, architecture.hidden, architecture.ranks, unit_length)
+        self.fully_connected = heads.FullyConnected(inputs, architecture.hidden, architecture.ranks, unit_length)
         width = self.fully_connected.width
-        classifier: SoftmaxClassifier | SVMClassifier | None = None
-        regressor: BoxRegressor | RidgeRegressor | None = None
+        classifier: heads.SoftmaxClassifier | heads.SVMClassifier | None = None
+        regressor: heads.BoxRegressor | heads.RidgeRegressor | None = None
         if architecture.detects:
-            svm, ridge = architecture.window_classifier == "svm", architecture.box_regressor == "ridge"
-            classifier = (
-                SVMClassifier(zeros(classes, width), zeros(classes)) if svm else SoftmaxClassifier(width, classes)
-            )
-            weights, biases = zeros(classes, 4, width), zeros(classes, 4)
-            regressor = RidgeRegressor(weights, biases) if ridge else BoxRegressor(width, classes)
-        self.image_classifier = ImageClassifier(width, classes, architecture.multi_label)
+            if architecture.window_classifier == "svm":
+                classifier = heads.SVMClassifier(zeros(classes, width), zeros(classes))
+            else:
+                classifier = heads.SoftmaxClassifier(width, classes)
+            if architecture.box_regressor == "ridge":
+                regressor = heads.RidgeRegressor(zeros(classes, 4, width), zeros(classes, 4))
+            else:
+                regressor = heads.BoxRegressor(width, classes)
+        self.image_classifier = heads.ImageClassifier(width, classes, architecture.multi_label)
         self.window_classifier, self.box_regressor = classifier, regressor
 
     @property
@@ -179,7 +172,7 @@ class SPPNet(SinglePrecisionBuffers):
 
     def features(self, images: Tensor) -> Tensor:
         """images [N, 3, H, W] -> features [N, C, h, w], in cells; their mean square is about 1."""
-        features: Tensor = self.backbone(in_dtype_of(self.image_classifier.weight, images)) * self.feature_scale
+        features: Tensor = self.backbone(heads.in_dtype_of(self.image_classifier.weight, images)) * self.feature_scale
         return features
 
     def image_features(self, images: Tensor) -> Tensor:
@@ -191,9 +184,7 @@ class SPPNet(SinglePrecisionBuffers):
         logits: Tensor = self.image_classifier(self.fully_connected(pooled))
         return logits
 
-    def windows(
-        self, boxes: Tensor, feature_size: tuple[int, int], scale: tuple[float, float]
-    ) -> tuple[Tensor, Tensor]:
+    def windows(self, boxes: Tensor, feature_size: Size, scale: tuple[float, float]) -> tuple[Tensor, Tensor]:
         """Boxes of an image -> windows of its feature map.
 
         Args:
@@ -240,15 +231,13 @@ class SPPNet(SinglePrecisionBuffers):
             features = self.features(images)
             sizes = [(features.shape[2], features.shape[3])] * len(images)
         else:
-            cast = [in_dtype_of(self.image_classifier.weight, image) for image in images]
+            cast = [heads.in_dtype_of(self.image_classifier.weight, image) for image in images]
             features, sizes = mixed_features(self.backbone, cast)
             features = features * self.feature_scale
         if boxes is None:
             if isinstance(images, Tensor):
-                pooled = pyramid_pool(features, self.pool.levels)
-            else:
-                pooled = self.pool(features, own_windows(sizes, features.device))
-            return self.image_logits(pooled)
+                return self.image_logits(pyramid_pool(features, self.pool.levels))
+            return self.image_logits(self.pool(features, own_windows(sizes, features.device)))
         each = (boxes,) if isinstance(boxes, Tensor) else boxes
         if len(each) != len(images):
             raise ValueError(f"expected boxes [R, 4] for each of {len(images)} images: got {len(each)} sets of them")

@@ -172,10 +172,8 @@ def _edges(start: Tensor | int, stop: Tensor | int, levels: Sequence[int], like:
     n = torch.tensor([n for n in levels for _ in range(n)], device=like.device)
     i = torch.tensor([i for n in levels for i in range(n)], device=like.device)
     side = stop - start
-    return (
-        start + torch.div(i * side, n, rounding_mode="trunc"),
-        start + torch.div((i + 1) * side + n - 1, n, rounding_mode="trunc"),
-    )
+    first = start + torch.div(i * side, n, rounding_mode="trunc")
+    return first, start + torch.div((i + 1) * side + n - 1, n, rounding_mode="trunc")
 
 
 def _crossings(levels: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -149,8 +149,9 @@ if hasattr(os, "register_at_fork"):
 # up to ``last``.
 
 
-def _compiled(function: Callable[..., None], parallel: bool = False) -> Any:
-    options = {"parallel": parallel, "nogil": True, "error_model": "numpy"}
+def compiled(function: Callable[..., Any], **options: Any) -> Any:
+    """A loop, compiled when it is first called; other threads can work meanwhile."""
+    options |= {"nogil": True, "error_model": "numpy"}
     try:
         return numba.njit(function, cache=True, **options)
     except RuntimeError:  # no folder to keep it in: every process compiles it
@@ -161,38 +162,32 @@ class _Kernel:
     """A loop compiled twice, each time when first called: for one thread, and for all."""
 
     def __init__(self, function: Any) -> None:
-        self.one_thread = _compiled(function)
+        self.one_thread = compiled(function)
         # Under a name of its own: numba's files on disk do not tell one set of options from another.
         named = FunctionType(function.__code__, function.__globals__, f"{function.__name__}_on_all_threads")
         named.__qualname__ = named.__name__
-        self.all_threads = _compiled(named, parallel=True)
+        self.all_threads = compiled(named, parallel=True)
 
 
-@_compiled
-def _copy(target, source):  # type: ignore[no-untyped-def]
-    for c in range(target.shape[0]):
-        target[c] = source[c]
-
-
-@_compiled
+@compiled
 def _fill(target, value):  # type: ignore[no-untyped-def]
     for c in range(target.shape[0]):
         target[c] = value
 
 
-@_compiled
+@compiled
 def _add(total, part):  # type: ignore[no-untyped-def]
     for c in range(total.shape[0]):
         total[c] += part[c]
 
 
-@_compiled
+@compiled
 def _larger(best, cell):  # type: ignore[no-untyped-def]
     for c in range(best.shape[0]):
         best[c] = cell[c] if cell[c] > best[c] else best[c]
 
 
-@_compiled
+@compiled
 def _larger_cell(best, winner, cell, index):  # type: ignore[no-untyped-def]
     for c in range(best.shape[0]):
         better = cell[c] > best[c]
@@ -200,7 +195,7 @@ def _larger_cell(best, winner, cell, index):  # type: ignore[no-untyped-def]
         winner[c] = index if better else winner[c]
 
 
-@_compiled
+@compiled
 def _larger_bin(best, winner, finer, its_winner):  # type: ignore[no-untyped-def]
     for c in range(best.shape[0]):
         better = (finer[c] > best[c]) | ((finer[c] == best[c]) & (its_winner[c] < winner[c]))
@@ -221,6 +216,7 @@ def _order(bits, infinity, nan, ordered):  # type: ignore[no-untyped-def]
 def _max(features, windows, plan, parts, pooled, winners):  # type: ignore[no-untyped-def]
     """Ordered integers [N, H, W, C] -> floats' bits [R, M, C]; into winners, where it has room, the cell of each."""
     width, channels, keep = features.shape[2], features.shape[3], winners.shape[0] > 0
+    lowest = np.iinfo(features.dtype).min  # below every cell; its one bit is the sign of floats
     for task in numba.prange(windows.shape[0] * parts):
         r, part = task // parts, task % parts
         first, last = channels * part // parts, channels * (part + 1) // parts
@@ -231,13 +227,12 @@ def _max(features, windows, plan, parts, pooled, winners):  # type: ignore[no-un
             for i in range(level):
                 for j in range(level):
                     best = pooled[r, start + i * level + j, first:last]
+                    _fill(best, lowest)
+                    if keep:
+                        winner = winners[r, start + i * level + j, first:last]
                     if finer > 0:
                         ratio = finer // level
                         corner = finer_start + i * ratio * finer + j * ratio
-                        _copy(best, pooled[r, corner, first:last])
-                        if keep:
-                            winner = winners[r, start + i * level + j, first:last]
-                            _copy(winner, winners[r, corner, first:last])
                         for a in range(ratio):
                             for m in range(corner + a * finer, corner + a * finer + ratio):
                                 if keep:
@@ -247,24 +242,19 @@ def _max(features, windows, plan, parts, pooled, winners):  # type: ignore[no-un
                         continue
                     y0, y1 = top + i * down // level, top - (-(i + 1) * down // level)
                     x0, x1 = left + j * across // level, left - (-(j + 1) * across // level)
-                    _copy(best, features[n, y0, x0, first:last])
-                    if keep:
-                        winner = winners[r, start + i * level + j, first:last]
-                        _fill(winner, y0 * width + x0)
                     for y in range(y0, y1):
                         for x in range(x0, x1):
                             if keep:
                                 _larger_cell(best, winner, features[n, y, x, first:last], y * width + x)
                             else:
                                 _larger(best, features[n, y, x, first:last])
-        sign = np.iinfo(features.dtype).min
         for m in range(pooled.shape[1]):
             best = pooled[r, m, first:last]
             for c in range(best.shape[0]):
-                best[c] = best[c] if best[c] >= 0 else -best[c] | sign
+                best[c] = best[c] if best[c] >= 0 else -best[c] | lowest
 
 
-@_compiled
+@compiled
 def _add_to_winners(cells, winners, gradient, first, count):  # type: ignore[no-untyped-def]
     for m in range(gradient.shape[0]):
         for c in range(count):

@@ -72,6 +72,21 @@ def _window(windows_ptr, r):  # type: ignore[no-untyped-def]
     return tl.load(row), x0, y0, x1, y1
 
 
+@triton.jit
+def _edges(i, level, side):  # type: ignore[no-untyped-def]
+    """Of bin i, its first cell and one past its last."""
+    return i * side // level, ((i + 1) * side + level - 1) // level
+
+
+@triton.jit
+def _tile(y, x, bottom, right, columns, channels, c, exists):  # type: ignore[no-untyped-def]
+    """Of the cells from (y, x) on: rows and columns, which are inside the bin, and where they lie in memory."""
+    ys = y + tl.arange(0, _TILE) // _SIDE
+    xs = x + tl.arange(0, _TILE) % _SIDE
+    inside = ((ys < bottom) & (xs < right))[:, None] & exists[None, :]
+    return ys, xs, inside, ((ys.to(tl.int64) * columns + xs) * channels)[:, None] + c[None, :]
+
+
 # Forward
 
 
@@ -103,33 +118,22 @@ def _max_kernel(  # type: ignore[no-untyped-def]
     row = pooled_ptr + r * bins * channels
     if NESTED:  # a map of parent x parent cells, and the window all of it
         source = row + parent_start.to(tl.int64) * channels
-        columns = parent
-        down = parent
-        across = parent
+        columns, down, across = parent, parent, parent
     else:
         n, x0, y0, x1, y1 = _window(windows_ptr, r)
         source = keys_ptr + ((n * height + y0) * width + x0) * channels
-        columns = width
-        down = y1 - y0
-        across = x1 - x0
-    top = i * down // level
-    bottom = ((i + 1) * down + level - 1) // level
-    cell_y = tl.arange(0, _TILE) // _SIDE
-    cell_x = tl.arange(0, _TILE) % _SIDE
+        columns, down, across = width, y1 - y0, x1 - x0
+    top, bottom = _edges(i, level, down)
     for j in range(level):
-        left = j * across // level
-        right = ((j + 1) * across + level - 1) // level
+        left, right = _edges(j, level, across)
         best = tl.full((_TILE, BLOCK_C), -MAGNITUDE - 1, keys_ptr.dtype.element_ty)  # below every key
         for y in range(top, bottom, _SIDE):
             for x in range(left, right, _SIDE):
-                ys = y + cell_y
-                xs = x + cell_x
-                inside = ((ys < bottom) & (xs < right))[:, None] & exists[None, :]
-                at = source + ((ys.to(tl.int64) * columns + xs) * channels)[:, None] + c[None, :]
-                if NESTED:
-                    keys = _mirror(tl.load(at, mask=inside, other=-1), MAGNITUDE)  # -1 mirrors to the lowest key
+                _, _, inside, offsets = _tile(y, x, bottom, right, columns, channels, c, exists)
+                if NESTED:  # -1 mirrors to the lowest key
+                    keys = _mirror(tl.load(source + offsets, mask=inside, other=-1), MAGNITUDE)
                 else:
-                    keys = tl.load(at, mask=inside, other=-MAGNITUDE - 1)
+                    keys = tl.load(source + offsets, mask=inside, other=-MAGNITUDE - 1)
                 best = tl.maximum(best, keys)
         m = (start + i * level + j).to(tl.int64)
         pooled = _mirror(tl.max(best, axis=0), MAGNITUDE)
@@ -151,21 +155,14 @@ def _mean_kernel(  # type: ignore[no-untyped-def]
     exists = c < channels
     n, x0, y0, x1, y1 = _window(windows_ptr, r)
     source = cells_ptr + ((n * height + y0) * width + x0) * channels
-    top = i * (y1 - y0) // level
-    bottom = ((i + 1) * (y1 - y0) + level - 1) // level
-    cell_y = tl.arange(0, _TILE) // _SIDE
-    cell_x = tl.arange(0, _TILE) % _SIDE
+    top, bottom = _edges(i, level, y1 - y0)
     for j in range(level):
-        left = j * (x1 - x0) // level
-        right = ((j + 1) * (x1 - x0) + level - 1) // level
+        left, right = _edges(j, level, x1 - x0)
         total = _widen(tl.zeros((_TILE, BLOCK_C), cells_ptr.dtype.element_ty))
         for y in range(top, bottom, _SIDE):
             for x in range(left, right, _SIDE):
-                ys = y + cell_y
-                xs = x + cell_x
-                inside = ((ys < bottom) & (xs < right))[:, None] & exists[None, :]
-                at = source + ((ys.to(tl.int64) * width + xs) * channels)[:, None] + c[None, :]
-                total += _widen(tl.load(at, mask=inside, other=0))
+                _, _, inside, offsets = _tile(y, x, bottom, right, width, channels, c, exists)
+                total += _widen(tl.load(source + offsets, mask=inside, other=0))
         mean = _divide(tl.sum(total, axis=0), (bottom - top) * (right - left))
         m = (start + i * level + j).to(tl.int64)
         tl.store(pooled_ptr + (r * bins + m) * channels + c, _narrow(mean, pooled_ptr.dtype.element_ty), mask=exists)
@@ -194,30 +191,19 @@ def _winner_kernel(  # type: ignore[no-untyped-def]
     n, x0, y0, x1, y1 = _window(windows_ptr, first + p)
     source = keys_ptr + ((n * height + y0) * width + x0) * channels
     if NESTED:
-        columns = parent
-        down = parent
-        across = parent
+        columns, down, across = parent, parent, parent
     else:
-        columns = width
-        down = y1 - y0
-        across = x1 - x0
-    top = i * down // level
-    bottom = ((i + 1) * down + level - 1) // level
-    cell_y = tl.arange(0, _TILE) // _SIDE
-    cell_x = tl.arange(0, _TILE) % _SIDE
+        columns, down, across = width, y1 - y0, x1 - x0
+    top, bottom = _edges(i, level, down)
     for j in range(level):
         m = (start + i * level + j).to(tl.int64)
         maximum = tl.load(pooled_row + m * channels + c, mask=exists, other=0)
         best = _key(maximum, MAGNITUDE, INFINITY, NAN, True)
-        left = j * across // level
-        right = ((j + 1) * across + level - 1) // level
+        left, right = _edges(j, level, across)
         winner = tl.full((_TILE, BLOCK_C), _NO_CELL, tl.int32)
         for y in range(top, bottom, _SIDE):
             for x in range(left, right, _SIDE):
-                ys = y + cell_y
-                xs = x + cell_x
-                inside = ((ys < bottom) & (xs < right))[:, None] & exists[None, :]
-                offsets = ((ys.to(tl.int64) * columns + xs) * channels)[:, None] + c[None, :]
+                ys, xs, inside, offsets = _tile(y, x, bottom, right, columns, channels, c, exists)
                 if NESTED:
                     finer = parent_start.to(tl.int64) * channels + offsets
                     bits = tl.load(pooled_row + finer, mask=inside, other=0)
@@ -270,8 +256,7 @@ def _gather_kernel(  # type: ignore[no-untyped-def]
         part_left = tl.maximum(left, x0) - x0
         part_right = tl.minimum(left + _SIDE, x1) - x0
         if (part_top < part_bottom) & (part_left < part_right):
-            down = y1 - y0
-            across = x1 - x0
+            down, across = y1 - y0, x1 - x0
             gradient_row = gradient_ptr + tl.load(order_ptr + p) * bins * channels
             winners_row = winners_ptr + (p - first) * bins * channels
             # Bin i covers cell t where i * side < (t + 1) * level and (i + 1) * side > t * level.
@@ -282,12 +267,11 @@ def _gather_kernel(  # type: ignore[no-untyped-def]
                     m = (start + i * level + j).to(tl.int64)
                     sent = _widen(tl.load(gradient_row + m * channels + c, mask=exists, other=0))
                     if MEAN:
-                        bin_top = y0 + i * down // level
-                        bin_bottom = y0 + ((i + 1) * down + level - 1) // level
-                        bin_left = x0 + j * across // level
-                        bin_right = x0 + ((j + 1) * across + level - 1) // level
+                        bin_top, bin_bottom = _edges(i, level, down)
+                        bin_left, bin_right = _edges(j, level, across)
                         sent = _divide(sent, (bin_bottom - bin_top) * (bin_right - bin_left))
-                        takes = ((ys >= bin_top) & (ys < bin_bottom) & (xs >= bin_left) & (xs < bin_right))[:, None]
+                        in_rows = (ys >= y0 + bin_top) & (ys < y0 + bin_bottom)
+                        takes = (in_rows & (xs >= x0 + bin_left) & (xs < x0 + bin_right))[:, None]
                     else:
                         winner = tl.load(winners_row + m * channels + c, mask=exists, other=_NO_CELL)
                         takes = winner[None, :] == index[:, None]

@@ -74,9 +74,8 @@ def check_levels(levels: Sequence[int]) -> tuple[int, ...]:
     except (TypeError, ValueError, OverflowError):  # no sequence; or not a number, NaN, infinity
         given = checked = ()
     if not checked or checked != given or min(checked) < 1 or any(isinstance(n, bool) for n in given):
-        raise ValueError(
-            f"levels must be one or more whole numbers of at least 1, such as (6, 3, 2, 1): got {levels!r}"
-        )
+        expected = "one or more whole numbers of at least 1, such as (6, 3, 2, 1)"
+        raise ValueError(f"levels must be {expected}: got {levels!r}")
     return checked
 
 
@@ -107,10 +106,8 @@ def check_windows(windows: Tensor, features: Tensor) -> None:
     inside = (n >= 0) & (n < count) & (x0 >= 0) & (x0 < x1) & (x1 <= width) & (y0 >= 0) & (y0 < y1) & (y1 <= height)
     if not inside.all():
         r = int((~inside).nonzero()[0])
-        raise ValueError(
-            f"window {r} is empty or outside the maps: got (map, x0, y0, x1, y1) = {tuple(windows[r].tolist())} "
-            f"for {count} maps of {height} x {width} cells"
-        )
+        found = f"(map, x0, y0, x1, y1) = {tuple(windows[r].tolist())} for {count} maps of {height} x {width} cells"
+        raise ValueError(f"window {r} is empty or outside the maps: got {found}")
 
 
 # The paper's other rule, of section 2.3: side a, bins n -> window ceil(a / n), stride floor(a / n). It describes the networks that the
@@ -176,7 +173,6 @@ def sliding_window_bins(side: int, bins: int) -> list[tuple[int, int]]:
         raise ValueError(f"a window of 1 cell with stride 0 never leaves the first of {side} cells: {adaptive}")
     given = (side - window) // stride + 1
     if given != bins:
-        raise ValueError(
-            f"a window of {window} cells with stride {stride} gives {given} bins over {side} cells, not {bins}: {adaptive}"
-        )
+        found = f"a window of {window} cells with stride {stride} gives {given} bins"
+        raise ValueError(f"{found} over {side} cells, not {bins}: {adaptive}")
     return [(i * stride, i * stride + window) for i in range(bins)]

@@ -170,10 +170,8 @@ def _implementation(name: str, features: Tensor) -> str:
         raise ValueError("implementation 'triton' needs Triton, which is not installed: use 'torch'")
     takes = {"numba": "cpu", "triton": "cuda"}
     if name in takes and (device != takes[name] or dtype not in _operator.INTEGERS):
-        raise ValueError(
-            f"implementation {name!r} takes {takes[name].upper()} maps of 16, 32 or 64 bit floats: "
-            f"got {dtype} on {device}; use 'torch'"
-        )
+        expected = f"{takes[name].upper()} maps of 16, 32 or 64 bit floats"
+        raise ValueError(f"implementation {name!r} takes {expected}: got {dtype} on {device}; use 'torch'")
     if name in takes and _is_transformed():
         raise ValueError(f"implementation {name!r} works neither under torch.func nor in forward mode: use 'torch'")
     return name
@@ -182,9 +180,8 @@ def _implementation(name: str, features: Tensor) -> str:
 def _compiled(features: Tensor, windows: Tensor | None, levels: tuple[int, ...], reduce: str) -> Tensor:
     wants_gradient = features.requires_grad and torch.is_grad_enabled()
     pool = _operator.region_pyramid_pool if wants_gradient or _is_traced(features) else _operator.forward
-    pooled: Tensor
-    pooled, _ = pool(features, windows, levels, reduce, wants_gradient)
-    return pooled
+    result: tuple[Tensor, Tensor] = pool(features, windows, levels, reduce, wants_gradient)
+    return result[0]
 
 
 def _is_transformed() -> bool:

@@ -28,8 +28,8 @@ import torch
 from torch import Tensor, nn
 
 from sppnet.errors import UserError
-from sppnet.models.geometry import LostMap, without_data
-from sppnet.models.mixed_batch.padded_batch import Size, put_together
+from sppnet.models.geometry import LostMap, Size, without_data
+from sppnet.models.mixed_batch.padded_batch import put_together
 from sppnet.models.mixed_batch.rules import Rules
 
 NOT_A_MAP = "the backbone must end in one feature map [N, C, h, w]: leave its pooling and classifier out"

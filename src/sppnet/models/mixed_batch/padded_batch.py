@@ -15,9 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sppnet.models.geometry import Follow, LostMap, leaves
-
-Size = tuple[int, int]  # (height, width): of an image in pixels, of its part of a map in cells
+from sppnet.models.geometry import Follow, LostMap, Size, leaves
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ FINITE_AT_ONE = {"sqrt", "rsqrt", "log", "log2", "log10", "reciprocal", "div", "
 # Known as long as they leave images, rows and columns as they are.
 REGROUPINGS = {"view", "reshape", "flatten", "unflatten", "unsqueeze"}
 # Run on each image's own part by itself.
-BY_ITSELF = {"group_norm", "interpolate", "pixel_shuffle", "pixel_unshuffle", "lp_pool2d"}
+BY_ITSELF = ("group_norm", "interpolate", "pixel_shuffle", "pixel_unshuffle", "lp_pool2d")
 KINDS = dict.fromkeys(BY_ITSELF, "by_itself") | dict.fromkeys(REGROUPINGS, "regroup")
 # Questions to a map whose answer is the same for any size.
 FREE_OF_SIZE = {"dim", "ndim", "dtype", "device", "requires_grad", "is_cuda", "is_floating_point", "is_contiguous"}
@@ -155,9 +155,8 @@ class Rules(PaddedBatch):
             return cast(Tensor, self.same(features, rows + (0 if keepdim else behind)))
         own = self.reset(features, value)
         if mean:
-            exact = torch.promote_types(
-                features.dtype, torch.float32
-            )  # a sum and its division round once, as in PyTorch
+            # a sum and its division round once, as in PyTorch
+            exact = torch.promote_types(features.dtype, torch.float32)
             sums = own.sum((rows, rows + 1), keepdim=keepdim, dtype=exact)
             cells = sums.new_tensor([h * w for h, w in self.own.sizes])
             result = (sums / cells.view(-1, *[1] * (sums.ndim - 1))).to(features.dtype)
