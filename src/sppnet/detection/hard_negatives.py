@@ -85,7 +85,8 @@ class NegativeCache:
         new = hard.any(1)
         added = int(new.sum())
         if not self.features.shape[1]:
-            self._rows["features"] = self.features = features.new_zeros(0, features.shape[1])
+            self._rows["features"] = features.new_zeros(0, features.shape[1])
+            self._use(0)
         most = self.max_windows * self.held.shape[1]
         if len(self.held) + added > len(self._rows["held"]):
             self.compact()
