@@ -147,7 +147,7 @@ def around(value: float) -> tuple[float, tuple[float, float]]:
 def compared(path: Path, shares: dict[str, float] = SHARES, title: str = ADVICE) -> None:
     differences = {name: around(share - shares["native"]) for name, share in shares.items() if name != "native"}
     accuracies = {name: around(share) for name, share in shares.items()}
-    plot_comparison(accuracies, differences, path, images=320, title=title)
+    plot_comparison(accuracies, differences, path, reference="native", images=320, title=title)
 
 
 def test_every_way_has_a_bar(tmp_path: Path) -> None:

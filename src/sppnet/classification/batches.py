@@ -8,7 +8,6 @@ holds what the network takes, normalized images [N, 3, h, w], or a list of [3, h
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal, get_args
 
 import numpy as np
@@ -21,10 +20,11 @@ from sppnet.data.samplers import SizeBuckets, corner_crop, random_flip, random_r
 from sppnet.errors import SettingsError
 from sppnet.models.preprocess import Preprocess
 
-SizeRule = Literal["native", "single", "multi", "random", "random-batch"]
+SizeRule = Literal["native", "single", "multi", "random"]
 SIZE_RULES: tuple[SizeRule, ...] = get_args(SizeRule)
 
 SHORT_SIDE_PER_CROP = 8 / 7  # the paper's 256 for a crop of 224
+LEAST_REGION = 0.4  # share of the area that is seen, at least, of images of their own size
 
 Images = Tensor | list[Tensor]
 
@@ -38,8 +38,7 @@ class TrainingSizes:
 
     - ``single``: at the largest of ``sides`` (section 3.1.2);
     - ``multi``: at each of ``sides`` in turn, an epoch each (section 2.3, "multi-size training": 224 and 180);
-    - ``random``: at a side drawn evenly from the smallest to the largest, anew for every epoch (section 3.1.3);
-    - ``random-batch``: the same, drawn anew for every batch. Not in the paper.
+    - ``random``: at a side drawn evenly from the smallest to the largest, anew for every epoch (section 3.1.3).
 
     In all of them the regions, and so what is to be seen, are the same; only how many pixels show it differs.
 
@@ -50,7 +49,7 @@ class TrainingSizes:
 
     Example:
         >>> multi = TrainingSizes("multi")
-        >>> [multi.side(seed=0, epoch=epoch, batch=0) for epoch in range(3)]
+        >>> [multi.side(seed=0, epoch=epoch) for epoch in range(3)]
         [224, 180, 224]
     """
 
@@ -62,16 +61,11 @@ class TrainingSizes:
             raise SettingsError(f"training sizes: expected one of {', '.join(SIZE_RULES)}, got {self.rule!r}")
         if not self.sides or min(self.sides) < 1:
             raise SettingsError(f"training sizes: expected sides of at least 1 pixel, got {list(self.sides)}")
-        if self.rule in ("multi", "random", "random-batch") and len(set(self.sides)) < 2:
+        if self.rule in ("multi", "random") and len(set(self.sides)) < 2:
             raise SettingsError(f"training sizes: {self.rule!r} needs two different sides, got {list(self.sides)}")
 
-    def side(self, seed: int, epoch: int, batch: int) -> int | None:
-        """The side of the squares of one batch, the same on every rank; None where each image has its own size.
-
-        Args:
-            seed: of the training.
-            epoch, batch: counted from 0; the batch within its epoch.
-        """
+    def side(self, seed: int, epoch: int) -> int | None:
+        """The side of the squares of an epoch, from 0, the same on every rank; None where each image has its own size."""
         match self.rule:
             case "native":
                 return None
@@ -81,9 +75,7 @@ class TrainingSizes:
                 return self.sides[epoch % len(self.sides)]
             case "random":
                 draw = np.random.default_rng([seed, 1, epoch])
-            case "random-batch":
-                draw = np.random.default_rng([seed, 2, epoch, batch])
-        return int(draw.integers(min(self.sides), max(self.sides) + 1))
+                return int(draw.integers(min(self.sides), max(self.sides) + 1))
 
     def square(self, image: np.ndarray, side: int, rng: np.random.Generator) -> np.ndarray:
         """A square region of the image, center or corner, at the side of its batch.
@@ -109,35 +101,6 @@ class TrainingSizes:
         return resize_image(corner_crop(resize_image(image, size), rng, region), (side, side))
 
 
-class EpochOrder:
-    """Which images batch number n holds: every image once an epoch, in company of like size.
-
-    Args:
-        sizes: [N, 2], as the network sees the images.
-        batch_size: images in a batch, at most.
-        seed: of the training.
-        devices: process r of them takes the numbers s * devices + r.
-        smallest_batch: 2 for a network with BatchNorm.
-    """
-
-    def __init__(
-        self, sizes: np.ndarray, batch_size: int, seed: int, devices: int = 1, smallest_batch: int = 1
-    ) -> None:
-        size = max(batch_size, smallest_batch)
-        buckets = partial(SizeBuckets, sizes, size, seed=seed, ranks=devices, smallest_batch=smallest_batch)
-        self.ranks = [buckets(rank=rank) for rank in range(devices)]
-        self.steps = len(self.ranks[0])  # in an epoch, on each device
-        self._planned: tuple[tuple[int, int], list[list[int]]] = ((-1, -1), [])
-
-    def batch(self, n: int) -> tuple[int, int, list[int]]:
-        """Its epoch, its number within that, and the indices of its images."""
-        step, rank = divmod(n, len(self.ranks))
-        epoch, number = divmod(step, self.steps)
-        if self._planned[0] != (epoch, rank):
-            self._planned = ((epoch, rank), self.ranks[rank].batches(epoch))
-        return epoch, number, self._planned[1][number]
-
-
 @dataclass(frozen=True)
 class ImageBatches:
     """Training images as the network sees them: cut, resized, flipped, in other light.
@@ -147,22 +110,18 @@ class ImageBatches:
         order: which go together.
         preprocess: of the model.
         sizes: how large the images are.
-        least_region: of images of their own size, at least this share of the area is seen, 0 to 1.
-        light: deviation of `vary_light`.
         seed: of the training.
     """
 
     images: ReadableImages
-    order: EpochOrder
+    order: SizeBuckets
     preprocess: Preprocess
     sizes: TrainingSizes
-    least_region: float
-    light: float
     seed: int
 
     def __getitem__(self, n: int) -> tuple[Images, Tensor]:
-        epoch, number, indices = self.order.batch(n)
-        side = self.sizes.side(self.seed, epoch, number)
+        epoch, indices = self.order.batch(n)
+        side = self.sizes.side(self.seed, epoch)
         images = [self.preprocess.normalize(self._view(index, epoch, side))[0] for index in indices]
         return stack(images), torch.from_numpy(self.images.images.labels[indices])
 
@@ -170,11 +129,11 @@ class ImageBatches:
         rng = np.random.default_rng([self.seed, 0, epoch, index])
         image = read_image(self.images.images.paths[index])
         shown = self._in_use(image, rng) if side is None else self.sizes.square(image, side, rng)
-        return vary_light(random_flip(shown, rng), rng, self.light)
+        return vary_light(random_flip(shown, rng), rng)
 
     def _in_use(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """The image, or a region of its shape, at the size that the whole of it has in use."""
-        region = image if self.least_region == 1 else random_region(image, rng, (self.least_region, 1.0))
+        """A region of the image's shape, at the size that the whole image has in use."""
+        region = random_region(image, rng, (LEAST_REGION, 1.0))
         if self.preprocess.resize_mode == "keep-aspect":
             return resize_image(region, self.preprocess.input_size((image.shape[0], image.shape[1])))
         return self.preprocess.resize(region)
@@ -193,11 +152,11 @@ class FeatureBatches:
 
     features: PooledFeatures
     labels: np.ndarray
-    order: EpochOrder
+    order: SizeBuckets
     seed: int
 
     def __getitem__(self, n: int) -> tuple[Tensor, Tensor]:
-        epoch, _, indices = self.order.batch(n)
+        epoch, indices = self.order.batch(n)
         flips = [np.random.default_rng([self.seed, 0, epoch, index]).random() < 0.5 for index in indices]
         pooled = [self.features.read(index, flip=bool(flip)) for index, flip in zip(indices, flips, strict=True)]
         return torch.stack(pooled), torch.from_numpy(self.labels[indices])

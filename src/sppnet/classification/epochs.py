@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sppnet.cache import fingerprint
-from sppnet.classification.batches import EpochOrder, FeatureBatches, ImageBatches, Images, TrainingSizes, stack
+from sppnet.classification.batches import FeatureBatches, ImageBatches, Images, TrainingSizes, stack
 from sppnet.classification.features import PooledFeatures, ReadableImages, pooled_features
 from sppnet.data.images import read_ahead, read_image
 from sppnet.data.samplers import SizeBuckets
@@ -58,8 +58,6 @@ class EpochSettings:
     backbone_rate: float = 0.1  # the backbone's learning rate, as a share; 1 where it is trained from random weights
     weight_decay: float | None = None  # not of biases and norms; None: 0.01 for adamw, 0.0005 for sgd
     sizes: TrainingSizes = field(default_factory=TrainingSizes)  # where the backbone is trained
-    least_region: float = 0.4  # likewise, native sizes: at least this share of an image's area is seen; 1: all of it
-    light: float = 0.1  # likewise: deviation of the color shift, of the principal axes (section 3.1); 0: none
     precision: Precision = "auto"
     checkpoint_interval: int = 100  # steps
     seed: int = 0
@@ -72,11 +70,10 @@ class EpochSettings:
                 raise SettingsError(f"{name} must be at least {least}: got {getattr(self, name)}")
         if self.learning_rate is not None and not 0 < self.learning_rate < 1:
             raise SettingsError(f"learning_rate must be between 0 and 1: got {self.learning_rate}")
-        for name in ("backbone_rate", "least_region"):
-            if not 0 < getattr(self, name) <= 1:
-                raise SettingsError(f"{name} must be above 0 and at most 1: got {getattr(self, name)}")
-        if min(self.weight_decay or 0, self.light) < 0:
-            raise SettingsError(f"weight_decay and light must be 0 or more: got {self.weight_decay} and {self.light}")
+        if not 0 < self.backbone_rate <= 1:
+            raise SettingsError(f"backbone_rate must be above 0 and at most 1: got {self.backbone_rate}")
+        if (self.weight_decay or 0) < 0:
+            raise SettingsError(f"weight_decay must be 0 or more: got {self.weight_decay}")
         if self.optimizer not in OPTIMIZERS:
             raise SettingsError(f"optimizer must be one of {', '.join(OPTIMIZERS)}: got {self.optimizer!r}")
 
@@ -123,15 +120,15 @@ def train_epochs(
         MixedBatch(model.backbone)  # a backbone that cannot take images of different sizes together says so here
     smallest = 2 if settings.train_backbone and has_batch_norm(model) else 1
     seen = _seen_sizes(model, train) if native else np.ones((len(train.images), 2), np.int64)
-    order = EpochOrder(seen, settings.batch_size, settings.seed, settings.devices, smallest)
+    size = {"batch_size": max(settings.batch_size, smallest), "smallest_batch": smallest}
+    order = SizeBuckets(seen, seed=settings.seed, ranks=settings.devices, **size)
     key = _key(model, train, validation, settings)
     heads = nn.ModuleList([model.fully_connected, model.image_classifier])
     trained = model if settings.train_backbone else heads
     batches: ImageBatches | FeatureBatches
     features: PooledFeatures | None = None
     if settings.train_backbone:
-        how = settings.sizes, settings.least_region, settings.light, settings.seed
-        batches = ImageBatches(train, order, model.preprocess, *how)
+        batches = ImageBatches(train, order, model.preprocess, settings.sizes, settings.seed)
     else:
         paths, count = [*train.images.paths, *validation.images.paths], len(train.images)
         pooled = pooled_features(model, paths, cache / "features", flip=True, progress=progress)
@@ -169,7 +166,7 @@ def train_epochs(
         images = len(validation.images)
         return {"val_wrong": wrong, "val_loss": loss / images, "val_accuracy": 1 - wrong / images}
 
-    steps = order.steps * settings.epochs
+    steps = len(order) * settings.epochs
     optimize, rate, decay = OPTIMIZERS[settings.optimizer]
     groups = parameter_groups(
         heads.parameters(),
@@ -182,10 +179,10 @@ def train_epochs(
     optimizer, schedule = optimize(groups, steps)
     trained.train()
     loop = LoopSettings(
-        steps, settings.checkpoint_interval, min(10, order.steps), settings.seed,
+        steps, settings.checkpoint_interval, min(10, len(order)), settings.seed,
         precision=settings.precision, devices=settings.devices, workers=settings.workers,
     )  # fmt: skip
-    checks = Validation(order.steps, measure, ("val_wrong", "val_loss")) if len(validation.images) else None
+    checks = Validation(len(order), measure, ("val_wrong", "val_loss")) if len(validation.images) else None
     folder = cache / f"run-{fingerprint([repr(sorted(key.items()))], size=8)}"
     history = fit(
         trained, batches, cross_entropy, optimizer, schedule, folder, loop,
@@ -196,8 +193,8 @@ def train_epochs(
         fold_batch_norm(model.backbone)
     figures = {
         "steps": steps,
-        "best_epoch": round(history.best["step"]) // order.steps if history.best else None,
-        "padding_share": round(order.ranks[0].padding_share(), 4) if native else 0.0,
+        "best_epoch": round(history.best["step"]) // len(order) if history.best else None,
+        "padding_share": round(order.padding_share(), 4) if native else 0.0,
     }
     return TrainedEpochs(figures, history.log, history.rank)
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 from cyclopts import Parameter
@@ -14,7 +13,7 @@ from sppnet.classification.predict import bin_contributions
 from sppnet.classification.predict import classify as classify_one
 from sppnet.classification.predict import embed as embed_one
 from sppnet.cli import complain
-from sppnet.cli.each_image import each_image, find_each
+from sppnet.cli.each_image import Answer, each_image, find_each
 from sppnet.cli.options import AsJson, Device, Images, Model, Views, chosen_device
 from sppnet.errors import ImageError, SettingsError
 from sppnet.files import MADE_BY, atomic_write, check_outputs
@@ -43,7 +42,7 @@ def classify(
         raise SettingsError("--pyramid draws pictures of a single view: give --output FOLDER, and leave --views out")
     net = load(model, chosen_device(device))
 
-    def one(_: Path, image: np.ndarray) -> tuple[dict[str, Any], list[str], Callable[[], np.ndarray]]:
+    def one(_: Path, image: np.ndarray) -> Answer:
         answer = classify_one(image, net, views=views)
         lines = [", ".join(f"{name} {score:.2f}" for name, score in answer.top(3))]
         if not pyramid:

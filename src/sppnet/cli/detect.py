@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 from cyclopts import Parameter
 
-from sppnet.cli.each_image import each_image
+from sppnet.cli.each_image import Answer, each_image
 from sppnet.cli.options import AsJson, Device, Images, Scales, chosen_device
 from sppnet.detection.predict import check_combination
 from sppnet.detection.predict import detect as detect_one
@@ -48,7 +47,7 @@ def detect(
     check_combination(nets)
     nets = [net.at_scales(scales) for net in nets] if scales else nets
 
-    def one(file: Path, image: np.ndarray) -> tuple[dict[str, Any], list[str], Callable[[], np.ndarray]]:
+    def one(file: Path, image: np.ndarray) -> Answer:
         boxes = proposals if given is None else given.get(file.stem, given.get(file.name))
         if given is not None and (boxes is None or not len(boxes)):
             raise ImageError(f"{file}: no boxes of {file.stem!r} in {proposals}")

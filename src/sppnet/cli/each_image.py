@@ -17,10 +17,14 @@ from sppnet.errors import ImageError, OutputError, printable
 from sppnet.files import check_outputs, check_replaceable, to_json, write_json
 from sppnet.progress import progress_bars
 
+Answer = tuple[
+    dict[str, Any], list[str], Callable[[], np.ndarray]
+]  # entry in the document, lines to print, how to draw it
+
 
 def each_image(
     sources: Sequence[Path],
-    one: Callable[[Path, np.ndarray], tuple[dict[str, Any], list[str], Callable[[], np.ndarray]]],
+    one: Callable[[Path, np.ndarray], Answer],
     output: Path | None,
     document_name: str,
     as_json: bool,
@@ -29,7 +33,7 @@ def each_image(
 
     Args:
         sources: files, folders and patterns.
-        one: a file and its image [H, W, 3] uint8 -> its entry in the document, lines to print, and how to draw the answer.
+        one: a file and its image [H, W, 3] uint8 -> the answer about it.
         output: folder for pictures and the document, or None.
         document_name: of the JSON file there.
         as_json: print the document instead of lines.

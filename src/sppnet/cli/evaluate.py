@@ -131,9 +131,8 @@ def proposals(
     """
     check_method(method)
     if source is not None and cache is None:
-        raise SettingsError(
-            "--import brings boxes to where training looks for them: give the same --cache FOLDER as there"
-        )
+        where = "to where training looks for them: give the same --cache FOLDER as there"
+        raise SettingsError(f"--import brings boxes {where}")
     annotated = read_annotated(data, split, checked_limit(limit))
     with progress_bars() as progress, cache_directory(cache) as folder:
         if source is None:
@@ -144,13 +143,12 @@ def proposals(
             boxes, dropped = import_proposals(source, annotated, cached, progress)
     answer = recall_report(annotated, boxes)
     print(to_json(answer) if as_json else format_recall(answer))
-    if source is not None:
-        count = sum(map(len, boxes.values()))
-        print(
-            f"{count} boxes of {len(boxes)} images in {cached}; {dropped} empty or outside their image", file=sys.stderr
-        )
+    if source is None:
+        return 0
+    count = sum(map(len, boxes.values()))
+    print(f"{count} boxes of {len(boxes)} images in {cached}; {dropped} empty or outside their image", file=sys.stderr)
     missing = [image.image_id for image in annotated.images if image.image_id not in boxes]
-    if missing:
-        some = ", ".join(missing[:5]) + (" ..." if len(missing) > 5 else "")
-        return complain(f"{source} has no boxes of {len(missing)} of {len(annotated)} images, which need some: {some}")
-    return 0
+    if not missing:
+        return 0
+    some = ", ".join(missing[:5]) + (" ..." if len(missing) > 5 else "")
+    return complain(f"{source} has no boxes of {len(missing)} of {len(annotated)} images, which need some: {some}")

@@ -1,4 +1,4 @@
-"""Options that several commands have, the devices they compute on, and the folders that they cache in."""
+"""Options that several commands have, and the devices they compute on."""
 
 from __future__ import annotations
 
@@ -12,12 +12,8 @@ from sppnet.errors import SettingsError
 Images = Annotated[list[Path], Parameter(help="Image files, folders (searched through) or patterns such as '*.jpg'.")]
 Data = Annotated[Path, Parameter(help="Annotated images: a VOC folder, COCO JSON with its images, or a YOLO folder.")]
 Model = Annotated[str, Parameter(help="A shipped model's name, or the path of a model file.")]
-Detector = Annotated[str, Parameter(help="A trained detector: the path of a model file, or a shipped name.")]
-NewModel = Annotated[Path, Parameter(help="The model file to write, .safetensors.")]
 Split = Annotated[str, Parameter(help="Of the data set.")]
 Limit = Annotated[int | None, Parameter(help="Only the first so many images.")]
-SkipBad = Annotated[bool, Parameter(negative=(), help="Leave out files that cannot be read, and name them.")]
-Cache = Annotated[Path | None, Parameter(help="Folder for what is computed on the way; left out: beside the output.")]
 AsJson = Annotated[bool, Parameter(name="--json", negative=(), help="Print one JSON document and nothing else.")]
 Device = Annotated[
     Literal["auto", "cpu", "cuda", "mps"], Parameter(help="Where to compute; auto takes a GPU if there is one.")
@@ -52,13 +48,3 @@ def checked_limit(limit: int | None) -> int | None:
     if limit is not None and limit < 1:
         raise SettingsError(f"--limit must be at least 1: got {limit}; leave it out for all images")
     return limit
-
-
-def cache_folder(output: Path) -> Path:
-    """The folder beside a command's output, where nothing else was said.
-
-    Example:
-        >>> cache_folder(Path("models/birds.safetensors")).as_posix()
-        'models/birds.cache'
-    """
-    return output.with_name(f"{output.stem}.cache")

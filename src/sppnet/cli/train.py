@@ -12,21 +12,7 @@ from cyclopts import Parameter
 from sppnet.classification.compare import CompareSettings, compare_resize_modes
 from sppnet.classification.train import ClassifierSettings, report_folder, train_classifier
 from sppnet.cli import complain
-from sppnet.cli.options import (
-    AsJson,
-    Cache,
-    Data,
-    Detector,
-    Device,
-    Limit,
-    Model,
-    NewModel,
-    SkipBad,
-    Split,
-    cache_folder,
-    checked_limit,
-    chosen_device,
-)
+from sppnet.cli.options import AsJson, Data, Device, Limit, Model, Split, checked_limit, chosen_device
 from sppnet.data import read_annotated
 from sppnet.data.find import find_images
 from sppnet.data.formats.folder import training_images
@@ -38,6 +24,11 @@ from sppnet.models.compress import truncate_layers
 from sppnet.models.files import check_model_path, find_model, load, save_model
 from sppnet.progress import progress_bars
 from sppnet.visualize.plots import plot_format
+
+Detector = Annotated[str, Parameter(help="A trained detector: the path of a model file, or a shipped name.")]
+NewModel = Annotated[Path, Parameter(help="The model file to write, .safetensors.")]
+SkipBad = Annotated[bool, Parameter(negative=(), help="Leave out files that cannot be read, and name them.")]
+Cache = Annotated[Path | None, Parameter(help="Folder for what is computed on the way; left out: beside the output.")]
 
 
 def detector(
@@ -165,6 +156,16 @@ def classifier(
             f"(95 % interval {100 * low:.1f} to {100 * high:.1f}); confusions and mistakes in {report_folder(output)}"
         )
     return 0
+
+
+def cache_folder(output: Path) -> Path:
+    """The folder beside a command's output, where nothing else was said.
+
+    Example:
+        >>> cache_folder(Path("models/birds.safetensors")).as_posix()
+        'models/birds.cache'
+    """
+    return output.with_name(f"{output.stem}.cache")
 
 
 def _cache_of(model: str, output: Path) -> Path:

@@ -82,6 +82,7 @@ class SizeBuckets:
             raise ValueError(f"SizeBuckets: rank must be from 0 to ranks - 1, got rank {self.rank} of {self.ranks}")
         if self.seed < 0:
             raise ValueError(f"SizeBuckets: seed must be 0 or more, got {self.seed}")
+        self._planned: tuple[int, list[list[np.ndarray]]] = (-1, [])  # an epoch, and its batches
 
     @property
     def repeated(self) -> int:
@@ -102,6 +103,14 @@ class SizeBuckets:
             ``len(self)`` lists of sample indices, rising in each.
         """
         return [step[self.rank].tolist() for step in self._plan(epoch)]
+
+    def batch(self, n: int) -> tuple[int, list[int]]:
+        """The epoch of batch number n, and its samples: in step s, rank r has number ``s * ranks + r``."""
+        step, rank = divmod(n, self.ranks)
+        epoch, number = divmod(step, len(self))
+        if self._planned[0] != epoch:
+            self._planned = (epoch, self._plan(epoch))
+        return epoch, self._planned[1][number][rank].tolist()
 
     def padding_share(self, epoch: int = 0) -> float:
         """Say which share of the pixels in an epoch's batches is padding, over all ranks: 0 to 1.

@@ -87,61 +87,56 @@ class TrainingState:
         self.optimizer.load_state_dict({"state": {int(part): parts[part] for part in parts}, "param_groups": groups})
 
 
-class Checkpoints:
-    """The checkpoints of one training.
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in the folder of a training, newest first."""
+    return sorted(folder.glob("step-*.safetensors"), reverse=True)
+
+
+def read_checkpoint(folder: Path, key: Mapping[str, str], state: TrainingState) -> None:
+    """Restore the newest that is whole and of this training; where there is none, ``state`` stays as it is.
+
+    A damaged one is set aside as NAME.damaged, one of another training as NAME.other, with a line on standard error.
 
     Args:
         folder: of this training alone.
         key: what it starts from, by name: a checkpoint with another key is never used.
+        state: is restored.
+    """
+    paths = checkpoints(folder)
+    for path in paths:
+        found = read_tensors(path)
+        if found is None:
+            _set_aside(path, "damaged", "is damaged")
+            continue
+        tensors, facts = found
+        other = json.loads(facts["key"])
+        if other == key:
+            state.restore(int(facts["step"]), json.loads(facts["best"]), tensors)
+            return
+        names = sorted(name for name in {*other, *key} if other.get(name) != key.get(name))
+        _set_aside(path, "other", f"is of another training (not the same: {', '.join(names)})")
+    if paths:
+        print(f"{folder}: no checkpoint can be used, so training begins anew", file=sys.stderr)
+
+
+def write_checkpoint(folder: Path, key: Mapping[str, str], state: TrainingState) -> None:
+    """Write one atomically, then remove all but the newest.
+
+    Raises:
+        OutputError: it cannot be written; those before stay.
 
     Example:
         >>> layer = nn.Linear(2, 2)
         >>> state = TrainingState(layer, torch.optim.SGD(layer.parameters()))
-        >>> checkpoints = Checkpoints(Path("training"), {"learning rate": "0.1"})
         >>> for state.step in (100, 200, 300):
-        ...     checkpoints.write(state)
-        >>> [path.name for path in checkpoints.paths()]
+        ...     write_checkpoint(Path("training"), {"learning rate": "0.1"}, state)
+        >>> [path.name for path in checkpoints(Path("training"))]
         ['step-00000300.safetensors', 'step-00000200.safetensors']
     """
-
-    def __init__(self, folder: Path, key: Mapping[str, str]) -> None:
-        self.folder, self.key = folder, dict(key)
-
-    def paths(self) -> list[Path]:
-        """The files, newest first."""
-        return sorted(self.folder.glob("step-*.safetensors"), reverse=True)
-
-    def read(self, state: TrainingState) -> None:
-        """Restore the newest that is whole and of this training; where there is none, ``state`` stays as it is.
-
-        A damaged one is set aside as NAME.damaged, one of another training as NAME.other, with a line on standard error.
-        """
-        paths = self.paths()
-        for path in paths:
-            found = read_tensors(path)
-            if found is None:
-                _set_aside(path, "damaged", "is damaged")
-                continue
-            tensors, facts = found
-            key = json.loads(facts["key"])
-            if key == self.key:
-                state.restore(int(facts["step"]), json.loads(facts["best"]), tensors)
-                return
-            names = sorted(name for name in {*key, *self.key} if key.get(name) != self.key.get(name))
-            _set_aside(path, "other", f"is of another training (not the same: {', '.join(names)})")
-        if paths:
-            print(f"{self.folder}: no checkpoint can be used, so training begins anew", file=sys.stderr)
-
-    def write(self, state: TrainingState) -> None:
-        """Write one atomically, then remove all but the newest.
-
-        Raises:
-            OutputError: it cannot be written; those before stay.
-        """
-        facts = {"step": str(state.step), "key": json.dumps(self.key), "best": json.dumps(state.best)}
-        write_tensors(self.folder / f"step-{state.step:08d}.safetensors", state.tensors(), facts)
-        for path in self.paths()[GENERATIONS:]:
-            path.unlink()
+    facts = {"step": str(state.step), "key": json.dumps(key), "best": json.dumps(state.best)}
+    write_tensors(folder / f"step-{state.step:08d}.safetensors", state.tensors(), facts)
+    for path in checkpoints(folder)[GENERATIONS:]:
+        path.unlink()
 
 
 def _set_aside(path: Path, suffix: str, reason: str) -> None:

@@ -26,7 +26,7 @@ from sppnet.cache import fingerprint
 from sppnet.errors import SettingsError, UserError
 from sppnet.models.precision import autocast
 from sppnet.progress import Progress, no_progress
-from sppnet.training.checkpoints import Checkpoints, TrainingLog, TrainingState, training_lock
+from sppnet.training.checkpoints import TrainingLog, TrainingState, read_checkpoint, training_lock, write_checkpoint
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -125,9 +125,9 @@ def fit(
         shapes = (f"{name} {list(value.shape)} " for name, value in state.trained.items())
         ours = ("steps", "seed", "gradient_norm", "precision", "devices")
         key = {**key, **{name: str(getattr(settings, name)) for name in ours}, "layers": fingerprint(shapes, size=8)}
-        checkpoints = Checkpoints(folder, fabric.broadcast(key))
+        key = fabric.broadcast(key)
         with fabric.rank_zero_first():  # it sets damaged ones aside
-            checkpoints.read(state)
+            read_checkpoint(folder, key, state)
         with closing(TrainingLog(folder, state.step)) if first else nullcontext() as log:
             for batch in _loader(batches, state.step, settings, fabric):
                 row = train_step(fabric, model, batch, state, schedule, settings)
@@ -146,7 +146,7 @@ def fit(
                     if ends or validated or state.step % settings.log_interval == 0:
                         log.add({"step": float(state.step), **row})
                     if ends or state.step % settings.checkpoint_interval == 0:
-                        checkpoints.write(state)
+                        write_checkpoint(folder, key, state)
                     progress(settings.stage, state.step, settings.steps)
                 if stopped:
                     raise SystemExit(143) if signal.SIGTERM in stop else KeyboardInterrupt

@@ -240,13 +240,7 @@ Estimates = Mapping[str, tuple[float, tuple[float, float]]]  # by name, a value 
 
 
 def plot_comparison(
-    accuracies: Estimates,
-    differences: Estimates,
-    path: str | Path,
-    *,
-    reference: str = "native",
-    images: int,
-    title: str,
+    accuracies: Estimates, differences: Estimates, path: str | Path, *, reference: str, images: int, title: str
 ) -> None:
     """Draw the accuracy of each way of feeding a network, and its difference from a reference, with 95 % intervals.
 
@@ -266,7 +260,8 @@ def plot_comparison(
 
     Example:
         >>> accuracies = {"native": (0.9, (0.87, 0.93)), "crop": (0.8, (0.76, 0.84))}
-        >>> plot_comparison(accuracies, {"crop": (-0.1, (-0.12, -0.08))}, "chart.png", images=300, title="Use native.")
+        >>> gain = {"crop": (-0.1, (-0.12, -0.08))}
+        >>> plot_comparison(accuracies, gain, "chart.png", reference="native", images=300, title="Use native.")
     """
     figure = new_figure(9.0, 0.55 * len(accuracies) + 1.7)
     figure.suptitle(fill(title, 105), fontsize=10, x=0.01, ha="left")
