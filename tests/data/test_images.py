@@ -528,3 +528,18 @@ def test_images_that_are_cut_short(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert found.shape == whole.shape
         with pytest.raises(ImageError, match="cut short"):
             read_image(cut)
+
+
+def test_a_head_that_promises_fewer_rows_than_there_are(tmp_path: Path) -> None:
+    """Pillow would map such a file into memory, and show what stands behind its pixels; from bytes it shows black."""
+    picture = np.full((20, 30), 40_000, np.uint16)
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, format="TIFF")
+    content = bytearray(file.getvalue())
+    at = content.index(struct.pack("<HHI", 278, 4, 1)[:4]) if struct.pack("<HHI", 278, 4, 1)[:4] in content else None
+    assert at is not None
+    content[at + 8 : at + 12] = struct.pack("<I", 5)  # rows a strip, of 20
+    (tmp_path / "a.tif").write_bytes(content)
+    read = [images.image_or_error(source) for source in (tmp_path / "a.tif", bytes(content))]
+    assert type(read[0]) is type(read[1])
+    assert not isinstance(read[0], np.ndarray) or np.array_equal(read[0], read[1])

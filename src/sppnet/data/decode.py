@@ -39,6 +39,7 @@ _OF_DECODERS = {"WEBP": 13, "JPEG2000": 12, "AVIF": 9}  # bytes a pixel that the
 _BAND = 4_000_000  # pixels that are converted at once
 _VECTOR_FORMATS = frozenset({"EPS", "WMF"})  # drawing them would run another program
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://|data:", re.IGNORECASE)
+_NAME = "name of the file"  # in an image's info
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")  # and color profiles, which are not applied
 
@@ -71,18 +72,20 @@ class UnusableImage(ImageError):
 @contextmanager
 def open_image(source: Source) -> Iterator[Image.Image]:
     """Open an image file whose head is sound and promises no more than `MOST_MEMORY`; `UnusableImage` for any other."""
-    file, name = _checked_file(source)
-    with _Quiet():
+    stream, name = _opened(
+        source
+    )  # not the file's name: Pillow would map it into memory, and read past what its head says
+    with stream, _Quiet():
         try:
-            image = Image.open(_without_texts(file))
+            image = Image.open(_without_texts(stream))
         except UnidentifiedImageError as error:
-            raise UnusableImage(name, "not-an-image", f"not an image{_foreign(file)}") from error
+            raise UnusableImage(name, "not-an-image", f"not an image{_foreign(stream)}") from error
         except OSError as error:
-            kind = "unreadable" if isinstance(error, PermissionError) else "damaged"
-            raise UnusableImage(name, kind, f"cannot be read: {error.strerror or error}") from error
+            raise UnusableImage(name, "damaged", f"cannot be read: {error.strerror or error}") from error
         except Exception as error:  # Pillow's readers raise many kinds on damaged heads
             raise UnusableImage(name, "damaged", f"damaged image: {_one_line(error)}") from error
         with image:
+            image.info[_NAME] = name
             _check_head(image, name)
             yield image
 
@@ -100,17 +103,16 @@ def exif_orientation(image: Image.Image) -> int:
     return orientation if orientation in range(1, 9) else 1
 
 
-def decode(image: Image.Image, name: str = "") -> np.ndarray:
+def decode(image: Image.Image) -> np.ndarray:
     """Decode an opened image: upright RGB [H, W, 3] uint8, on white where it is transparent.
 
     Args:
         image: as `open_image` gives it, or one of Pillow's own.
-        name: of its file, for messages; its own where it is left out.
 
     Raises:
         UnusableImage: damaged, cut short, or larger than `MOST_MEMORY`.
     """
-    name = name or str(getattr(image, "filename", "") or "image")
+    name = str(image.info.get(_NAME) or getattr(image, "filename", "") or "image")
     needed = _check_head(image, name)
     orientation = exif_orientation(image)
     with _one_at_a_time if needed > LARGE else nullcontext(), _Quiet():
@@ -165,8 +167,8 @@ def _quiet_libtiff() -> None:
         library.TIFFSetWarningHandler(None)
 
 
-def _checked_file(source: object) -> tuple[Path | io.BytesIO, str]:
-    """What Pillow is to open, and its name for messages."""
+def _opened(source: object) -> tuple[BinaryIO, str]:
+    """What Pillow is to read, and its name for messages."""
     if isinstance(source, bytes | bytearray | memoryview):
         content, name = bytes(source), "image bytes"
     elif hasattr(source, "read"):
@@ -177,7 +179,10 @@ def _checked_file(source: object) -> tuple[Path | io.BytesIO, str]:
         if isinstance(source, str) and _ADDRESS.match(source):
             raise ImageError(f"{source[:60]}: this is an address; download it first, and give the file or its bytes")
         check_file(Path(source))
-        return Path(source), str(source)
+        try:
+            return open(source, "rb"), str(source)
+        except OSError as error:
+            raise UnusableImage(source, "unreadable", f"cannot be read: {error.strerror or error}") from error
     else:
         expected = "a path, bytes, an open file, a PIL image, a uint8 array or a tensor"
         raise ImageError(f"an image must be given as {expected}, got {type(source).__name__}")
@@ -198,12 +203,10 @@ def check_file(path: Path) -> None:
         raise UnusableImage(path, "empty", "the file is empty (0 bytes)")
 
 
-def _without_texts(file: Path | io.BytesIO) -> Path | io.BytesIO:
+def _without_texts(stream: BinaryIO) -> BinaryIO:
     """A PNG without long texts and color profiles, which Pillow would refuse to unpack though the picture is sound."""
-    with file.open("rb") if isinstance(file, Path) else io.BytesIO(file.getbuffer()) as stream:
-        if stream.read(8) != _PNG:
-            return file
-        kept, at, found = [slice(0, 8)], 8, False
+    kept, at, found = [slice(0, 8)], 8, False
+    if stream.read(8) == _PNG:
         while len(head := stream.read(8)) == 8:
             length, kind = struct.unpack(">I4s", head)
             if kind in _PNG_TEXTS and length > 1000:  # no fewer bytes unpack to more than Pillow's million
@@ -212,17 +215,17 @@ def _without_texts(file: Path | io.BytesIO) -> Path | io.BytesIO:
                 kept.append(slice(at, at + length + 12))
             at += length + 12
             stream.seek(at)
-        if not found:
-            return file
-        stream.seek(0)
-        content = stream.read()
+    stream.seek(0)
+    if not found:
+        return stream
+    content = stream.read()
     return io.BytesIO(b"".join(content[part] for part in kept))
 
 
-def _foreign(file: Path | io.BytesIO) -> str:
+def _foreign(stream: BinaryIO) -> str:
     """What a file is that is no image, where its first bytes tell."""
-    with file.open("rb") if isinstance(file, Path) else io.BytesIO(file.getvalue()) as stream:
-        head = stream.read(64).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    stream.seek(0)
+    head = stream.read(64).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     known = (f": {what}" for start, what in _FOREIGN.items() if re.match(start, head, re.DOTALL))
     return next(known, " that can be read (JPEG, PNG, WebP, TIFF ...)")
 
