@@ -111,8 +111,8 @@ def train_epochs(
         MixedBatch(model.backbone)  # a backbone that cannot take images of different sizes together says so here
     smallest = 2 if settings.train_backbone and has_batch_norm(model) else 1
     seen = _seen_sizes(model, train) if native else np.ones((len(train.images), 2), np.int64)
-    size = {"batch_size": max(settings.batch_size, smallest), "smallest_batch": smallest}
-    order = SizeBuckets(seen, seed=settings.seed, ranks=settings.devices, **size)
+    size = max(settings.batch_size, smallest)
+    order = SizeBuckets(seen, size, seed=settings.seed, ranks=settings.devices, smallest_batch=smallest)
     key = _key(model, train, validation, settings)
     heads = nn.ModuleList([model.fully_connected, model.image_classifier])
     trained = model if settings.train_backbone else heads
