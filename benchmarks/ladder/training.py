@@ -7,6 +7,7 @@ Source: arXiv:1406.4729, section 4; end to end: arXiv:1504.08083, sections 2.3, 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -31,7 +32,7 @@ from sppnet.models.compress import truncate_layers
 from sppnet.models.files import load, round_to_stored, save_model
 from sppnet.models.sppnet import SPPNet
 from sppnet.progress import Progress
-from sppnet.proposals.compute import proposals_for
+from sppnet.proposals.compute import proposals_of
 from sppnet.proposals.files import proposals_path
 
 SCALE_IMAGES = 32  # maps whose mean square sets the scale of the features
@@ -52,7 +53,7 @@ def proposals_step(ladder: Ladder) -> Step:
 
     def compute(some: Sequence[AnnotatedImage]) -> None:
         with TemporaryDirectory() as scratch:
-            proposals_for([(image.image_id, image.path) for image in some], scratch, settings.proposals)
+            proposals_of(replace(ladder.train, images=tuple(some)), settings.proposals, Path(scratch))
 
     return Step(
         "proposals",

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sppnet.detection import finetune
+from sppnet.detection import end_to_end
 from sppnet.detection.end_to_end import (
     EndToEndSettings,
     Photo,
@@ -37,9 +37,9 @@ SETTINGS = EndToEndSettings(epochs=3, windows_per_image=8, checkpoint_interval=3
 
 
 def batches(
-    model: SPPNet, photos: Sequence[TrainingImage], short_sides: Sequence[int] = (64,), **settings: Any
+    model: SPPNet, photos: Sequence[TrainingImage], short_sides: tuple[int, ...] = (64,), **settings: Any
 ) -> PhotoBatches:
-    return PhotoBatches(photos, model.preprocess, short_sides, replace(SETTINGS, windows_per_image=4, **settings))
+    return PhotoBatches(photos, model, replace(SETTINGS, windows_per_image=4, short_sides=short_sides, **settings))
 
 
 def test_what_a_batch_holds(tiny_detector: SPPNet, photos: list[TrainingImage]) -> None:
@@ -172,7 +172,7 @@ def test_the_loss_of_windows_reaches_the_convolutions(
         assert float((above - below) / (2 * step)) == pytest.approx(float(weight.grad.norm()), rel=0.05)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(finetune, "fit", differences)
+    monkeypatch.setattr(end_to_end, "fit", differences)
     with pytest.raises(KeyboardInterrupt):
         train_end_to_end(net, photos, SETTINGS, tmp_path)
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from sppnet.cache import read_tensors
 from sppnet.detection.svm import SVMSettings, cached_windows, train_svms
 from sppnet.detection.windows_of_images import ImageWindows
-from sppnet.errors import SettingsError, UserError
+from sppnet.errors import UserError
 from sppnet.linear.svm import solve_svms
 from sppnet.models.heads import SVMClassifier
 
@@ -286,5 +286,3 @@ def test_mistakes_are_named() -> None:
         train_svms([image([[1.0], [0.0]], [1, 0], classes=2)], ["a", "b"])
     with pytest.raises(UserError, match=r"no window overlaps the objects of class 'a' by less than 0\.3"):
         train_svms([image([[1.0], [2.0]], [1, 1])], ["a"])
-    with pytest.raises(SettingsError, match="cost must be above 0: got 0"):
-        SVMSettings(cost=0)

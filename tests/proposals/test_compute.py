@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sppnet.data.formats.voc import read as read_voc
+from sppnet.data.annotations import AnnotatedImage, DetectionData
 from sppnet.data.images import content_key
 from sppnet.errors import UserError
 from sppnet.metrics import overlaps
+from sppnet.progress import Progress, no_progress
 from sppnet.proposals import compute
 from sppnet.proposals.compute import (
     METHODS,
     check_method,
     grid_boxes,
     method_settings,
-    proposals_for,
     proposals_of,
     propose,
 )
@@ -30,13 +30,23 @@ from sppnet.proposals.selective_search import drop_near_duplicates, selective_se
 FAST = "edge-boxes"
 
 
+def of(image_id: str, path: Path) -> AnnotatedImage:
+    return AnnotatedImage(image_id, path, (50, 60), np.zeros((0, 4), np.float32), np.zeros(0, int), np.zeros(0, bool))
+
+
+def make(
+    images: list[AnnotatedImage], cache: Path, method: str = FAST, progress: Progress = no_progress
+) -> list[np.ndarray]:
+    return proposals_of(DetectionData(("cat",), tuple(images), "train"), method, cache, progress)
+
+
 @pytest.fixture
-def images(tmp_path: Path) -> list[tuple[str, Path]]:
+def images(tmp_path: Path) -> list[AnnotatedImage]:
     rng = np.random.default_rng(0)
     for index in range(5):
         image = Image.fromarray(rng.integers(0, 255, (4, 5, 3), dtype=np.uint8)).resize((60 + index, 50))
         image.save(tmp_path / f"{index}.png")
-    return [(str(index), tmp_path / f"{index}.png") for index in range(5)]
+    return [of(str(index), tmp_path / f"{index}.png") for index in range(5)]
 
 
 @pytest.fixture
@@ -96,92 +106,85 @@ def test_files_of_these_settings_stay_valid() -> None:
     assert (both["selective_search"], sorted(both)) == (searched, ["grid", "method", "rules", "selective_search"])
 
 
-def test_imported_ones_are_looked_for_and_never_made(tmp_path: Path, images: list[tuple[str, Path]]) -> None:
-    made_by = {"proposer": method_settings(IMPORTED), "image": content_key(images[0][1])}
+def test_imported_ones_are_looked_for_and_never_made(tmp_path: Path, images: list[AnnotatedImage]) -> None:
+    made_by = {"proposer": method_settings(IMPORTED), "image": content_key(images[0].path)}
+    folder = tmp_path / "proposals" / IMPORTED
     for image_id in "01":  # of the second image, the content is another
-        save_proposals(tmp_path / "out" / f"{image_id}.npz", np.array([[0, 0, 5, 5]]), made_by)
-    paths, errors = proposals_for(images[:3], tmp_path / "out", IMPORTED)
-    assert list(paths) == ["0"]
-    assert list(errors) == ["1", "2"]
-    assert "no imported proposals" in errors["2"]
-    assert len(load_proposals(tmp_path / "out/1.npz")[0]) == 1
+        save_proposals(folder / f"{image_id}.npz", np.array([[0, 0, 5, 5]]), made_by)
+    assert make(images[:1], tmp_path, IMPORTED)[0].tolist() == [[0, 0, 5, 5]]
+    with pytest.raises(
+        UserError, match=r"2 of 3 images cannot be used: .*1\.png: no imported.*; .*2\.png: no imported"
+    ):
+        make(images[:3], tmp_path, IMPORTED)
+    assert len(load_proposals(folder / "1.npz")[0]) == 1
     with pytest.raises(UserError, match="made elsewhere"):
         propose(np.zeros((9, 9, 3), np.uint8), IMPORTED)
 
 
-def test_files_hold_what_propose_gives(tmp_path: Path, images: list[tuple[str, Path]]) -> None:
+def test_files_hold_what_propose_gives(tmp_path: Path, images: list[AnnotatedImage]) -> None:
     calls: list[tuple[str, int, int]] = []
-    paths, errors = proposals_for(images, tmp_path / "out", FAST, progress=lambda *call: calls.append(call))
-    assert list(paths) == [image_id for image_id, _ in images]
-    assert errors == {}
+    made = make(images, tmp_path, progress=lambda *call: calls.append(call))
     assert calls == [("proposals", done, 5) for done in range(1, 6)]
-    boxes, made_by = load_proposals(paths["3"])
-    assert np.array_equal(boxes, propose(np.asarray(Image.open(images[3][1])), FAST))
+    boxes, made_by = load_proposals(tmp_path / "proposals" / FAST / "3.npz")
+    assert np.array_equal(boxes, propose(np.asarray(Image.open(images[3].path)), FAST))
     assert made_by["proposer"] == method_settings(FAST)
+    for each in (made, make(images, tmp_path)):
+        assert len(each) == 5
+        assert np.array_equal(boxes, each[3])
 
 
 def test_only_what_is_missing_or_outdated_is_computed(
-    tmp_path: Path, images: list[tuple[str, Path]], computed: list[tuple[int, ...]]
+    tmp_path: Path, images: list[AnnotatedImage], computed: list[tuple[int, ...]]
 ) -> None:
     def run(method: str = FAST) -> list[tuple[int, ...]]:
         computed.clear()
-        proposals_for(images, tmp_path / "out", method)
+        make(images, tmp_path, method)
         return sorted(computed)
 
-    everything = [(50, 60 + index, 3) for index in range(5)]
+    everything, out = [(50, 60 + index, 3) for index in range(5)], tmp_path / "proposals" / FAST
     assert run() == everything
     assert run() == []
-    (tmp_path / "out/1.npz").unlink()
-    (tmp_path / "out/2.npz").write_bytes(b"damaged")
+    (out / "1.npz").unlink()
+    (out / "2.npz").write_bytes(b"damaged")
     assert run() == everything[1:3]
-    Image.new("RGB", (33, 44)).save(images[4][1])
+    Image.new("RGB", (33, 44)).save(images[4].path)
     assert run() == [(44, 33, 3)]
+    (out / "3.npz").write_bytes((out / "4.npz").read_bytes())
+    assert run() == [everything[3]]
     assert len(run("grid")) == 5
     assert run("grid") == []
 
 
-def test_bad_images_are_named_and_the_rest_is_done(tmp_path: Path, images: list[tuple[str, Path]]) -> None:
-    images[1][1].write_bytes(b"no image")
-    images.insert(0, ("gone", tmp_path / "gone.jpg"))
-    paths, errors = proposals_for(images, tmp_path / "out", "grid")
-    assert list(paths) == ["0", "2", "3", "4"]
-    assert list(errors) == ["gone", "1"]
-    assert "no such file" in errors["gone"]
-    assert str(images[2][1]) in errors["1"]
+def test_bad_images_are_named_and_the_rest_is_done(tmp_path: Path, images: list[AnnotatedImage]) -> None:
+    images[1].path.write_bytes(b"no image")
+    images.insert(0, of("gone", tmp_path / "gone.jpg"))
+    with pytest.raises(UserError, match=r"2 of 6 images cannot be used: .*gone\.jpg: no such file; .*1\.png: "):
+        make(images, tmp_path, "grid")
+    assert sorted(file.stem for file in (tmp_path / "proposals/grid").iterdir()) == ["0", "2", "3", "4"]
 
 
 def test_an_interrupt_stops_after_the_images_in_work(
-    tmp_path: Path, images: list[tuple[str, Path]], computed: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, images: list[AnnotatedImage], computed: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt(stage: str, done: int, total: int) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(cv2, "getNumberOfCPUs", lambda: 1)
-    many = [(f"{image_id}-{copy}", path) for copy in range(20) for image_id, path in images]
+    many = [of(f"{image.image_id}-{copy}", image.path) for copy in range(20) for image in images]
     with pytest.raises(KeyboardInterrupt):
-        proposals_for(many, tmp_path / "out", FAST, progress=interrupt)
+        make(many, tmp_path, FAST, progress=interrupt)
     assert len(computed) < 50
-    assert all(path.suffix == ".npz" for path in (tmp_path / "out").iterdir())
-    assert len(list((tmp_path / "out").iterdir())) == len(computed)
+    written = list((tmp_path / "proposals" / FAST).iterdir())
+    assert all(path.suffix == ".npz" for path in written)
+    assert len(written) == len(computed)
 
 
-def test_mistakes_of_the_caller(tmp_path: Path, images: list[tuple[str, Path]]) -> None:
+def test_mistakes_of_the_caller(tmp_path: Path, images: list[AnnotatedImage]) -> None:
     with pytest.raises(ValueError, match="twice"):
-        proposals_for([*images, images[0]], tmp_path, "grid")
+        make([*images, images[0]], tmp_path, "grid")
     with pytest.raises(UserError, match="cannot name a file"):
-        proposals_for([("../a", images[0][1])], tmp_path, "grid")
+        make([of("../a", images[0].path)], tmp_path, "grid")
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot be written"):
-        proposals_for(images, tmp_path / "file", "grid")
-    assert proposals_for([], tmp_path / "out", "grid") == ({}, {})
-
-
-def test_the_proposals_of_a_data_set(tiny_voc: Path, tmp_path: Path) -> None:
-    data = read_voc(tiny_voc, "train")
-    first, again = (proposals_of(data, "grid", tmp_path) for _ in range(2))
-    assert len(first) == 8
-    assert all(np.array_equal(one, other) for one, other in zip(first, again, strict=True))
-    for image in data.images[:2]:
-        image.path.write_bytes(image.path.read_bytes()[:300])
-    with pytest.raises(UserError, match=r"2 of 8 images cannot be used: .*000000\.jpg: .*; .*000001\.jpg: "):
-        proposals_of(data, "grid", tmp_path)
+        make(images, tmp_path / "file", "grid")
+    assert make([], tmp_path, "grid") == []

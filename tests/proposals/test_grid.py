@@ -51,6 +51,3 @@ def test_every_place_is_near_a_box_of_every_kind() -> None:
 def test_errors() -> None:
     with pytest.raises(ValueError, match="at least 1"):
         grid_boxes((0, 5))
-    for wrong in ({"growth": 1.0}, {"step": 0.0}, {"aspects": ()}):
-        with pytest.raises(ValueError, match="Grid"):
-            Grid(**wrong)  # type: ignore[arg-type]

@@ -6,6 +6,7 @@ import os
 import pickle
 import struct
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from scipy.io import savemat
 
 from sppnet.data.annotations import AnnotatedImage, DetectionData
 from sppnet.errors import UserError
-from sppnet.proposals.compute import proposals_for
+from sppnet.proposals.compute import proposals_of
 from sppnet.proposals.files import IMPORTED, import_proposals, load_proposals, read_boxes, save_proposals
 
 BOXES = np.array([[0, 0, 40, 30], [2, 3, 20, 10]], dtype=np.float32)  # of an image of 30 x 40 (height x width)
@@ -59,29 +60,32 @@ def test_the_projects_own_files(tmp_path: Path) -> None:
 def test_images_are_found_by_their_names(tmp_path: Path, data: DetectionData, name: str) -> None:
     np.savez(tmp_path / "all.npz", **{name: BOXES, "another": BOXES})
     calls: list[tuple[str, int, int]] = []
-    found = import_proposals(tmp_path / "all.npz", data, tmp_path / "out", progress=lambda *call: calls.append(call))
-    assert list(found.files) == ["train/139"]
-    assert (found.missing, found.unused, found.boxes, found.dropped) == (("train/140", "train/141"), 1, 2, 0)
+    found, dropped = import_proposals(
+        tmp_path / "all.npz", data, tmp_path / "out", progress=lambda *call: calls.append(call)
+    )
+    assert (list(found), len(found["train/139"]), dropped) == (["train/139"], 2, 0)
     assert calls == [("import", 1, 3), ("import", 2, 3), ("import", 3, 3)]
 
 
 def test_what_is_imported_is_what_training_finds(tmp_path: Path, data: DetectionData) -> None:
     np.savez(tmp_path / "a.npz", **{"139": BOXES[1:], "141": BOXES})
-    import_proposals(tmp_path / "a.npz", data, tmp_path / "out")
-    paths, errors = proposals_for([(i.image_id, i.path) for i in data.images], tmp_path / "out", IMPORTED)
-    assert list(paths) == ["train/139", "train/141"]
-    assert list(errors) == ["train/140"]
-    boxes, made_by = load_proposals(paths["train/139"])
-    assert boxes.tolist() == [[2, 3, 20, 10]]
+    import_proposals(tmp_path / "a.npz", data, tmp_path / "proposals/imported")
+    with pytest.raises(UserError, match=r"1 of 3 images cannot be used: .*140\.png: no imported proposals"):
+        proposals_of(data, IMPORTED, tmp_path)
+    first, last = proposals_of(replace(data, images=data.images[::2]), IMPORTED, tmp_path)
+    assert (first.tolist(), len(last)) == ([[2, 3, 20, 10]], 2)
+    boxes, made_by = load_proposals(tmp_path / "proposals/imported/train/139.npz")
+    assert np.array_equal(boxes, first)
     assert made_by["source"] == "a.npz"
 
 
 def test_boxes_are_cut_to_the_image(tmp_path: Path, data: DetectionData) -> None:
     boxes = np.array([[-1, -1, 41, 31], [5, 5, 5, 9], [9, 9, 9, 12], [1, 2, 3, 4]])
     np.savez(tmp_path / "all.npz", **{"139": boxes})
-    found = import_proposals(tmp_path / "all.npz", data, tmp_path / "out")
-    assert load_proposals(found.files["train/139"])[0].tolist() == [[0, 0, 40, 30], [1, 2, 3, 4]]
-    assert (found.boxes, found.dropped) == (2, 2)
+    found, dropped = import_proposals(tmp_path / "all.npz", data, tmp_path / "out")
+    for each in (found["train/139"], load_proposals(tmp_path / "out/train/139.npz")[0]):
+        assert each.tolist() == [[0, 0, 40, 30], [1, 2, 3, 4]]
+    assert dropped == 2
 
 
 @pytest.mark.parametrize("wrong", [[0, 0, 30, 40], [35, 20, 5, 10]], ids=["y before x", "width and height"])

@@ -165,13 +165,6 @@ def test_other_arrays_are_refused(image: np.ndarray) -> None:
         selective_search(image)
 
 
-def test_settings_are_checked() -> None:
-    with pytest.raises(ValueError, match="near_duplicate_iou=0"):
-        SelectiveSearch(near_duplicate_iou=0)
-    with pytest.raises(ValueError, match="working_size=0"):
-        SelectiveSearch(working_size=0)
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_recall_on_real_photos(shared_data: Path) -> None:

@@ -23,7 +23,7 @@ from sppnet.models.files import load
 from sppnet.models.sppnet import SPPNet
 from sppnet.progress import progress_bars
 from sppnet.proposals.compute import check_method, proposals_of
-from sppnet.proposals.files import IMPORTED, import_proposals, load_proposals
+from sppnet.proposals.files import IMPORTED, import_proposals
 from sppnet.proposals.recall import format_recall, recall_report
 from sppnet.visualize.plots import plot_confusion, plot_errors, plot_precision_recall
 
@@ -140,17 +140,14 @@ def proposals(
             boxes = {image.image_id: boxes for image, boxes in zip(annotated.images, found, strict=True)}
         else:
             cached = folder / "proposals" / IMPORTED
-            imported = import_proposals(source, annotated, cached, progress)
-            boxes = {image_id: load_proposals(file)[0] for image_id, file in imported.files.items()}
+            boxes, dropped = import_proposals(source, annotated, cached, progress)
     answer = recall_report(annotated, boxes)
     print(to_json(answer) if as_json else format_recall(answer))
     if source is None:
         return 0
-    dropped, missing = imported.dropped, imported.missing
-    print(
-        f"{imported.boxes} boxes of {len(boxes)} images in {cached}; {dropped} empty or outside their image",
-        file=sys.stderr,
-    )
+    count = sum(map(len, boxes.values()))
+    print(f"{count} boxes of {len(boxes)} images in {cached}; {dropped} empty or outside their image", file=sys.stderr)
+    missing = [image.image_id for image in annotated.images if image.image_id not in boxes]
     if not missing:
         return 0
     some = ", ".join(missing[:5]) + (" ..." if len(missing) > 5 else "")

@@ -14,17 +14,16 @@ for all four this changes nothing, so it is left out. Both also shrink the const
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from sppnet.boxes import box_iou, encode_boxes
 from sppnet.detection.windows_of_images import ImageWindows, ManyWindows, read_state, write_state
-from sppnet.errors import SettingsError
 from sppnet.linear.ridge import RidgeSums, ridge_bytes
 from sppnet.models.heads import RidgeRegressor
 from sppnet.progress import Progress, no_progress
@@ -39,19 +38,12 @@ class BoxRegressionSettings:
         min_iou: windows learn from the object that they overlap most, if by this or more.
         memory_bytes: for the sums of the classes that are fitted at the same time.
         checkpoint_interval: images; a training that was stopped goes on from there.
-
-    Raises:
-        SettingsError: a setting out of its range.
     """
 
     ridge: float = 1000.0
     min_iou: float = 0.6
     memory_bytes: int = 2**30
     checkpoint_interval: int = 500
-
-    def __post_init__(self) -> None:
-        if not self.ridge > 0 or not 0 < self.min_iou <= 1 or self.checkpoint_interval < 1:
-            raise SettingsError(f"ridge must be above 0, min_iou in 0..1 and checkpoint_interval 1 or more: got {self}")
 
     def key(self) -> dict[str, Any]:
         """What decides the result, by name; see `SVMSettings.key`."""
@@ -90,7 +82,7 @@ def train_box_regression(
         fit.restore(*stored)
     else:
         fit.begin()
-    groups = list(fit.groups())
+    groups = fit.groups()
     total = len(images) * len(groups)
     for step in range(fit.done, total):
         turn, index = divmod(step, len(images))
@@ -110,34 +102,34 @@ class _Fit:
 
     def __init__(self, images: ManyWindows, num_classes: int, settings: BoxRegressionSettings, scale: float) -> None:
         self.images, self.num_classes, self.settings, self.scale = images, num_classes, settings, scale
-        self.done, self.width = 0, 0
+        self.done = 0
         self.counts = torch.zeros(num_classes + 1, dtype=torch.int64)  # of windows to learn from
         self.weights, self.biases = torch.zeros(num_classes, 4, 0), torch.zeros(num_classes, 4)
         self.sums: dict[int, RidgeSums] = {}  # by label, of the group that is being looked at
 
     def begin(self) -> None:
         """Count what there is to learn from; nothing is embedded but one window."""
+        width = 0
         for index in range(len(self.images)):
             image = self.images[index]
             labels = _matches(image, self.settings.min_iou)[2]
             self.counts += labels.bincount(minlength=self.num_classes + 1)
-            if not self.width and len(image.labels):
-                self.width = image.features(torch.tensor([0])).shape[1]
-        self.weights = torch.zeros(self.num_classes, 4, self.width)
+            if not width and len(image.labels):
+                width = image.features(torch.tensor([0])).shape[1]
+        self.weights = torch.zeros(self.num_classes, 4, width)
 
-    def groups(self) -> Iterator[list[int]]:
+    def groups(self) -> list[list[int]]:
         """Labels, so that the sums of those in one group fit in memory."""
-        group: list[int] = []
-        used, limit = 0, self.settings.memory_bytes
+        groups: list[list[int]] = []
+        room = 0
         for label in self.counts[1:].nonzero().flatten().add(1).tolist():
-            needed = ridge_bytes(self.width, int(self.counts[label]), limit)
-            if group and used + needed > limit:
-                yield group
-                group, used = [], 0
-            group.append(label)
-            used += needed
-        if group:
-            yield group
+            needed = ridge_bytes(self.weights.shape[2], int(self.counts[label]), self.settings.memory_bytes)
+            if needed > room:
+                groups.append([])
+                room = self.settings.memory_bytes
+            groups[-1].append(label)
+            room -= needed
+        return groups
 
     def look(self, group: list[int], image: ImageWindows) -> None:
         """Take an image's windows of these classes into the sums."""
@@ -160,22 +152,20 @@ class _Fit:
     def restore(self, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
         self.done = int(metadata["done"])
         self.counts, self.weights, self.biases = tensors["counts"], tensors["weights"], tensors["biases"]
-        self.width = self.weights.shape[2]
         if self.done % len(self.images):
-            self.sums = self._empty(list(self.groups())[self.done // len(self.images)])
+            self.sums = self._empty(self.groups()[self.done // len(self.images)])
             for label, sums in self.sums.items():
                 sums.restore({name: tensors[f"sums.{label}.{name}"] for name in ("seen", "examples", "sums")})
 
     def _empty(self, group: list[int]) -> dict[int, RidgeSums]:
-        return {label: RidgeSums(self.width, int(self.counts[label]), self.settings.memory_bytes) for label in group}
+        width, memory = self.weights.shape[2], self.settings.memory_bytes
+        return {label: RidgeSums(width, int(self.counts[label]), memory) for label in group}
 
 
 def _matches(image: ImageWindows, min_iou: float) -> tuple[Tensor, Tensor, Tensor]:
     """Windows to learn from: rows [n], the deltas to the object that each overlaps most [n, 4], its label [n]."""
     objects = image.labels.nonzero().flatten()
-    if not len(objects):
-        return torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
-    best, which = box_iou(image.boxes, image.boxes[objects]).max(1)
+    best, which = F.pad(box_iou(image.boxes, image.boxes[objects]), (0, 1)).max(1)  # where there are no objects, 0
     rows = (best >= min_iou).nonzero().flatten()
     matched = objects[which[rows]]
     return rows, encode_boxes(image.boxes[rows], image.boxes[matched]), image.labels[matched]

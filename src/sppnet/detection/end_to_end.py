@@ -23,14 +23,13 @@ from torch import Tensor, nn
 
 from sppnet.data.images import content_key, read_image
 from sppnet.detection.feature_maps import FeatureMaps
-from sppnet.detection.finetune import WindowSettings, detection_losses, fit_stage, pool_windows, training_key
+from sppnet.detection.finetune import WindowSettings, checkpoint_folder, detection_losses, pool_windows, training_key
 from sppnet.detection.targets import Candidates, TrainingImage, draw, flip, image_at
 from sppnet.errors import SettingsError
 from sppnet.models.precision import fast_backward
-from sppnet.models.preprocess import Preprocess
 from sppnet.models.sppnet import SPPNet
 from sppnet.progress import Progress, no_progress
-from sppnet.training.loop import LoopSettings, parameter_groups
+from sppnet.training.loop import LoopSettings, adamw, fit, parameter_groups
 
 
 @dataclass(frozen=True)
@@ -57,10 +56,8 @@ class Photo(NamedTuple):
 class PhotoBatches:
     """Batch number ``n``, always the same for the same seed."""
 
-    def __init__(
-        self, images: Sequence[TrainingImage], preprocess: Preprocess, short_sides: Sequence[int], settings: EndToEndSettings
-    ) -> None:  # fmt: skip
-        self.images, self.preprocess, self.short_sides, self.settings = images, preprocess, short_sides, settings
+    def __init__(self, images: Sequence[TrainingImage], model: SPPNet, settings: EndToEndSettings) -> None:
+        self.images, self.model, self.settings = images, model, settings
 
     def __getitem__(self, n: int) -> list[Photo]:
         count = self.settings.images_per_step
@@ -70,11 +67,11 @@ class PhotoBatches:
         settings, rng = self.settings, np.random.default_rng([self.settings.seed, 2, position])
         image = self.images[image_at(position, len(self.images), settings.seed)]
         windows = draw(image.candidates, settings.windows_per_image, settings.foreground_share, rng)
-        short_side = int(rng.choice(self.short_sides))
+        short_side = int(rng.choice(settings.short_sides or self.model.short_sides))
         pixels = read_image(image.path)
         if settings.flip and rng.random() < 0.5:
             pixels, windows = pixels[:, ::-1], flip(windows, pixels.shape[1])
-        resized = np.require(self.preprocess.resize(pixels, short_side), requirements=("C", "W"))
+        resized = np.require(self.model.preprocess.resize(pixels, short_side), requirements=("C", "W"))
         return Photo(torch.from_numpy(resized), (pixels.shape[0], pixels.shape[1]), windows)
 
 
@@ -126,12 +123,16 @@ def train_end_to_end(
         learning_rate=settings.learning_rate, backbone_rate=settings.backbone_rate, weight_decay=settings.weight_decay,
     )  # fmt: skip
     loop = LoopSettings(
-        steps, settings.checkpoint_interval, seed=settings.seed, gradient_norm=settings.gradient_norm, devices=devices
-    )
+        steps, settings.checkpoint_interval, seed=settings.seed, gradient_norm=settings.gradient_norm, devices=devices,
+        stage="end to end",
+    )  # fmt: skip
+    folder = checkpoint_folder(folder, loop.stage, key)
     model.train()
     model.backbone.eval()  # its BatchNorm and dropout stay as they are in use
-    batches = PhotoBatches(images, model.preprocess, settings.short_sides or model.short_sides, settings)
-    history = fit_stage("end to end", model, batches, loss, groups, loop, folder, key, model.device, progress)
+    batches = PhotoBatches(images, model, settings)
+    history = fit(
+        model, batches, loss, *adamw(groups, steps), folder, loop, key=key, device=model.device, progress=progress
+    )
     model.eval().requires_grad_(True)
     return history.rank
 
@@ -173,13 +174,11 @@ def trainable_layers(backbone: nn.Module, train_layers: str) -> list[nn.Paramete
             first = order.index(children[int(train_layers)])
         except (ValueError, IndexError):
             raise SettingsError(f"train_layers is {train_layers!r}: no such layer; {expected}") from None
-    trained = []
     for name, parameter in backbone.named_parameters():
         owner = name.rpartition(".")[0]
         is_norm = isinstance(modules[owner], nn.modules.batchnorm._BatchNorm)
         parameter.requires_grad_(order.index(owner) >= first and not is_norm)
-        if parameter.requires_grad:
-            trained.append(parameter)
+    trained = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
     if not trained and train_layers != "none":
         raise SettingsError(f"train_layers is {train_layers!r}: no layer from there on has weights; {expected}")
     return trained

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -99,7 +98,7 @@ def evaluate_detector(
     if kind == "decision":
         max_per_class, settings = MAX_PER_CLASS, replace(settings, max_detections=MAX_PER_CLASS * len(class_names))
     to_data_label = np.array([0] + [data.class_names.index(name) + 1 for name in class_names])
-    seconds: dict[str, float] = defaultdict(float)
+    seconds: dict[str, float] = {}
     found, image_logits = [], []
     with cache_directory(cache) as folder:
         with timed(seconds, "proposals"):
@@ -130,12 +129,8 @@ def evaluate_detector(
         coco = evaluate_coco(found, boxes_truth, data.class_names)
     except UserError:  # a package is missing, and nothing else
         coco = None
-    return DetectorEvaluation(
-        evaluate_voc(found, boxes_truth, data.class_names),
-        coco,
-        detection_errors(found, boxes_truth, data.class_names),
-        evaluate_voc_images(np.stack(image_logits), [truth[1:] for truth in boxes_truth], data.class_names),
-        len(data),
-        kind,
-        {stage: value / len(data) for stage, value in seconds.items()},
-    )
+    result = evaluate_voc(found, boxes_truth, data.class_names)
+    errors = detection_errors(found, boxes_truth, data.class_names)
+    whole_images = evaluate_voc_images(np.stack(image_logits), [truth[1:] for truth in boxes_truth], data.class_names)
+    per_image = {stage: value / len(data) for stage, value in seconds.items()}
+    return DetectorEvaluation(result, coco, errors, whole_images, len(data), kind, per_image)

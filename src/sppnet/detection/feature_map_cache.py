@@ -12,6 +12,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from copy import deepcopy
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -46,15 +47,11 @@ class FeatureMapCache:
         weights = fingerprint([stored, pixels, f"feature scale {float(model.feature_scale)}"], size=8)
         sides = [preprocess.sides(side) for side in model.short_sides]
         self.folder = folder / f"{weights}-{'+'.join(f'{short}-{long}' for short, long in sides)}"
-        self._keys: dict[tuple[Path, Stamp | None], str] = {}  # of image files: their content is hashed once
         self._verified: dict[Path, Stamp | None] = {}
 
     def path(self, image: Path, *, flip: bool = False) -> Path:
         """Where the maps of an image file lie, or will lie."""
-        seen = (image, _stamp(image))
-        if seen not in self._keys:
-            self._keys[seen] = content_key(image)
-        return self.folder / f"{self._keys[seen]}{'-flipped' if flip else ''}.safetensors"
+        return self.folder / f"{_content_key(image, _stamp(image))}{'-flipped' if flip else ''}.safetensors"
 
     def read(self, image: Path, *, flip: bool = False) -> FeatureMaps:
         """The maps of an image file, through a memory map: what is not pooled is not loaded. Computed where there are none."""
@@ -68,11 +65,9 @@ class FeatureMapCache:
         self._verified[path] = stamp
         tensors, metadata = found
         scales, size, whole = (json.loads(metadata[name]) for name in ("scales", "size", "whole"))
+        features = tuple(tensors[str(index)].permute(2, 0, 1)[None] for index in range(len(scales)))
         return FeatureMaps(
-            tuple(tensors[str(index)].permute(2, 0, 1)[None] for index in range(len(scales))),
-            tuple((vertical, horizontal) for vertical, horizontal in scales),
-            (size[0], size[1]),
-            whole,
+            features, tuple((vertical, horizontal) for vertical, horizontal in scales), tuple(size), whole
         )
 
     def fill(self, images: Sequence[Path], *, flip: bool = False, progress: Progress = no_progress) -> None:
@@ -113,6 +108,12 @@ class FeatureMapCache:
         tensors = {str(index): part[0].permute(1, 2, 0) for index, part in enumerate(maps.features)}
         facts = {name: json.dumps(getattr(maps, name)) for name in ("scales", "size", "whole")}
         write_tensors(self.path(image, flip=flip), tensors, facts)
+
+
+@cache
+def _content_key(image: Path, stamp: Stamp | None) -> str:
+    """Hash a file's content once, until it changes."""
+    return content_key(image)
 
 
 def _stamp(path: Path) -> Stamp | None:

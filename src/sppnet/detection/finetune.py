@@ -8,10 +8,10 @@ from the paper, for speed: AdamW and a cosine schedule over a few thousand steps
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from sppnet.detection.feature_maps import FeatureMaps
 from sppnet.detection.targets import Candidates, TrainingImage, draw, flip, image_at
 from sppnet.models.sppnet import SPPNet
 from sppnet.progress import Progress, no_progress
-from sppnet.training.loop import Batches, History, LoopSettings, Loss, adamw, fit, parameter_groups
+from sppnet.training.loop import LoopSettings, adamw, fit, parameter_groups
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,6 @@ class FinetuneSettings(WindowSettings):
 
     steps: int = 2500
     images_per_step: int = 8  # few images, many windows: reading a map costs more than pooling one more window
-    random_scale: bool = True  # of several scales, pool each window at any (release), and not at the one that suits it
     checkpoint_interval: int = 100  # steps
 
 
@@ -121,7 +120,7 @@ class CachedBatches:
             flipped = bool(rng.integers(1 + settings.flip))
             maps = self.maps.read(image.path, flip=flipped)
             scale = None
-            if settings.random_scale and len(maps.scales) > 1:
+            if len(maps.scales) > 1:  # any (release), and not the one that suits the window
                 scale = torch.from_numpy(rng.integers(len(maps.scales), size=len(windows.boxes)))
             parts.append((maps, flip(windows, maps.size[1]) if flipped else windows, scale))
         return pool_windows(self.maps.model, parts)
@@ -162,10 +161,11 @@ def finetune(
     def loss(batch: WindowBatch, step: int) -> dict[str, Tensor]:
         return detection_losses(model, batch.to(model.device), settings.image_weight)
 
-    loop = LoopSettings(settings.steps, settings.checkpoint_interval, seed=settings.seed)
-    heads.train()
+    loop = LoopSettings(settings.steps, settings.checkpoint_interval, seed=settings.seed, stage="fine-tuning")
+    folder = checkpoint_folder(folder, loop.stage, key)
     batches = CachedBatches(images, maps, settings)
-    fit_stage("fine-tuning", heads, batches, loss, groups, loop, folder, key, model.device, progress)
+    heads.train()
+    fit(heads, batches, loss, *adamw(groups, loop.steps), folder, loop, key=key, device=model.device, progress=progress)
     model.eval()
 
 
@@ -185,15 +185,6 @@ def training_key(
     return {"images": fingerprint(parts, size=8), "weights": fingerprint([start.state_dict()], size=8), **told}
 
 
-def fit_stage(
-    stage: str, trainable: nn.Module, batches: Batches, loss: Loss, groups: list[dict[str, Any]], loop: LoopSettings, folder: Path,
-    key: dict[str, str], device: torch.device, progress: Progress,
-) -> History:  # fmt: skip
-    """`sppnet.training.loop.fit` by AdamW; checkpoints go below the folder, named for the stage and all that it starts from."""
-    checkpoints = folder / f"{stage.replace(' ', '-')}-{fingerprint([repr(sorted(key.items()))], size=6)}"
-
-    def told(_: str, done: int, total: int) -> None:
-        progress(stage, done, total)
-
-    optimizer, schedule = adamw(groups, loop.steps)
-    return fit(trainable, batches, loss, optimizer, schedule, checkpoints, loop, key=key, device=device, progress=told)
+def checkpoint_folder(folder: Path, stage: str, key: Mapping[str, str]) -> Path:
+    """Where a training leaves its checkpoints: named for the stage and all that it starts from."""
+    return folder / f"{stage.replace(' ', '-')}-{fingerprint([repr(sorted(key.items()))], size=6)}"

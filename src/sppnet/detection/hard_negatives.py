@@ -83,8 +83,21 @@ class NegativeCache:
     def add(self, features: Tensor, hard: Tensor, scores: Tensor) -> None:
         """Take in an image's windows: features [n, D], for which classes each is hard [n, K] bool, scores [n, K]."""
         new = hard.any(1)
-        fresh = slice(self._reserve(int(new.sum()), features), len(self.features))
-        self.features[fresh], self.held[fresh], self.scores[fresh] = features[new], hard[new], scores[new].float()
+        added = int(new.sum())
+        if not self.features.shape[1]:
+            self._rows["features"] = features.new_zeros(0, features.shape[1])
+            self._use(0)
+        most = self.max_windows * self.held.shape[1]
+        if len(self.held) + added > len(self._rows["held"]):
+            self.compact()
+        count = len(self.held)
+        if count + added > len(self._rows["held"]):
+            room = max(count + added, min(count * 3 // 2, most))
+            for name, part in self._rows.items():
+                self._rows[name] = part.new_zeros(room, *part.shape[1:])
+                self._rows[name][:count] = part[:count]
+        self._use(count + added)
+        self.features[count:], self.held[count:], self.scores[count:] = features[new], hard[new], scores[new].float()
 
     def too_many(self) -> Tensor:
         """[K] bool: classes that hold more than they may."""
@@ -124,19 +137,3 @@ class NegativeCache:
     def _use(self, count: int) -> None:
         """Let the first ``count`` rows be those in use."""
         self.features, self.held, self.scores = (part[:count] for part in self._rows.values())
-
-    def _reserve(self, added: int, features: Tensor) -> int:
-        """The first of ``added`` free rows."""
-        if not self.features.shape[1]:
-            self._rows["features"] = self.features = features.new_zeros(0, features.shape[1])
-        most = self.max_windows * self.held.shape[1]
-        if len(self.held) + added > len(self._rows["held"]):
-            self.compact()
-        count = len(self.held)
-        if count + added > len(self._rows["held"]):
-            room = max(count + added, min(count * 3 // 2, most))
-            for name, part in self._rows.items():
-                self._rows[name] = part.new_zeros(room, *part.shape[1:])
-                self._rows[name][:count] = part[:count]
-        self._use(count + added)
-        return count

@@ -18,7 +18,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -79,7 +79,7 @@ def train_linear_heads(
     scale: float | None = None
     if svm is not None:
         with timed(seconds, "SVMs"):
-            state = _state_file(folder, "svms", windows, svm.key(), model.class_names)
+            state = _state_file(folder, "svms", windows, model.class_names, **svm.key())
             svms = train_svms(windows, model.class_names, svm, state=state, progress=progress)
             model.window_classifier = svms.eval().to(model.device)
             model.architecture = replace(model.architecture, window_classifier="svm")
@@ -202,8 +202,8 @@ def _add_svm(model: SPPNet, windows: WindowsOfImages, old: list[ImageWindows], c
     before, names = model.window_classifier, model.class_names[-1:]
     assert isinstance(before, SVMClassifier)
     settings, scale = _recorded(model, "svm", SVMSettings), float(before.scale)
-    key = {"scale": scale, "old_windows": [len(group.labels) for group in old], **settings.key()}
-    state = _state_file(cache, "svms", windows, key, names)
+    counts = [len(group.labels) for group in old]
+    state = _state_file(cache, "svms", windows, names, scale=scale, old_windows=counts, **settings.key())
     both: ManyWindows = ConcatDataset([windows, old])  # type: ignore[list-item]
     svm = train_svms(both, names, settings, state=state, scale=scale, progress=progress)
     model.window_classifier = _joined(before, svm)
@@ -231,13 +231,11 @@ def _joined(before: Head, new: Head) -> Head:
 def _train_ridge(
     windows: WindowsOfImages, settings: BoxRegressionSettings, scale: float, folder: Path, progress: Progress
 ) -> RidgeRegressor:
-    state = _state_file(folder, "ridge", windows, {"scale": scale, **settings.key()})
+    state = _state_file(folder, "ridge", windows, (), scale=scale, **settings.key())
     return train_box_regression(windows, windows.num_classes, settings, scale=scale, state=state, progress=progress)
 
 
-def _state_file(
-    folder: Path, stage: str, windows: WindowsOfImages, key: Mapping[str, Any], class_names: Sequence[str] = ()
-) -> Path:
+def _state_file(folder: Path, stage: str, windows: WindowsOfImages, class_names: Sequence[str], **key: Any) -> Path:
     """Where a training keeps its state; named for all that it starts from."""
     fields = json.dumps({"class_names": class_names, **key}, sort_keys=True)
     return folder / f"{stage}-{fingerprint([windows.fingerprint, fields], size=8)}.safetensors"

@@ -38,7 +38,7 @@ from torch import Tensor
 from sppnet.cache import read_tensors
 from sppnet.detection.hard_negatives import NegativeCache, hard_windows
 from sppnet.detection.windows_of_images import ImageWindows, ManyWindows, feature_scale, read_state, write_state
-from sppnet.errors import SettingsError, UserError
+from sppnet.errors import UserError
 from sppnet.linear.svm import solve_svms
 from sppnet.models.heads import SVMClassifier
 from sppnet.progress import Progress, no_progress
@@ -78,11 +78,6 @@ class SVMSettings:
     memory_bytes: int = 2 * 2**30
     checkpoint_interval: int = 500
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("cost", "positive_weight", "bias_input", "retrain_after", "checkpoint_interval"):
-            if not getattr(self, name) > 0:
-                raise SettingsError(f"{name} must be above 0: got {getattr(self, name)}")
 
     def key(self) -> dict[str, Any]:
         """What decides the result, by name. A field that comes later belongs here only where it is not at its default."""

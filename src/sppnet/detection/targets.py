@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from sppnet.boxes import box_iou, encode_boxes, flip_boxes, flip_deltas
 from sppnet.data.annotations import AnnotatedImage
@@ -69,8 +70,8 @@ def find_candidates(image: AnnotatedImage, proposals: np.ndarray, num_classes: i
     boxes = torch.cat([objects, torch.from_numpy(proposals)])
     image_labels = torch.zeros(num_classes)
     image_labels[torch.from_numpy(image.gt_labels) - 1] = 1
-    best, which = _best_overlap(boxes, objects)
-    best_difficult, _ = _best_overlap(boxes, torch.from_numpy(image.gt_boxes[image.difficult]))
+    best, which = F.pad(box_iou(boxes, objects), (0, 1)).max(1)  # where there are no objects, 0
+    best_difficult = F.pad(box_iou(boxes, torch.from_numpy(image.gt_boxes[image.difficult])), (0, 1)).amax(1)
 
     foreground = (best >= FOREGROUND_IOU).nonzero().flatten()
     other = (best < FOREGROUND_IOU) & (best_difficult < FOREGROUND_IOU)
@@ -83,14 +84,6 @@ def find_candidates(image: AnnotatedImage, proposals: np.ndarray, num_classes: i
     chosen = torch.cat([foreground, background])
     window_labels = torch.cat([labels[matched], labels.new_zeros(len(background))])
     return Candidates(boxes[chosen], window_labels, deltas, len(foreground), image_labels)
-
-
-def _best_overlap(boxes: Tensor, objects: Tensor) -> tuple[Tensor, Tensor]:
-    """For each box the largest overlap with an object, and which object; 0 and 0 where there are no objects."""
-    if not len(objects):
-        return torch.zeros(len(boxes)), torch.zeros(len(boxes), dtype=torch.int64)
-    best, which = box_iou(boxes, objects).max(1)
-    return best, which
 
 
 def draw(candidates: Candidates, count: int, foreground_share: float, rng: np.random.Generator) -> Candidates:

@@ -175,8 +175,13 @@ def train_detector(
     """
     settings = replace(settings or DetectorSettings(), **options)
     output = None if output is None else Path(output)
-    check_training(data, output)
+    if not any((~image.difficult).any() for image in data.images):
+        raise UserError(f"split {data.split!r} holds no object to train on ({len(data)} images)")
+    if output is not None:
+        check_outputs(check_model_path(output))  # before hours of work
     net = _new_model(settings, data.class_names) if model is None else _start(model, settings)
+    if settings.preset == "standard":
+        trainable_layers(net.backbone, settings.train_layers or "all")  # a mistake in it is said before the work
     data = data.relabelled(net.class_names)
     net.eval().to(choose_device(str(device)))
     net.backbone.to(memory_format=torch.channels_last)
@@ -250,14 +255,6 @@ def train_svms_of(model: SPPNet, data: DetectionData, *, ridge: bool = True, **o
     return train_detector(data, model=model, preset="quick", ridge=ridge, device=model.device, **options)
 
 
-def check_training(data: DetectionData, output: Path | None) -> None:
-    """Raise a UserError, before hours of work, where there is nothing to train on, or no model can be written in the end."""
-    if not any((~image.difficult).any() for image in data.images):
-        raise UserError(f"split {data.split!r} holds no object to train on ({len(data)} images)")
-    if output is not None:
-        check_outputs(check_model_path(output))
-
-
 def _new_model(settings: DetectorSettings, class_names: tuple[str, ...]) -> SPPNet:
     """A detector whose backbone alone has been trained, on something else."""
     name = settings.backbone or COMPACT
@@ -271,7 +268,6 @@ def _new_model(settings: DetectorSettings, class_names: tuple[str, ...]) -> SPPN
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         backbone = build_backbone(name, weights)
-        trainable_layers(backbone, settings.train_layers or "all")  # a mistake in it is said before the work
         net = build_model(
             Architecture(class_names, name, settings.levels or LEVELS, hidden),
             Preprocess(short_side, round(LONG_SIDE * short_side)),
@@ -292,8 +288,6 @@ def _start(model: SPPNet | str | Path, settings: DetectorSettings) -> SPPNet:
     own = net.architecture.window_classifier == "softmax" and net.architecture.box_regressor == "network"
     if settings.preset != "quick" and not own:
         raise ModelError(f"{name} has SVMs or box regressors already: give the detector that they were added to")
-    if settings.preset == "standard":
-        trainable_layers(net.backbone, settings.train_layers or "all")  # a mistake in it is said before the work
     net = net.at_scales(settings.scales) if settings.scales else net
     net.detection = replace(net.detection, proposals=settings.proposals or net.detection.proposals)
     return net

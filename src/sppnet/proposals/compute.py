@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import json
 import math
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -36,11 +36,6 @@ class Grid:
     aspects: tuple[float, ...] = (0.5, 1.0, 2.0)  # width / height
     step: float = 1 / 3  # from one box to the next, as a share of its width and height
     smallest_side: float = 4.0  # px; shorter boxes are left out, unless the image itself is as short
-
-    def __post_init__(self) -> None:
-        positive = (self.smallest, self.step, self.smallest_side, *self.aspects)
-        if min(positive) <= 0 or self.growth <= 1 or not self.aspects:
-            raise ValueError(f"Grid: sizes, aspects and step must be above 0, growth above 1; got {self}")
 
 
 def grid_boxes(size: tuple[int, int], settings: Grid = Grid()) -> np.ndarray:
@@ -160,75 +155,51 @@ def propose(image: np.ndarray, method: str = "selective-search") -> np.ndarray:
     return found[0] if len(found) == 1 else drop_near_duplicates(np.concatenate(found), NEAR_DUPLICATE_IOU)
 
 
-def proposals_for(
-    images: Sequence[tuple[str, Path]],
-    folder: str | os.PathLike[str],
-    method: str = "selective-search",
-    progress: Progress = no_progress,
-) -> tuple[dict[str, Path], dict[str, str]]:
-    """Make sure that every image has its file of proposals; compute the missing ones, one on each processor core.
+def proposals_of(data: DetectionData, method: str, cache: Path, progress: Progress = no_progress) -> list[np.ndarray]:
+    """The proposals [R, 4] of each image, in order; those that the cache directory lacks are computed, one on each core.
 
     A file made by other settings, for other image content, or damaged, is made anew, so an interrupted run resumes where it
     was. Imported ones are only looked for. Ctrl-C waits for the images in work, and leaves no half-written file.
 
-    Args:
-        images: (image_id, path) of each; ids are unique and name the files.
-        folder: where the files lie; made if missing.
-        method: as for `propose`.
-        progress: called in this thread after each image.
-
-    Returns:
-        The path of each image's file by its id, in the order of ``images``; and, for images that cannot be used, by id
-        the one-line reason.
-
-    Raises:
-        UserError: an unknown method, an id that cannot name a file, or a folder that cannot be written to.
-        ValueError: an image id given twice.
-
-    Example:
-        >>> proposals_for([("a", Path("no/such.jpg"))], "proposals", "grid")
-        ({}, {'a': 'no/such.jpg: no such file'})
-    """
-    settings = method_settings(method)
-    files = {image_id: proposals_path(folder, image_id) for image_id, _ in images}
-    if len(files) < len(images):
-        raise ValueError("proposals_for: an image id is given twice; every image needs its own")
-
-    errors: dict[str, str] = {}
-    executor = ThreadPoolExecutor(cv2.getNumberOfCPUs(), "proposals")  # as many as this process may use
-    try:
-        results = executor.map(lambda of: _ensure(of[1], files[of[0]], method, settings), images)
-        for done, (image_id, error) in enumerate(zip(files, results, strict=True), start=1):
-            if error:
-                errors[image_id] = error
-            progress("proposals", done, len(images))
-    finally:
-        executor.shutdown(cancel_futures=True)
-    return {image_id: file for image_id, file in files.items() if image_id not in errors}, errors
-
-
-def proposals_of(data: DetectionData, method: str, cache: Path, progress: Progress = no_progress) -> list[np.ndarray]:
-    """The proposals [R, 4] of each image, in order; those that the cache directory lacks are computed, several at a time.
-
     They stay in memory, 30 KB an image, as every stage of a training asks for them.
 
+    Args:
+        data: the images; their ids name the files.
+        method: as for `propose`.
+        cache: the files lie below its folder ``proposals``; made if missing.
+        progress: called in this thread after each image.
+
     Raises:
-        UserError: images that cannot be read; all are named.
+        UserError: an unknown method, an id that cannot name a file, a folder that cannot be written to; or images that cannot
+            be used: all are named, and the proposals of the others are in the cache directory.
+        ValueError: an image id given twice.
     """
-    images = [(image.image_id, image.path) for image in data.images]
-    files, errors = proposals_for(images, cache / "proposals" / method, method, progress=progress)
+    settings = method_settings(method)
+    files = [proposals_path(cache / "proposals" / method, image.image_id) for image in data.images]
+    if len(set(files)) < len(files):
+        raise ValueError("proposals_of: an image id is given twice; every image needs its own")
+    results: list[np.ndarray | str] = []
+    executor = ThreadPoolExecutor(cv2.getNumberOfCPUs(), "proposals")  # as many as this process may use
+    try:
+        for result in executor.map(lambda of, file: _cached(of.path, file, method, settings), data.images, files):
+            results.append(result)
+            progress("proposals", len(results), len(data))
+    finally:
+        executor.shutdown(cancel_futures=True)
+    errors = [result for result in results if isinstance(result, str)]
     if errors:
-        named = "; ".join(map(str, errors.values()))
-        raise UserError(f"{len(errors)} of {len(images)} images cannot be used: {named}")
-    return [load_proposals(files[image_id])[0] for image_id, _ in images]
+        raise UserError(f"{len(errors)} of {len(data)} images cannot be used: {'; '.join(errors)}")
+    return [result for result in results if not isinstance(result, str)]
 
 
-def _ensure(path: Path, file: Path, method: str, settings: dict[str, Any]) -> str | None:
-    """Have an up-to-date file; return why the image cannot be used, or None."""
+def _cached(path: Path, file: Path, method: str, settings: dict[str, Any]) -> np.ndarray | str:
+    """An image's boxes out of an up-to-date file, or made anew and written to it; or why the image cannot be used."""
     try:
         wanted = {"proposer": settings, "image": content_key(path)}
-        if file.exists() and _is_made_by(file, wanted):
-            return None
+        with suppress(UserError):  # no such file, or a damaged one
+            boxes, made_by = load_proposals(file)
+            if made_by | wanted == made_by:
+                return boxes
         if method == IMPORTED:
             return f"{path}: no imported proposals in {file}, or of another image; import them first"
         boxes = propose(read_image(path), method)
@@ -237,12 +208,4 @@ def _ensure(path: Path, file: Path, method: str, settings: dict[str, Any]) -> st
     except (cv2.error, MemoryError) as error:
         return f"{path}: no proposals found: {' '.join(str(error).split()) or type(error).__name__}"
     save_proposals(file, boxes, wanted | {"opencv": cv2.__version__})
-    return None
-
-
-def _is_made_by(file: Path, wanted: dict[str, Any]) -> bool:
-    try:
-        _, made_by = load_proposals(file)
-    except UserError:
-        return False
-    return all(made_by.get(key) == value for key, value in wanted.items())
+    return boxes

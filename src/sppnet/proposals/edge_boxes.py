@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from sppnet.data.images import checked_size
-from sppnet.proposals.selective_search import search_image
+from sppnet.proposals.selective_search import at_working_size, search_image
 
 _FULL_STRENGTH = 0.98  # share of pixels whose gradient is weaker than what counts as an edge of full strength
 _FAINT = 1e-3  # of a gray step from black to white: below, an image is taken to be of one color
@@ -31,12 +31,6 @@ class EdgeBoxes:
     step: float = 0.65  # IoU of neighbouring boxes in the search; more is finer and slower
     nms_iou: float = 0.7  # of two boxes overlapping more, the better stays; suits a detector's IoU of .5 to .7
     widest_aspect: float = 3.0  # of the boxes
-
-    def __post_init__(self) -> None:
-        if min(self.working_size, self.max_boxes, self.smallest_area, self.widest_aspect) < 1 or self.smoothing <= 0:
-            raise ValueError(f"EdgeBoxes: sizes and aspect must be at least 1, smoothing above 0; got {self}")
-        if not (0 < self.step < 1 and 0 < self.nms_iou <= 1):
-            raise ValueError(f"EdgeBoxes: step must be in (0, 1), nms_iou in (0, 1]; got {self}")
 
 
 def edge_boxes(image: np.ndarray, settings: EdgeBoxes = EdgeBoxes()) -> np.ndarray:
@@ -102,14 +96,9 @@ def edge_map(image: np.ndarray, smoothing: float) -> tuple[np.ndarray, np.ndarra
 
 
 def _search(view: np.ndarray, settings: EdgeBoxes) -> np.ndarray:
-    size = view.shape[:2]
-    scale = min(1.0, settings.working_size / max(size))
-    height, width = (max(1, round(side * scale)) for side in size)
-    if height * width < settings.smallest_area:
+    part, factors = at_working_size(view, settings.working_size)
+    if part.shape[0] * part.shape[1] < settings.smallest_area:
         return np.empty((0, 4))  # no box could be large enough
-    part = np.ascontiguousarray(view)
-    if (height, width) != size:
-        part = cv2.resize(part, (width, height), interpolation=cv2.INTER_AREA)
     strength, direction = edge_map(part, settings.smoothing)
     search = cv2.ximgproc.createEdgeBoxes(alpha=settings.step, beta=settings.nms_iou, minBoxArea=settings.smallest_area)
     search.setMaxBoxes(settings.max_boxes)
@@ -117,4 +106,4 @@ def _search(view: np.ndarray, settings: EdgeBoxes) -> np.ndarray:
     found = np.asarray(search.getBoundingBoxes(strength, direction)[0], dtype=np.float64).reshape(-1, 4)
     # OpenCV counts the first edge pixel from 1 and gives the way to the last one: both edges run through pixels' centres
     boxes = np.concatenate([found[:, :2], found[:, :2] + found[:, 2:]], axis=1) - 0.5
-    return boxes * np.array([size[1] / width, size[0] / height] * 2)
+    return boxes * factors

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 from zipfile import ZipFile
@@ -54,7 +53,6 @@ def save_proposals(path: str | os.PathLike[str], boxes: np.ndarray, made_by: Map
         made_by: what made the boxes; anything that JSON holds.
 
     Raises:
-        ValueError: boxes of another shape, or not finite.
         OutputError: the file cannot be written.
 
     Example:
@@ -63,8 +61,6 @@ def save_proposals(path: str | os.PathLike[str], boxes: np.ndarray, made_by: Map
         (array([[  0.,   0., 500., 375.]], dtype=float32), {'method': 'grid'})
     """
     boxes = np.asarray(boxes, dtype=np.float32)
-    if boxes.ndim != 2 or boxes.shape[1] != 4 or not np.isfinite(boxes).all():
-        raise ValueError(f"save_proposals: expected finite boxes [R, 4], got shape {boxes.shape}")
     text = json.dumps(dict(made_by), sort_keys=True)
     with atomic_write(Path(path), replace="any") as unfinished, open(unfinished, "wb") as file:
         np.savez(file, boxes=boxes, made_by=np.array(text))
@@ -180,21 +176,10 @@ def cut_boxes(boxes: np.ndarray, size: tuple[int, int], name: str) -> np.ndarray
     return cut[(cut[:, :2] < cut[:, 2:]).all(axis=1)]
 
 
-@dataclass(frozen=True)
-class Imported:
-    """What an import has written, and what it could not."""
-
-    files: Mapping[str, Path]  # by image id, in the order of the data
-    missing: tuple[str, ...]  # images of the data that the source has no boxes for; they have no file
-    unused: int  # images of the source that the data does not have
-    boxes: int  # written in all
-    dropped: int  # boxes that were empty, or lay outside their image
-
-
 def import_proposals(
     source: str | os.PathLike[str], data: DetectionData, folder: str | Path, progress: Progress = no_progress
-) -> Imported:
-    """Write the boxes of a file for the images of a data set, where ``proposals_for(..., "imported")`` looks for them.
+) -> tuple[dict[str, np.ndarray], int]:
+    """Write the boxes of a file for the images of a data set, where ``proposals_of(..., "imported")`` looks for them.
 
     An image of the source is found by its id, the last part of its id, or its file name without ending; numbers also
     without leading zeros. Boxes are cut to the image; those with nothing left are dropped.
@@ -204,6 +189,10 @@ def import_proposals(
         data: the images; their stated sizes are trusted.
         folder: where the files go, such as ``work/proposals/imported``.
         progress: called after each image.
+
+    Returns:
+        The boxes written, [R, 4] float32 by image id, in the order of the data; images that the source has no boxes for are
+        missing. And how many boxes were dropped: they were empty, or lay outside their image.
 
     Raises:
         UserError: a source that cannot be read, or holds none of the images; boxes of which more than a fiftieth lie
@@ -216,25 +205,22 @@ def import_proposals(
         sppnet.errors.UserError: no/such.npz: no such file or folder of proposals
     """
     boxes_of = read_boxes(source)
-    keys = {image.image_id: _key_of(image, boxes_of) for image in data.images}
-    used = {key for key in keys.values() if key is not None}
-    if not used:
+    keys = [_key_of(image, boxes_of) for image in data.images]
+    if all(key is None for key in keys):
         some = ", ".join(map(repr, list(boxes_of)[:3]))
         wanted = ", ".join(repr(image.image_id) for image in data.images[:3])
         raise UserError(f"{source}: holds none of the {len(data)} images ({wanted} ...), but {some} ...")
-    files: dict[str, Path] = {}
-    count = dropped = 0
-    for done, image in enumerate(data.images, start=1):
-        key = keys[image.image_id]
+    found: dict[str, np.ndarray] = {}
+    dropped = 0
+    for done, (image, key) in enumerate(zip(data.images, keys, strict=True), start=1):
         if key is not None:
             boxes = cut_boxes(boxes_of[key], image.size, f"{source}: {image.image_id!r}")
-            count, dropped = count + len(boxes), dropped + len(boxes_of[key]) - len(boxes)
-            files[image.image_id] = proposals_path(folder, image.image_id)
             made_by = {"proposer": IMPORT, "image": content_key(image.path), "source": Path(source).name}
-            save_proposals(files[image.image_id], boxes, made_by)
+            save_proposals(proposals_path(folder, image.image_id), boxes, made_by)
+            found[image.image_id] = boxes
+            dropped += len(boxes_of[key]) - len(boxes)
         progress("import", done, len(data))
-    missing = tuple(image_id for image_id, key in keys.items() if key is None)
-    return Imported(files, missing, len(boxes_of) - len(used), count, dropped)
+    return found, dropped
 
 
 def _key_of(image: AnnotatedImage, boxes_of: Mapping[str, np.ndarray]) -> str | None:

@@ -3,7 +3,7 @@
 An object is found at an IoU threshold if at least one box of its image overlaps it by that much.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,11 +13,10 @@ from sppnet.errors import UserError
 from sppnet.metrics import overlaps
 
 SIZES = {"small": (0.0, 64.0), "medium": (64.0, 160.0), "large": (160.0, float("inf"))}  # root of the area, px
+IOUS = (0.5, 0.7)
 
 
-def recall_report(
-    data: DetectionData, proposals: Mapping[str, np.ndarray], ious: Sequence[float] = (0.5, 0.7)
-) -> dict[str, Any]:
+def recall_report(data: DetectionData, proposals: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Measure the share of objects that proposals find, over all objects and by object size.
 
     Objects marked difficult do not count. Size is the root of the box's area: small below 64 px, medium below 160 px.
@@ -25,7 +24,6 @@ def recall_report(
     Args:
         data: the annotated images.
         proposals: boxes [R, 4] by image id, pixels of the image. Images without an entry are left out and counted.
-        ious: thresholds, each in (0, 1].
 
     Returns:
         Ready for JSON: ``images``, ``images_left_out``, ``boxes_per_image`` (mean), ``ious``, and ``sizes``: for "all",
@@ -34,15 +32,12 @@ def recall_report(
 
     Raises:
         UserError: proposals for none of the images.
-        ValueError: no threshold, or one outside (0, 1].
 
     Example:
         >>> recall_report(DetectionData(class_names=("cat",), images=(), split="val"), {})
         Traceback (most recent call last):
         sppnet.errors.UserError: no proposals for any of the 0 images of split 'val'; compute them first
     """
-    if not ious or not all(0 < iou <= 1 for iou in ious):
-        raise ValueError(f"recall_report: expected thresholds in (0, 1], got {tuple(ious)}")
     images = [image for image in data.images if image.image_id in proposals]
     if not images:
         raise UserError(f"no proposals for any of the {len(data)} images of split {data.split!r}; compute them first")
@@ -56,8 +51,8 @@ def recall_report(
         "images": len(images),
         "images_left_out": len(data) - len(images),
         "boxes_per_image": sum(map(len, boxes)) / len(images),
-        "ious": [float(iou) for iou in ious],
-        "sizes": {name: _summary(best[mask], ious) for name, mask in masks.items()},
+        "ious": list(IOUS),
+        "sizes": {name: _summary(best[mask]) for name, mask in masks.items()},
     }
 
 
@@ -82,10 +77,10 @@ def format_recall(report: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _summary(best: np.ndarray, ious: Sequence[float]) -> dict[str, Any]:
+def _summary(best: np.ndarray) -> dict[str, Any]:
     return {
         "objects": len(best),
-        "recall": [float((best >= iou).mean()) if len(best) else None for iou in ious],
+        "recall": [float((best >= iou).mean()) if len(best) else None for iou in IOUS],
         "mean_best_iou": float(best.mean()) if len(best) else None,
     }
 

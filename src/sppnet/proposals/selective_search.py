@@ -33,11 +33,6 @@ class SelectiveSearch:
     smoothing: float = 0.8  # standard deviation (px) of the blur before segmenting
     near_duplicate_iou: float = 0.95  # of two boxes overlapping more than this, the larger stays
 
-    def __post_init__(self) -> None:
-        sizes = (self.working_size, self.smallest_side, self.coarseness)
-        if min(sizes) < 1 or self.coarseness_step < 0 or self.smoothing < 0 or not 0 < self.near_duplicate_iou <= 1:
-            raise ValueError(f"SelectiveSearch: sizes must be at least 1, the near-duplicate IoU in (0, 1]; got {self}")
-
 
 def selective_search(image: np.ndarray, settings: SelectiveSearch = SelectiveSearch()) -> np.ndarray:
     """Propose boxes that follow the regions of an image.
@@ -144,22 +139,26 @@ def search_views(size: tuple[int, int]) -> list[tuple[int, int, int, int]]:
     return views
 
 
-def _search(view: np.ndarray, settings: SelectiveSearch) -> np.ndarray:
-    size = (view.shape[0], view.shape[1])
-    sides = [min(side, int(WIDEST_ASPECT * min(size))) for side in size]  # squeezed to the widest aspect first,
-    scale = min(1.0, settings.working_size / max(sides))  # then scaled down evenly; never up
+def at_working_size(view: np.ndarray, size: int, widest_aspect: float = math.inf) -> tuple[np.ndarray, np.ndarray]:
+    """A view, squeezed to an aspect, then scaled down evenly until its longest side is ``size``, never up; and the factors [4]
+    that scale boxes back."""
+    before = (view.shape[0], view.shape[1])
+    sides = [int(min(side, widest_aspect * min(before))) for side in before]
+    scale = min(1.0, size / max(sides))
     height, width = (max(1, round(side * scale)) for side in sides)
-    if min(height, width) < settings.smallest_side:
-        return np.empty((0, 4))  # no box could be large enough
-    part = np.ascontiguousarray(view[..., ::-1])  # OpenCV wants BGR
-    if (height, width) != size:
-        part = cv2.resize(part, (width, height), interpolation=cv2.INTER_AREA)
+    view = np.ascontiguousarray(view)
+    if (height, width) != before:
+        view = cv2.resize(view, (width, height), interpolation=cv2.INTER_AREA)
+    return view, np.array([before[1] / width, before[0] / height] * 2)
 
+
+def _search(view: np.ndarray, settings: SelectiveSearch) -> np.ndarray:
+    part, factors = at_working_size(view[..., ::-1], settings.working_size, WIDEST_ASPECT)  # OpenCV wants BGR
+    if min(part.shape[:2]) < settings.smallest_side:
+        return np.empty((0, 4))  # no box could be large enough
     search = cv2.ximgproc.segmentation.createSelectiveSearchSegmentation()
     search.setBaseImage(part)
     search.switchToSelectiveSearchFast(settings.coarseness, settings.coarseness_step, settings.smoothing)
     found = np.asarray(search.process(), dtype=np.float64).reshape(-1, 4)  # x, y, width, height
-
     found = found[found[:, 2:].min(axis=1) >= settings.smallest_side]
-    boxes = np.concatenate([found[:, :2], found[:, :2] + found[:, 2:]], axis=1)
-    return boxes * np.array([size[1] / width, size[0] / height] * 2)
+    return np.concatenate([found[:, :2], found[:, :2] + found[:, 2:]], axis=1) * factors

@@ -48,7 +48,7 @@ class Batches(Protocol):
 
 @dataclass(frozen=True)
 class LoopSettings:
-    """How the loop goes. All but the intervals and the workers change what it comes to."""
+    """How the loop goes. All but the intervals, the workers and the stage change what it comes to."""
 
     steps: int  # on each device
     checkpoint_interval: int = 100  # steps
@@ -58,6 +58,7 @@ class LoopSettings:
     precision: Precision = "auto"  # of matrix products and convolutions; auto: bfloat16 where the device is fast at it
     devices: int = 1  # processes, one on each device; on a CPU they talk by gloo
     workers: int = 0  # processes that make batches, for each device; 0: the training itself does
+    stage: str = "training"  # what progress calls it
 
 
 class Validation(NamedTuple):
@@ -102,7 +103,7 @@ def fit(
             names and shapes of what is trained, are added.
         device: the model's; with several devices, their kind.
         validation: chooses the weights; None: the last are taken.
-        progress: of the stage "training", in steps.
+        progress: of the settings' stage, in steps.
 
     Raises:
         SettingsError: training diverged, or another process trains in this folder.
@@ -146,7 +147,7 @@ def fit(
                         log.add({"step": float(state.step), **row})
                     if ends or state.step % settings.checkpoint_interval == 0:
                         write_checkpoint(folder, key, state)
-                    progress("training", state.step, settings.steps)
+                    progress(settings.stage, state.step, settings.steps)
                 if stopped:
                     raise SystemExit(143) if signal.SIGTERM in stop else KeyboardInterrupt
         state.take_best()
