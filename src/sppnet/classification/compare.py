@@ -200,10 +200,7 @@ class Comparison:
         return {
             "modes": modes,
             "differences": differences,
-            "advice": self.advice,
-            "images": self.images,
-            "classes": self.classes,
-            "left_out": self.left_out,
+            **{name: getattr(self, name) for name in ("advice", "images", "classes", "left_out")},
             "broken": [{"path": str(path), "error": error} for path, error in self.broken],
             **settings,
         }

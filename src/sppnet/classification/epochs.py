@@ -61,7 +61,7 @@ class EpochSettings:
     precision: Precision = "auto"
     checkpoint_interval: int = 100  # steps
     seed: int = 0
-    devices: int = 1  # processes, one on each device; more than one where the backbone is trained
+    devices: int = 1  # processes, one on each device; more than one only where the backbone is trained
     workers: int = 0  # processes that make batches of images
 
     def __post_init__(self) -> None:
@@ -70,12 +70,6 @@ class EpochSettings:
                 raise SettingsError(f"{name} must be at least {least}: got {getattr(self, name)}")
         if self.learning_rate is not None and not 0 < self.learning_rate < 1:
             raise SettingsError(f"learning_rate must be between 0 and 1: got {self.learning_rate}")
-        if not 0 < self.backbone_rate <= 1:
-            raise SettingsError(f"backbone_rate must be above 0 and at most 1: got {self.backbone_rate}")
-        if (self.weight_decay or 0) < 0:
-            raise SettingsError(f"weight_decay must be 0 or more: got {self.weight_decay}")
-        if self.optimizer not in OPTIMIZERS:
-            raise SettingsError(f"optimizer must be one of {', '.join(OPTIMIZERS)}: got {self.optimizer!r}")
 
 
 class TrainedEpochs(NamedTuple):
@@ -108,21 +102,17 @@ def train_epochs(
         progress: told of "features" and "training".
 
     Raises:
-        SettingsError: a training that diverged; several devices for a head alone; images of different sizes, and a backbone that
-            cannot take them together.
+        SettingsError: a training that diverged; images of different sizes, and a backbone that cannot take them together.
         ImageError: a file that cannot be read.
         KeyboardInterrupt: at Ctrl-C.
     """
-    if settings.devices > 1 and not settings.train_backbone:
-        raise SettingsError("the head alone is trained on one device: take devices=1, or train the backbone too")
     native = settings.train_backbone and settings.sizes.rule == "native"
     if native and model.preprocess.resize_mode == "keep-aspect":
         MixedBatch(model.backbone)  # a backbone that cannot take images of different sizes together says so here
     smallest = 2 if settings.train_backbone and has_batch_norm(model) else 1
     seen = _seen_sizes(model, train) if native else np.ones((len(train.images), 2), np.int64)
-    order = SizeBuckets(
-        seen, max(settings.batch_size, smallest), seed=settings.seed, ranks=settings.devices, smallest_batch=smallest
-    )
+    size = max(settings.batch_size, smallest)
+    order = SizeBuckets(seen, size, seed=settings.seed, ranks=settings.devices, smallest_batch=smallest)
     key = _key(model, train, validation, settings)
     heads = nn.ModuleList([model.fully_connected, model.image_classifier])
     trained = model if settings.train_backbone else heads

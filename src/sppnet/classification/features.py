@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -62,18 +63,12 @@ def readable_images(
     """
     sizes: dict[int, tuple[int, int]] = {}  # by index
     broken: list[tuple[Path, str]] = []
-
-    def size_or_error(path: Path) -> tuple[int, int] | ImageError:
-        try:
-            return read_image(path).shape[:2] if skip_bad else image_size(path)
-        except ImageError as error:
-            return error
-
-    for index, size in enumerate(read_ahead(images.paths, size_or_error)):
-        if isinstance(size, ImageError):
-            broken.append((images.paths[index], str(size)))
+    look = partial(image_or_error, read=read_image if skip_bad else image_size)
+    for index, seen in enumerate(read_ahead(images.paths, look)):
+        if isinstance(seen, ImageError):
+            broken.append((images.paths[index], str(seen)))
         else:
-            sizes[index] = size
+            sizes[index] = seen.shape[:2] if skip_bad else seen
         progress(stage, index + 1, len(images))
     if broken and not (skip_bad and sizes):
         raise _unreadable([reason for _, reason in broken], len(images))

@@ -118,7 +118,6 @@ def embed(source: Any, model: SPPNet, boxes: Any = None) -> np.ndarray:
 class BinContributions:
     """What the bins of the pyramid add to the logit of one class."""
 
-    classification: Classification  # of the whole photo
     class_name: str
     score: float  # the probability of the class
     logit: float  # of the class, all bins seen
@@ -194,7 +193,6 @@ def bin_contributions(model: SPPNet, source: Any, class_name: str | None = None)
         without = [model.image_logits(pooled * keeps[..., None])[:, column] for keeps in (~groups).split(rows)]
         added = (logits[column] - torch.cat(without)).float().cpu().numpy()
     return BinContributions(
-        classification=classification,
         class_name=answer,
         score=float(classification.scores[column]),
         logit=float(logits[column]),

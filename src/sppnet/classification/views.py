@@ -98,7 +98,7 @@ def view_set(name: str, size: int = PAPER_WINDOW) -> Views:
         size: pixels; for a model that was trained at another size than 224, all lengths change in proportion.
 
     Raises:
-        SettingsError: no such name, or a size below 1.
+        SettingsError: no such name.
 
     Source: arXiv:1406.4729, section 3.1 and Tables 2 to 4.
 
@@ -106,8 +106,6 @@ def view_set(name: str, size: int = PAPER_WINDOW) -> Views:
         >>> view_set("multi-view").short_sides, view_set("multi-view", 128).short_sides
         ((224, 256, 300, 360, 448, 560), (128, 146, 171, 206, 256, 320))
     """
-    if size < 1:
-        raise SettingsError(f"size: expected the side of a view, at least 1 pixel, got {size}")
     one, *six = (round(side * size / PAPER_WINDOW) for side in (PAPER_SHORT_SIDE, *PAPER_SHORT_SIDES))
     everywhere = CENTER + CORNERS + SIDE_MIDDLES
     named = {

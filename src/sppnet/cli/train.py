@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -140,8 +139,6 @@ def classifier(
             images, validation=validation, output=output, cache=cache or cache_folder(output), settings=settings, skip_bad=skip_bad,
             device=chosen_device(device), progress=progress,
         )  # fmt: skip
-    if _is_helper():
-        return 0
     record = net.record
     for bad in record["skipped"]:
         complain(f"left out: {bad['error']}")
@@ -174,14 +171,7 @@ def _cache_of(model: str, output: Path) -> Path:
     return own if own.is_dir() else cache_folder(output)
 
 
-def _is_helper() -> bool:
-    """Whether this is one of several processes, and not the one that answers."""
-    return os.environ.get("LOCAL_RANK", "0") != "0"
-
-
 def _wrote(output: Path, seconds: dict[str, Any]) -> int:
-    if _is_helper():
-        return 0
     took = ", ".join(f"{stage} {value} s" for stage, value in seconds.items())
     print(f"wrote {output} ({output.stat().st_size / 1e6:.1f} MB; {took})")
     return 0

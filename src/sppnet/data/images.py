@@ -212,9 +212,9 @@ def read_ahead(sources: Iterable[Any], read: Callable[[Any], Any] = read_image) 
             del result
 
 
-def image_or_error(source: Any) -> np.ndarray | ImageError:
-    """`read_image`, with the error as a value: for work that names a bad file and goes on."""
+def image_or_error(source: Any, read: Callable[[Any], Any] = read_image) -> Any:
+    """`read_image`, or another, with the `ImageError` as a value: for work that names a bad file and goes on."""
     try:
-        return read_image(source)
+        return read(source)
     except ImageError as error:
         return error

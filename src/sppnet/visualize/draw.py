@@ -97,8 +97,8 @@ def draw_detections(image: Photo, detections: Detections, title: str | None = No
     return np.array(picture if title is None else with_title(picture, title, size))
 
 
-def draw_classification(image: Photo, classification: Classification, title: str | None = None, top: int = 5) -> Photo:
-    """The image with bars for its best classes: below a wide image, beside a tall one.
+def draw_classification(image: Photo, classification: Classification, title: str | None = None) -> Photo:
+    """The image with bars for its best five classes: below a wide image, beside a tall one.
 
     Colored are the classes the answer names: the best one, or, where several may be present, those from .5 on.
 
@@ -106,23 +106,20 @@ def draw_classification(image: Photo, classification: Classification, title: str
         image: [H, W, 3] uint8 RGB, any size; resized as `draw_detections` does. Not modified.
         classification: what the model says about it.
         title: a line above the picture; cut short if it does not fit.
-        top: how many classes to show, at least 1.
 
     Returns:
         [H', W', 3] uint8 RGB, a new array, not of the size of ``image``.
 
     Raises:
-        ValueError: not [H, W, 3] uint8, or without pixels; ``top`` below 1.
+        ValueError: not [H, W, 3] uint8, or without pixels.
 
     Example:
         >>> photo = np.zeros((480, 640, 3), np.uint8)
         >>> draw_classification(photo, Classification([0.8, 0.2], ("cat", "dog"))).shape[1]
         640
     """
-    if top < 1:
-        raise ValueError(f"top: expected at least 1, got {top}")
     photo, _, size = _at_readable_size(image)
-    best = classification.top(top)
+    best = classification.top(5)
     named = [name for name, _ in classification.present()] if classification.multi_label else [classification.label]
     bars_height = round((1.9 * len(best) + 1.2) * size)
     if photo.height > photo.width:
@@ -165,14 +162,12 @@ def draw_mistakes(mistakes: Sequence[tuple[Photo, str, str, float]], title: str 
         [H', W', 3] uint8 RGB, about 4 : 3 with many photos.
 
     Raises:
-        ValueError: no mistakes, or an image of another form.
+        ValueError: an image of another form.
 
     Example:
         >>> draw_mistakes([(np.zeros((30, 40, 3), np.uint8), "cat", "dog", 0.9)]).shape
         (232, 244, 3)
     """
-    if not mistakes:
-        raise ValueError("expected at least one image with its truth, answer and score, got none")
     (width, height), gap, size = TILE, 12, LEAST_FONT
     text_height, font = round(3.3 * size), font_of(size)
     columns = min(math.ceil(math.sqrt(1.25 * len(mistakes))), len(mistakes))

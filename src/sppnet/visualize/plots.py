@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from sppnet.errors import OutputError, UserError
+from sppnet.errors import OutputError
 from sppnet.files import MADE_BY, atomic_write
 from sppnet.metrics import shown as shown_number
 from sppnet.metrics.errors import KINDS
@@ -145,19 +145,16 @@ def plot_confusion(confusion: npt.ArrayLike, class_names: Sequence[str], path: s
 
     Args:
         confusion: [K, K] counts, row true, column answered.
-        class_names: K of them.
+        class_names: K of them, at least one.
         path: .png, .jpg, .pdf or .svg; missing folders are made.
 
     Raises:
-        ValueError: a matrix that is not [K, K].
         OutputError: another ending, a place that cannot be written to, or somebody else's file.
 
     Example:
         >>> plot_confusion([[8, 2], [1, 9]], ("cat", "dog"), "confusion.png")
     """
     counts, classes = np.asarray(confusion, np.int64), len(class_names)
-    if counts.shape != (classes, classes) or not classes:
-        raise ValueError(f"confusion: expected [{classes}, {classes}], one row for each name, got {list(counts.shape)}")
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     names = [name if len(name) <= 18 else f"{name[:17]}…" for name in class_names]
     side = min(max(3.2, 0.33 * classes), 16.0)
@@ -190,36 +187,29 @@ def plot_training(log: Mapping[str, Sequence[float]], path: str | Path) -> None:
     ``train_loss`` and ``val_loss`` share a plot named "loss". The best value of each validation curve is marked.
 
     Args:
-        log: the columns of a log by name, all of one length; NaN, where nothing was measured, is left out. ``step`` (or
-            else ``epoch``) is the horizontal axis.
+        log: the columns of a log by name, all of one length; NaN, where nothing was measured, is left out. ``step`` is the
+            horizontal axis.
         path: .png, .jpg, .pdf or .svg; missing folders are made.
 
     Raises:
-        UserError: no column with numbers.
         OutputError: another ending, a place that cannot be written to, or somebody else's file.
-        ValueError: columns of different lengths.
 
     Example:
-        >>> plot_training({"epoch": [0, 1, 2], "train_loss": [2.0, 1.1, 0.7], "val_loss": [2.1, 1.3, 1.2]}, "training.png")
+        >>> plot_training({"step": [0, 1, 2], "train_loss": [2.0, 1.1, 0.7], "val_loss": [2.1, 1.3, 1.2]}, "training.png")
     """
     columns = {name: np.asarray(values, np.float64) for name, values in log.items()}
-    if len({len(values) for values in columns.values()}) > 1:
-        raise ValueError(f"log: expected columns of one length, got { {name: len(v) for name, v in columns.items()} }")
-    along = next((name for name in ("step", "epoch") if name in columns), "")
     curves: dict[str, dict[str, npt.NDArray[np.float64]]] = {}  # by measure, then by split
     for name, values in columns.items():
-        if name not in ("step", "epoch") and np.isfinite(values).any():
+        if name != "step" and np.isfinite(values).any():
             split, _, measure = name.partition("_") if name.startswith(("train_", "val_")) else (name, "", name)
             curves.setdefault(measure, {})[split] = values
-    if not curves:
-        raise UserError(f"the log has no curves: expected columns of numbers beside step and epoch, got {list(log)}")
     rows, beside = math.ceil(len(curves) / 2), min(2, len(curves))
     figure = new_figure(2 + 3.5 * beside, 3.1 * rows + 0.3)
     for plot, (measure, its_curves) in enumerate(curves.items(), start=1):
         axes = figure.add_subplot(rows, beside, plot)
         for index, (split, values) in enumerate(its_curves.items()):
             color, there = COLORS[index % len(COLORS)], np.isfinite(values)
-            x, y = (columns[along] if along else np.arange(len(values)))[there], values[there]
+            x, y = columns["step"][there], values[there]
             axes.plot(x, y, color=color, linewidth=1.4, marker="o" if len(y) < 30 else None, markersize=3, label=split)
             if split.startswith("val"):
                 best = int(y.argmin() if "loss" in measure or "error" in measure else y.argmax())
@@ -227,7 +217,7 @@ def plot_training(log: Mapping[str, Sequence[float]], path: str | Path) -> None:
                 above: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "fontsize": 8, "color": color}
                 axes.annotate(f"{y[best]:.3g}", (x[best], y[best]), (0, 7), **above)
         axes.set_title(measure, fontsize=10, loc="left")
-        axes.set_xlabel(along or "row", fontsize=9)
+        axes.set_xlabel("step", fontsize=9)
         axes.locator_params(axis="x", integer=True)
         axes.margins(y=0.12)
         _tidy(axes)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 from sppnet.data.images import checked_size
-from sppnet.ops.bins import bin_count, bin_edges, check_levels
+from sppnet.ops.bins import bin_edges, check_levels
 from sppnet.visualize.draw import BACKGROUND, FOREGROUND, MUTED, Color, fit_text, font_of, resized, with_title
 
 Bins = list[tuple[int, int, int, int]]  # x0, y0, x1, y1 on the panel, row by row
@@ -67,7 +67,7 @@ def draw_pyramid(
         [H', W', 3] uint8 RGB, a new array.
 
     Raises:
-        ValueError: an image of another form, levels or a map below 1, or contributions of another number than bins.
+        ValueError: an image of another form, or levels or a map below 1.
 
     Example:
         >>> photo = np.zeros((384, 512, 3), np.uint8)
@@ -75,8 +75,8 @@ def draw_pyramid(
         3
     """
     levels = check_levels(levels)
-    bins = None if contributions is None else _numbers("contributions", contributions, bin_count(levels), "bins")
-    sums = None if together is None else _numbers("together", together, len(levels), "levels")
+    bins = None if contributions is None else np.asarray(contributions, np.float64)
+    sums = None if together is None else np.asarray(together, np.float64)
     height, width = checked_size(image, "image")
     zoom, least = PANEL / max(height, width), PANEL // LARGEST_ASPECT
     size = max(round(width * zoom), least), max(round(height * zoom), least)
@@ -157,13 +157,6 @@ def _colored(photo: Image.Image, boxes: Bins, values: npt.NDArray[np.float64], l
             draw.text((x, y), number, (255, 255, 255), font, anchor="mm", stroke_width=2, stroke_fill=(0, 0, 0))
             written.append((x, y))
     return panel
-
-
-def _numbers(name: str, values: npt.ArrayLike, count: int, of: str) -> npt.NDArray[np.float64]:
-    given = np.asarray(values, np.float64)
-    if given.shape != (count,) or not np.isfinite(given).all():
-        raise ValueError(f"{name}: expected a finite number for each of the {count} {of}, got {list(given.shape)}")
-    return given
 
 
 def _cells(side: int, level: int) -> str:
