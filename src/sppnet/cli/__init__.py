@@ -59,7 +59,7 @@ RENAMED = {
     "--steps": "--epochs",
     "--mirrored": "DetectorSettings(flip=True) in Python",
     "--no-mirrored": "DetectorSettings(flip=False) in Python",
-    "--optimiser": "--optimizer",
+    "--optimiser": "EpochSettings(optimizer=...) of sppnet.classification.epochs in Python",
     "--held-out": "--validation-share",
     "--stride": "--backbone-stride",
     "--regression": "'sppnet train svm MODEL DATA'",
