@@ -56,7 +56,7 @@ def tiny_detector() -> SPPNet:
     from sppnet.models.preprocess import Preprocess
     from sppnet.models.sppnet import Architecture, DetectionSettings, build_model
 
-    architecture = Architecture(("circle", "square"), levels=(2, 1), hidden=(16,))
+    architecture = Architecture(("circle", "square"), "compact", levels=(2, 1), hidden=(16,))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return build_model(architecture, Preprocess(64, 128), DetectionSettings("grid")).eval()

@@ -21,7 +21,8 @@ from sppnet.data.images import read_image
 from sppnet.detection.box_regression import BoxRegressionSettings
 from sppnet.detection.end_to_end import EndToEndSettings, train_end_to_end
 from sppnet.detection.feature_map_cache import FeatureMapCache
-from sppnet.detection.feature_maps import compute_feature_maps, sample_windows
+from sppnet.detection.feature_maps import compute_feature_maps
+from sppnet.detection.predict import sample_windows
 from sppnet.detection.finetune import FinetuneSettings, finetune
 from sppnet.detection.linear_heads import train_linear_heads
 from sppnet.detection.svm import SVMSettings

@@ -82,7 +82,7 @@ def classifier_file(tmp_path: Path) -> Path:
 
     path, architecture = (
         tmp_path / "classifier.safetensors",
-        Architecture(("blue", "red"), levels=(1,), hidden=(4,), detects=False),
+        Architecture(("blue", "red"), "compact", levels=(1,), hidden=(4,), detects=False),
     )
     save_model(build_model(architecture, Preprocess(64, 128)), path)
     return path

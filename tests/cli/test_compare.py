@@ -24,7 +24,20 @@ def class_folder(tmp_path: Path) -> Path:
 
 
 def test_compare(sppnet: Callable[..., Any], tiny_model_file: Path, class_folder: Path, tmp_path: Path) -> None:
-    words = ["compare", class_folder, "--weights", tiny_model_file, "--side", 32, "--folds", 2, "--repeats", 2]
+    words = [
+        "compare",
+        class_folder,
+        "--backbone",
+        "compact",
+        "--weights",
+        tiny_model_file,
+        "--side",
+        32,
+        "--folds",
+        2,
+        "--repeats",
+        2,
+    ]
     ran = sppnet(*words, "--output", tmp_path / "chart.png")
     assert ran.status == 0
     assert [line.split()[0] for line in ran.out.splitlines()[1:5]] == ["keep-aspect", "warp", "crop", "letterbox"]

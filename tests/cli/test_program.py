@@ -191,7 +191,7 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
     from sppnet.models.sppnet import Architecture, DetectionSettings, build_model
 
     model, rng = tmp_path / "m.safetensors", np.random.default_rng(0)
-    architecture = Architecture(("a", "b"), levels=(2, 1), hidden=(64,))
+    architecture = Architecture(("a", "b"), "compact", levels=(2, 1), hidden=(64,))
     save_model(build_model(architecture, Preprocess(192, 384), DetectionSettings("grid")), model)
     for index in range(180):
         folder = tmp_path / ("few" if index < 20 else "many")

@@ -37,9 +37,9 @@ SETTINGS = EndToEndSettings(epochs=3, windows_per_image=8, checkpoint_interval=3
 
 
 def batches(
-    model: SPPNet, photos: Sequence[TrainingImage], short_sides: tuple[int, ...] = (64,), **settings: Any
+    model: SPPNet, photos: Sequence[TrainingImage], side_shares: tuple[float, ...] = (1.0,), **settings: Any
 ) -> PhotoBatches:
-    return PhotoBatches(photos, model, replace(SETTINGS, windows_per_image=4, short_sides=short_sides, **settings))
+    return PhotoBatches(photos, model, replace(SETTINGS, windows_per_image=4, side_shares=side_shares, **settings))
 
 
 def test_what_a_batch_holds(tiny_detector: SPPNet, photos: list[TrainingImage]) -> None:
@@ -66,7 +66,7 @@ def test_in_a_flipped_image_everything_is_flipped(tiny_detector: SPPNet, photos:
 def test_short_sides_are_drawn_for_each_image_and_the_limit_of_the_long_side_follows(
     tiny_detector: SPPNet, photos: list[TrainingImage]
 ) -> None:
-    drawn = [photo for step in range(12) for photo in batches(tiny_detector, photos, short_sides=(32, 64, 128))[step]]
+    drawn = [photo for step in range(12) for photo in batches(tiny_detector, photos, side_shares=(0.5, 1.0, 2.0))[step]]
     assert {photo.pixels.shape[:2] for photo in drawn} == {(32, 64), (64, 128), (128, 256)}
 
 

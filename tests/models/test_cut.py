@@ -1,4 +1,4 @@
-"""Where classifiers are cut, before their pooling and at a stride; and BatchNorm folded: the same outputs, fewer layers."""
+"""Where classifiers are cut, before their pooling; maps of a smaller stride by dilation; and BatchNorm folded: the same outputs, fewer layers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import torchvision
 from torch import Tensor, nn
 
 from sppnet.errors import UserError
-from sppnet.models.cut import convolutional_part, cut_at_stride, fold_batch_norm
+from sppnet.models.backbones import build_backbone
+from sppnet.models.cut import convolutional_part, dilate_to_stride, fold_batch_norm
 from sppnet.models.geometry import backbone_geometry
 from sppnet.models.networks import compact_resnet
 
@@ -95,68 +96,72 @@ def test_what_is_no_row_of_layers_is_not_cut_in_its_middle(model: nn.Module) -> 
 # At a stride
 
 
-def part_of(name: str) -> nn.Sequential:
-    with torch.device("meta"):
-        part = convolutional_part(torchvision.models.get_model(name, weights=None).eval())
-    assert part is not None
-    return part
+def whole_and_dilated(name: str, stride: int) -> tuple[nn.Module, nn.Module]:
+    torch.manual_seed(0)
+    whole = build_backbone(name)
+    torch.manual_seed(0)
+    return whole, build_backbone(name, stride=stride)
 
 
 @pytest.mark.parametrize(
-    ("name", "stride", "channels", "last"),
+    ("name", "stride"),
     [
-        ("resnet18", 16, 256, "layer3.1.bn2"),
-        ("resnet18", 8, 128, "layer2.1.bn2"),
-        ("mobilenet_v2", 16, 576, "14.conv.0.2"),  # the widening at the start of the next block
-        ("mobilenet_v3_small", 16, 288, "9.block.0.2"),
-        ("efficientnet_b0", 16, 672, "6.0.block.0.2"),
-        ("densenet121", 16, 1024, "transition3.relu"),  # before the transition narrows the map
-        ("squeezenet1_0", 8, 512, "10.expand3x3_activation"),
-        ("alexnet", 8, 192, "4"),
-        ("shufflenet_v2_x0_5", 16, 96, "stage3.7.branch2.7"),
-        ("convnext_tiny", 16, 384, "6.0"),
+        ("efficientnet_lite0", 16),
+        ("efficientnet_lite0", 8),
+        ("resnet18", 16),
+        ("resnet18", 8),
+        ("mobilenet_v2", 16),
+        ("mobilenet_v3_small", 16),  # squeeze-and-excite sees more cells, of the same mean where they are alike
+        ("squeezenet1_0", 8),  # poolings that round up
+        ("shufflenet_v2_x0_5", 16),
+        ("convnext_tiny", 16),
     ],
 )
-def test_cuts_of_torchvisions_nets(name: str, stride: int, channels: int, last: str) -> None:
-    whole = part_of(name)
-    cut = cut_at_stride(whole, stride, name)
-    assert backbone_geometry(cut).stride == stride
-    assert cut(torch.empty(1, 3, 128, 128, device="meta")).shape[1] == channels
-    assert [*dict(cut.named_modules())][-1] == last
-    assert cut.state_dict().keys() < whole.state_dict().keys()  # names stay
-
-
-def test_the_cut_net_computes_what_the_whole_one_does_on_the_way() -> None:
-    torch.manual_seed(0)
-    features = torchvision.models.mobilenet_v2(weights=None).eval().features
-    images = torch.rand(1, 3, 70, 64)
+def test_every_nth_cell_is_a_cell_of_the_whole_net(name: str, stride: int) -> None:
+    whole, dilated = whole_and_dilated(name, stride)
+    before, after = backbone_geometry(whole), backbone_geometry(dilated)
+    assert (after.stride, after.channels) == (stride, before.channels)
+    assert dilated.state_dict().keys() == whole.state_dict().keys()
+    if name == "mobilenet_v3_small":
+        return
+    apart, images = before.stride // stride, torch.rand(1, 3, 192, 256)
+    first = round((before.offset - after.offset) / stride)  # the cell that looks where the whole net's first does
     with torch.inference_mode():
-        expected = features[14].conv[0](features[:14](images))
-        assert torch.equal(cut_at_stride(features, 16, "net")(images), expected)
+        expected, features = whole(images), dilated(images)[..., first::apart, first::apart]
+    rows, columns = expected.shape[2] - 1, expected.shape[3] - 1
+    torch.testing.assert_close(
+        features[..., :rows, :columns], expected[..., :rows, :columns], rtol=0, atol=1e-5 * float(expected.abs().max())
+    )
 
 
-def test_a_net_of_that_stride_is_left_whole() -> None:
-    net = part_of("mobilenet_v3_small")
-    assert cut_at_stride(net, 32, "mobilenet_v3_small") is net
+def test_a_dilated_map_covers_the_image() -> None:
+    """As many cells as the stride divides the sides; where TensorFlow pads behind alone, they move to the middle."""
+    _, dilated = whole_and_dilated("efficientnet_lite0", 16)
+    with torch.inference_mode():
+        assert dilated(torch.rand(1, 3, 96, 160)).shape == (1, 320, 6, 10)
+    assert backbone_geometry(dilated).offset == 15.5
 
 
 @pytest.mark.parametrize(
     ("name", "stride", "known"),
-    [("vgg11", 32, "1, 2, 4, 8, 16"), ("resnet18", 12, "2, 4, 8, 16, 32"), ("resnet18", 1, "2, 4, 8, 16, 32")],
+    [("vgg11", 32, "1, 2, 4, 8, 16"), ("resnet18", 12, "1, 2, 4, 8, 16, 32")],
 )
 def test_a_stride_that_the_net_has_not(name: str, stride: int, known: str) -> None:
-    with pytest.raises(UserError, match=rf"{name} has no map with a cell every {stride} pixels: .* strides {known}"):
-        cut_at_stride(part_of(name), stride, name)
+    with (
+        torch.device("meta"),
+        pytest.raises(UserError, match=rf"{name} has no map with a cell every {stride} pixels: .* strides {known}"),
+    ):
+        build_backbone(name, stride=stride)
 
 
 def test_a_net_that_cannot_be_placed() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.Upsample(scale_factor=2), nn.Conv2d(4, 4, 3, 4))
-    with pytest.raises(UserError, match=r"backbone 'net' cannot be used: layer '0' \(Upsample\)"):
-        cut_at_stride(net, 4, "net")
+    with pytest.raises(UserError, match=r"backbone 'net' cannot be used: layer '1' \(Upsample\)"):
+        dilate_to_stride(net, 4, "net")
 
 
 class Twice(nn.Module):
-    """Calls a layer twice: nothing may be cut in between."""
+    """Calls a layer twice: it cannot be dilated for one of the calls."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -168,8 +173,8 @@ class Twice(nn.Module):
 
 
 def test_a_layer_called_twice() -> None:
-    with pytest.raises(UserError, match="expected one of the strides 4"):
-        cut_at_stride(Twice(), 2, "net")
+    with pytest.raises(UserError, match="net cannot be brought to a stride of 2: it calls a layer twice"):
+        dilate_to_stride(Twice(), 2, "net")
 
 
 # BatchNorm folded

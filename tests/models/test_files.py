@@ -109,7 +109,7 @@ def test_every_setting_comes_back(tmp_path: Path) -> None:
             Preprocess(77, 99, "crop", True, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)),
             DetectionSettings(),
         ),
-        (SVMS, Preprocess(), DetectionSettings("grid", (64, 96))),
+        (dataclasses.replace(SVMS, proposes=True), Preprocess(), DetectionSettings("network", (64, 96))),
     ]  # fmt: skip
     usual = (Architecture(("x",)), Preprocess(smallest_side=32), DetectionSettings())
     for number, default in enumerate(usual):
@@ -403,3 +403,17 @@ def test_the_commit_is_of_this_packages_source_and_of_nobody_elses(
     assert files.trained_by()["commit"] is None
     subprocess.run([*git, "add", str(copy)], check=True)
     assert len(files.trained_by()["commit"] or "") == 12
+
+
+def test_a_file_from_before_strides_were_dilated_says_so(tmp_path: Path) -> None:
+    net = build_model(Architecture(("cat",), "resnet18", (1,), (4,), detects=False, backbone_stride=16))
+    net.save(tmp_path / "m.safetensors")
+    with safe_open(tmp_path / "m.safetensors", "pt") as file:
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    architecture = json.loads(metadata["architecture"])
+    del architecture["proposes"]
+    metadata |= {"architecture": json.dumps(architecture)}
+    del metadata["checksum"]
+    save_file(tensors, tmp_path / "old.safetensors", {**metadata, "checksum": files._checksum(tensors, metadata)})
+    with pytest.raises(ModelError, match="its backbone was cut at a stride, where this version dilates it"):
+        load(tmp_path / "old.safetensors")

@@ -32,6 +32,7 @@ def placed(backbone: nn.Module) -> Geometry:
         ("densenet121", Geometry(32, 14.5)),
         ("efficientnet_b0", Geometry(32, 0.5)),  # squeeze-and-excite: a gate for the whole map
         ("compact", Geometry(32, 0.5)),
+        ("efficientnet_lite0", Geometry(32, 31.5)),  # padded as TensorFlow does
         ("mobilenet_v3_small", Geometry(32, 0.5)),
         ("shufflenet_v2_x0_5", Geometry(32, 0.5)),  # channel shuffles
         ("regnet_y_400mf", Geometry(32, 0.5)),
@@ -48,13 +49,20 @@ def test_known_backbones(name: str, expected: Geometry) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "stride"), [("squeezenet1_0", None), ("resnet18", None), ("mobilenet_v2", 16), ("densenet121", 16)]
+    ("name", "stride"),
+    [
+        ("squeezenet1_0", None),
+        ("resnet18", None),
+        ("mobilenet_v2", 16),
+        ("efficientnet_lite0", None),
+        ("efficientnet_lite0", 16),
+    ],
 )
 def test_one_lit_pixel_lights_the_cells_that_the_geometry_says(name: str, stride: int | None) -> None:
     """Where every weight is positive and nothing saturates, the cells a pixel reaches are centred on it."""
     backbone = linear_copy(name, stride)
     geometry = placed(backbone)
-    probed = probe_geometry(backbone, width=960, height=64)
+    probed = probe_geometry(backbone, width=1920 if name == "efficientnet_lite0" else 960, height=64)
     assert probed.stride == geometry.stride
     assert abs(probed.offset - geometry.offset) <= geometry.stride / 2
 

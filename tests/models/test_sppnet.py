@@ -27,7 +27,9 @@ BOXES = np.array([[0, 0, 60, 50], [20, 10, 125, 85], [3, 3, 9, 9]], np.float32)
 @pytest.fixture(scope="module")
 def net() -> SPPNet:
     torch.manual_seed(0)
-    return build_model(Architecture(("cat", "dog", "owl"), levels=(3, 1), hidden=(24, 16)), Preprocess(128)).eval()
+    return build_model(
+        Architecture(("cat", "dog", "owl"), "compact", levels=(3, 1), hidden=(24, 16)), Preprocess(128)
+    ).eval()
 
 
 @pytest.mark.parametrize("size", [(1, 1), (32, 32), (33, 500), (97, 64)])
@@ -77,7 +79,7 @@ def test_detect_says_what_the_tensors_do(net: SPPNet) -> None:
 
 
 def test_set_feature_scale_brings_the_mean_square_to_one() -> None:
-    net = build_model(Architecture(("cat",), levels=(1,), hidden=(4,))).eval()
+    net = build_model(Architecture(("cat",), "compact", levels=(1,), hidden=(4,))).eval()
     images = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
         net.set_feature_scale(float(net.features(images).square().mean()))
@@ -98,7 +100,7 @@ def test_wrong_images(net: SPPNet, images: object) -> None:
 
 
 def test_gradients_reach_the_backbone() -> None:
-    net = build_model(Architecture(("cat", "dog"), levels=(2, 1), hidden=(8,)))
+    net = build_model(Architecture(("cat", "dog"), "compact", levels=(2, 1), hidden=(8,)))
     logits, deltas = net(torch.rand(1, 3, 64, 96), torch.tensor([[0.0, 0, 50, 60]]))
     (logits.sum() + deltas.sum()).backward()
     assert all(parameter.grad is not None for parameter in net.backbone.parameters())
@@ -120,7 +122,9 @@ def test_gradients_reach_the_backbone() -> None:
 )
 @pytest.mark.parametrize("kind", ["softmax", "svm", "no hidden layers"])
 def test_answers_in_any_mode_and_precision(kind: str, changed: Callable[[SPPNet], SPPNet], atol: float) -> None:
-    architecture = Architecture(("cat", "dog"), levels=(2, 1), hidden=() if kind == "no hidden layers" else (16,))
+    architecture = Architecture(
+        ("cat", "dog"), "compact", levels=(2, 1), hidden=() if kind == "no hidden layers" else (16,)
+    )
     if kind == "svm":
         architecture = dataclasses.replace(architecture, window_classifier="svm", box_regressor="ridge")
     torch.manual_seed(0)
@@ -146,7 +150,7 @@ def test_answers_in_any_mode_and_precision(kind: str, changed: Callable[[SPPNet]
 
 def test_linear_heads_and_the_scale_of_features_keep_their_precision() -> None:
     architecture = Architecture(
-        ("cat", "dog"), levels=(1,), hidden=(8,), window_classifier="svm", box_regressor="ridge"
+        ("cat", "dog"), "compact", levels=(1,), hidden=(8,), window_classifier="svm", box_regressor="ridge"
     )
     net = build_model(architecture)
     net.feature_scale.fill_(1e-7)
@@ -172,10 +176,10 @@ def test_a_network_without_a_pyramid_takes_one_size() -> None:
         net(torch.zeros(1, 3, 224, 300))
 
 
-def test_a_backbone_cut_to_a_stride() -> None:
+def test_a_backbone_at_a_stride() -> None:
     net = build_model(Architecture(("cat", "dog"), "resnet18", (1,), (8,), detects=False, backbone_stride=16))
     assert (net.geometry.stride, net.image_classifier.out_features) == (16, 2)
-    assert net.features(torch.zeros(1, 3, 64, 64)).shape == (1, 256, 4, 4)
+    assert net.features(torch.zeros(1, 3, 64, 64)).shape == (1, 512, 4, 4)
 
 
 @pytest.mark.parametrize("backbone", ["alexnet", "zf5", "squeezenet1_0"])
@@ -187,14 +191,18 @@ def test_thin_images_are_made_large_enough_for_a_map(backbone: str) -> None:
 
 def test_a_backbone_that_is_to_be_trained_may_be_in_training_mode() -> None:
     backbone = compact_resnet((16, 32), (1,), folded=False).train()
-    net = build_model(Architecture(("cat", "dog"), levels=(2, 1), hidden=(), detects=False), backbone=backbone)
+    net = build_model(
+        Architecture(("cat", "dog"), "compact", levels=(2, 1), hidden=(), detects=False), backbone=backbone
+    )
     assert (net.geometry.stride, net.preprocess.smallest_side) == (4, 4)
     assert backbone.training
 
 
 def test_linear_svms_of_whole_images_see_vectors_of_length_one() -> None:
     """So that a brighter map says the same, and one of nothing gives the bias; in half precision, too."""
-    net = build_model(Architecture(("a", "b"), levels=(2, 1), hidden=(), detects=False, unit_length=True)).eval()
+    net = build_model(
+        Architecture(("a", "b"), "compact", levels=(2, 1), hidden=(), detects=False, unit_length=True)
+    ).eval()
     pooled = torch.rand(3, net.pool.bins, net.image_classifier.in_features // net.pool.bins)
     pooled[2] = 0
     vectors = net.fully_connected(pooled)

@@ -73,7 +73,7 @@ def test_methods() -> None:
     assert both[0].tolist() == [0, 0, 60, 40]
     for wrong in ("rpn", "", "grid+", "grid+grid", "grid+rpn", "imported+grid"):
         with pytest.raises(
-            UserError, match=f"{re.escape(repr(wrong))}; choose one of: selective-search, grid, edge-boxes; or"
+            UserError, match=f"{re.escape(repr(wrong))}; choose one of: selective-search, grid, edge-boxes, network; or"
         ):
             propose(image, wrong)
     for method in (*METHODS, "grid+edge-boxes"):

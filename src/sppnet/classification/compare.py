@@ -30,7 +30,7 @@ from sppnet.data.labelled import LabelledImages
 from sppnet.errors import SettingsError
 from sppnet.linear.selection import fold_accuracies, mean_interval, stratified_folds
 from sppnet.metrics import rounded
-from sppnet.models.backbones import COMPACT, build_backbone, check_not_random, pretrained_weights
+from sppnet.models.backbones import LITE, build_backbone, check_not_random, pretrained_weights
 from sppnet.models.precision import choose_device
 from sppnet.models.preprocess import LONGEST_SIDE, RESIZE_MODES, Preprocess
 from sppnet.models.sppnet import Architecture, SPPNet, build_model
@@ -58,7 +58,7 @@ class CompareSettings:
         SettingsError: a setting out of its range.
     """
 
-    backbone: str = COMPACT
+    backbone: str = LITE
     weights: str | None = None
     side: int = 224
     folds: int = 5

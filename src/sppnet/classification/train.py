@@ -29,7 +29,7 @@ from sppnet.errors import ModelError, SettingsError, UserError
 from sppnet.files import check_outputs, check_replaceable, write_json
 from sppnet.linear.selection import SVMChoice, train_calibrated_svms
 from sppnet.linear.svm import label_targets
-from sppnet.models.backbones import COMPACT, RANDOM, build_backbone, check_not_random, pretrained_weights
+from sppnet.models.backbones import LITE, RANDOM, build_backbone, check_not_random, pretrained_weights
 from sppnet.models.files import check_model_path, round_to_stored, save_model, trained_by
 from sppnet.models.precision import choose_device
 from sppnet.models.preprocess import Preprocess, ResizeMode
@@ -79,7 +79,7 @@ class ClassifierSettings:
 
     train_layers: Literal["head", "all"] = "head"
     classifier: Literal["svm", "softmax"] | None = None
-    backbone: str = COMPACT
+    backbone: str = LITE
     weights: str | None = None
     levels: Annotated[tuple[int, ...], IN_PYTHON] = (3, 2, 1)
     hidden: Annotated[tuple[int, ...], IN_PYTHON] = ()

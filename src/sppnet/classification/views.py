@@ -199,12 +199,12 @@ def _scales(image: np.ndarray, model: SPPNet, views: Views) -> Iterator[tuple[Te
             boxes = view_windows(size, views.positions, views.window)
         images = preprocess(image)[0] if size is None else preprocess.normalize(resize_image(image, size))
         both = torch.cat([images, images.flip(3)]) if views.flip else images
-        yield both.to(model.device).contiguous(memory_format=torch.channels_last), boxes, size in full
+        yield both, boxes, size in full
 
 
 def _pooled_views(model: SPPNet, images: Tensor, boxes: np.ndarray, full: bool) -> Tensor:
     """The views of one scale, pooled from its map and that of its flip: [V, M, C]."""
-    features = model.features(images)
+    features = model.image_features(images)
     height, width = features.shape[2:]
     windows, _ = model.windows(torch.from_numpy(boxes), (height, width), (1.0, 1.0))
     if full:

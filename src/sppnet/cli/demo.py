@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from skimage import data
 from sppnet.classification.predict import classify_map
 from sppnet.data.images import resize_image
 from sppnet.detection.feature_maps import compute_feature_maps
+from sppnet.detection.network_proposals import propose_boxes
 from sppnet.detection.predict import score_windows
 from sppnet.detection.suppression import DetectSettings, select
 from sppnet.files import check_outputs, write_json
@@ -73,7 +75,7 @@ def run_demo(output: Path, progress: Progress = no_progress) -> tuple[list[tuple
     rows, files, document = [], [], []
     for done, (name, photo) in enumerate(photos.items()):
         maps = compute_feature_maps(model, photo)  # once, for both questions
-        proposals = propose(photo, model.detection.proposals)
+        proposals = propose_boxes(model, maps, model.detection.proposals, partial(propose, photo))
         whole = classify_map(model, maps.whole_map)
         found = select(*score_windows(model, maps, proposals), model.class_names, DetectSettings(THRESHOLD))
         files.append(output / f"{name}.jpg")

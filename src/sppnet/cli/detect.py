@@ -35,7 +35,7 @@ def detect(
 
     Args:
         model: A shipped model's name, a model file, or several to combine.
-        proposals: Where to look: selective-search, edge-boxes, grid, or several joined by +; or a file or folder of boxes by the images' names. Left out: as the model was trained.
+        proposals: Where to look: network, selective-search, edge-boxes, grid, or several joined by +; or a file or folder of boxes by the images' names. Left out: as the model was trained.
         output: Folder for annotated pictures and detections.json.
     """
     given = None

@@ -53,7 +53,7 @@ def evaluate(
         split: A split that the model was not trained on.
         combine: More detectors, whose answers are combined with the first's.
         vote_iou: Boxes move to the mean of those that overlap them by this much; 0: as in the paper, they do not.
-        proposals: selective-search, edge-boxes, grid, or several joined by +; left out: the one the model was trained with.
+        proposals: network, selective-search, edge-boxes, grid, or several joined by +; left out: those it was trained with.
         output: Folder for evaluation.json and plots.
         cache: Folder for proposals, read again the next time.
     """

@@ -15,8 +15,8 @@ from sppnet.cli.options import AsJson, Data, Device, Limit, Model, Split, checke
 from sppnet.data import read_annotated
 from sppnet.data.find import find_images
 from sppnet.data.formats.folder import training_images
-from sppnet.detection.feature_maps import sample_windows
 from sppnet.detection.linear_heads import add_class as add_one_class
+from sppnet.detection.predict import sample_windows
 from sppnet.detection.train import DetectorSettings, train_detector, train_svms_of
 from sppnet.files import check_outputs, to_json
 from sppnet.models.compress import truncate_layers

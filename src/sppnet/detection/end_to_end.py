@@ -21,15 +21,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sppnet.data.annotations import AnnotatedImage
 from sppnet.data.images import content_key, read_image
 from sppnet.detection.feature_maps import FeatureMaps
 from sppnet.detection.finetune import WindowSettings, checkpoint_folder, detection_losses, pool_windows, training_key
-from sppnet.detection.targets import Candidates, TrainingImage, draw, flip, image_at
+from sppnet.detection.network_proposals import proposal_losses
+from sppnet.detection.targets import Candidates, TrainingImage, draw, find_candidates, flip, flip_objects, image_at
 from sppnet.errors import SettingsError
 from sppnet.models.precision import fast_backward
 from sppnet.models.sppnet import SPPNet
 from sppnet.progress import Progress, no_progress
 from sppnet.training.loop import LoopSettings, adamw, fit, parameter_groups
+
+TRAINED_PROPOSALS = 500  # of the network, from which windows are drawn
 
 
 @dataclass(frozen=True)
@@ -39,8 +43,9 @@ class EndToEndSettings(WindowSettings):
     train_layers: str = "all"  # see `trainable_layers`
     epochs: int = 6  # of all images
     images_per_step: int = 2  # on each device (paper)
-    short_sides: tuple[int, ...] = ()  # pixels; one is drawn for each image; none: of the model's own
-    backbone_rate: float = 0.03  # the convolutions' learning rate, as a share
+    windows_per_image: int = 128
+    side_shares: tuple[float, ...] = (0.75, 0.875, 1.0, 1.125)  # of a short side of the model's; drawn for each image
+    backbone_rate: float = 0.1  # the convolutions' learning rate, as a share
     gradient_norm: float = 40.0  # longer gradients, which are rare, are shortened to this
     checkpoint_interval: int = 250  # steps
 
@@ -51,6 +56,7 @@ class Photo(NamedTuple):
     pixels: Tensor  # [h, w, 3] uint8, as the backbone is to see it
     size: tuple[int, int]  # (height, width) before it was resized
     windows: Candidates  # in pixels of that
+    objects: AnnotatedImage | None  # where the network proposes, in pixels of that
 
 
 class PhotoBatches:
@@ -67,12 +73,13 @@ class PhotoBatches:
         settings, rng = self.settings, np.random.default_rng([self.settings.seed, 2, position])
         image = self.images[image_at(position, len(self.images), settings.seed)]
         windows = draw(image.candidates, settings.windows_per_image, settings.foreground_share, rng)
-        short_side = int(rng.choice(settings.short_sides or self.model.short_sides))
-        pixels = read_image(image.path)
+        short_side = round(rng.choice(self.model.short_sides) * rng.choice(settings.side_shares))
+        pixels, objects = read_image(image.path), image.objects if self.model.proposal_head is not None else None
         if settings.flip and rng.random() < 0.5:
             pixels, windows = pixels[:, ::-1], flip(windows, pixels.shape[1])
+            objects = objects and flip_objects(objects, pixels.shape[1])
         resized = np.require(self.model.preprocess.resize(pixels, short_side), requirements=("C", "W"))
-        return Photo(torch.from_numpy(resized), (pixels.shape[0], pixels.shape[1]), windows)
+        return Photo(torch.from_numpy(resized), (pixels.shape[0], pixels.shape[1]), windows, objects)
 
 
 def train_end_to_end(
@@ -109,14 +116,26 @@ def train_end_to_end(
     steps = math.ceil(settings.epochs * len(images) / (settings.images_per_step * devices))
 
     def loss(photos: Sequence[Photo], step: int) -> dict[str, Tensor]:
-        maps = []
-        with fast_backward(model.backbone):
-            for photo in photos:
+        maps, of_proposals = [], []
+        for number, photo in enumerate(photos):
+            with fast_backward(model.backbone):
                 features = model.features(model.preprocess.normalize(photo.pixels, model.device))  # [1, C, h, w]
-                scale = (photo.pixels.shape[0] / photo.size[0], photo.pixels.shape[1] / photo.size[1])
-                maps.append((FeatureMaps((features,), (scale,), photo.size), photo.windows, None))
-        batch = pool_windows(model, maps).to(model.device)
-        return detection_losses(model, batch, settings.image_weight)
+            scale = (photo.pixels.shape[0] / photo.size[0], photo.pixels.shape[1] / photo.size[1])
+            windows = photo.windows
+            if photo.objects is not None:
+                rng = np.random.default_rng([settings.seed, 4, step, number])
+                losses, boxes = proposal_losses(
+                    model, features, scale, photo.size, photo.objects, rng, TRAINED_PROPOSALS
+                )
+                of_proposals.append(losses)
+                found = find_candidates(photo.objects, boxes.numpy(), len(model.class_names), background_iou=0.0)
+                windows = draw(found, settings.windows_per_image, settings.foreground_share, rng)
+            maps.append((FeatureMaps((features,), (scale,), photo.size), windows, None))
+        losses = detection_losses(model, pool_windows(model, maps).to(model.device), settings.image_weight)
+        for name in of_proposals[0] if of_proposals else ():
+            losses[name] = torch.stack([each[name] for each in of_proposals]).mean()
+            losses["loss"] = losses["loss"] + losses[name]
+        return losses
 
     groups = parameter_groups(
         heads, convolutions,

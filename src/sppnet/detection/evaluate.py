@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from sppnet.data.annotations import DetectionData
 from sppnet.data.images import read_image
 from sppnet.detection.feature_map_cache import FeatureMapCache
 from sppnet.detection.feature_maps import compute_feature_maps
+from sppnet.detection.network_proposals import propose_boxes, without_network
 from sppnet.detection.predict import check_combination, score_kind, score_windows, union
 from sppnet.detection.suppression import DetectSettings, select
 from sppnet.errors import UserError
@@ -56,6 +58,10 @@ class DetectorEvaluation:
             "score_kind": self.score_kind,
             "seconds_per_image": {stage: round(value, 5) for stage, value in self.seconds_per_image.items()},
         }
+
+
+def _of_image(boxes: Mapping[str, Sequence[np.ndarray]], index: int, method: str) -> np.ndarray:
+    return boxes[method][index]
 
 
 def evaluate_detector(
@@ -103,7 +109,8 @@ def evaluate_detector(
     with cache_directory(cache) as folder:
         with timed(seconds, "proposals"):
             methods = [proposals or net.detection.proposals for net in models]
-            boxes = {method: proposals_of(data, method, folder, progress) for method in sorted(set(methods))}
+            parts = {part for method in methods for part in (without_network(method),) if part}
+            boxes = {method: proposals_of(data, method, folder, progress) for method in sorted(parts)}
         caches = [FeatureMapCache(net, folder / "feature-maps") for net in models if cache_maps]
         for index, image in enumerate(data.images):
             answers, logits = [], []
@@ -117,8 +124,10 @@ def evaluate_detector(
                     head_features = net.fully_connected(maps.pool(net, maps.whole_window()))
                     order = [net.class_names.index(name) for name in data.class_names]
                     logits.append(net.image_classifier(head_features)[0, order].float().cpu().numpy())
+                with timed(seconds, "proposals"):
+                    proposed = propose_boxes(net, maps, method, partial(_of_image, boxes, index))
                 with timed(seconds, "windows"):
-                    answers.append(score_windows(net, maps, boxes[method][index]))
+                    answers.append(score_windows(net, maps, proposed))
             image_logits.append(np.mean(logits, axis=0))
             with timed(seconds, "suppression"):
                 answer = select(*union(models, answers), class_names, settings, kind, max_per_class)

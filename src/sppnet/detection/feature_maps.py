@@ -9,21 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sppnet.data.images import read_image
 from sppnet.models.precision import to_half
 from sppnet.models.sppnet import WINDOW_CHUNK, SPPNet
-from sppnet.progress import Progress, no_progress
-from sppnet.proposals.compute import propose
 
 SHORT_SIDES = (480, 576, 688, 864, 1200)  # pixels: the paper's five scales (the release has 874 for 864)
-SAMPLED_WINDOWS = 6000  # in all; each [M, C] in half precision
 USUAL_SIDE = 224  # pixels: the side of the square that a window's area should be nearest to
 
 
@@ -152,42 +147,3 @@ def compute_feature_maps(
         scales.append(scale)
     whole = min(range(len(sides)), key=lambda index: abs(sides[index] - model.preprocess.short_side))
     return FeatureMaps(tuple(parts), tuple(scales), (image.shape[0], image.shape[1]), whole)
-
-
-def sample_windows(model: SPPNet, photos: Sequence[Path], *, seed: int = 0, progress: Progress = no_progress) -> Tensor:
-    """Pool some of the windows that a detector would look at in these photos; of a classifier, the whole images.
-
-    It is what `sppnet.models.compress` needs to know of what goes through a model's layers.
-
-    Args:
-        model: proposes, computes the feature maps and pools.
-        photos: files; some dozens do for a detector, some hundreds for a classifier.
-        seed: of the choice among a photo's windows.
-        progress: called with "photos", photos done, all.
-
-    Returns:
-        [R, M, C] float16, R at most 6000, on the CPU.
-
-    Raises:
-        ImageError: a file that is not an image.
-
-    Example:
-        >>> from PIL import Image
-        >>> Image.new("RGB", (90, 60)).save("photo.png")
-        >>> sample_windows(sppnet.load("voc"), [Path("photo.png")])[0].shape
-        torch.Size([14, 384])
-    """
-    each = max(1, SAMPLED_WINDOWS // max(1, len(photos)))
-    rng = np.random.default_rng(seed)
-    parts = []
-    for done, photo in enumerate(photos, start=1):
-        image = read_image(photo)
-        maps = compute_feature_maps(model, image)
-        windows = maps.whole_window()
-        if model.architecture.detects:
-            boxes = propose(image, model.detection.proposals)
-            windows, _ = maps.windows(model, torch.from_numpy(boxes[rng.permutation(len(boxes))[:each]]))
-        with torch.inference_mode():
-            parts.append(maps.pool(model, windows).half().cpu())
-        progress("photos", done, len(photos))
-    return torch.cat(parts)

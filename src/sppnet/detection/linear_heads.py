@@ -32,6 +32,7 @@ from sppnet.cache import fingerprint
 from sppnet.data.annotations import AnnotatedImage, DetectionData
 from sppnet.detection.box_regression import BoxRegressionSettings, train_box_regression
 from sppnet.detection.feature_map_cache import FeatureMapCache
+from sppnet.detection.network_proposals import proposals_of_images
 from sppnet.detection.svm import SVMSettings, cached_windows, train_svms
 from sppnet.detection.windows_of_images import ImageWindows, ManyWindows, WindowsOfImages, feature_scale
 from sppnet.errors import ModelError, UserError
@@ -41,7 +42,6 @@ from sppnet.models.heads import BoxRegressor, RidgeRegressor, SVMClassifier
 from sppnet.models.precision import to_half
 from sppnet.models.sppnet import SPPNet
 from sppnet.progress import Progress, no_progress, timed
-from sppnet.proposals.compute import proposals_of
 
 MAX_IMAGES = 20_000  # that SVMs of whole images learn from; of more, so many are drawn: their products take 1.6 GB
 RENAMED = {"hard_margin": "hard_score", "easy_margin": "easy_score", "overlap": "min_iou"}  # in records of before
@@ -172,9 +172,9 @@ def add_class(
         check_model_path(output)
     seconds: dict[str, float] = {}
     with timed(seconds, "proposals and maps"):
-        proposals = proposals_of(data, model.detection.proposals, cache, progress)
         maps = FeatureMapCache(model, cache / "feature-maps")
         maps.fill([image.path for image in data.images], progress=progress)
+        proposals = proposals_of_images(maps, data, cache, progress)
     windows = WindowsOfImages(maps, data.images, proposals, label=label)
     states = model.record.get("svm_states", ())
     old = [group for each in states for group in cached_windows(cache / each)] if old_negatives else []

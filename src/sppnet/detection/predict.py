@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,11 +24,15 @@ from torch import Tensor
 from sppnet.boxes import clip_boxes, decode_boxes
 from sppnet.data.images import read_ahead, read_image
 from sppnet.detection.feature_maps import FeatureMaps, compute_feature_maps
+from sppnet.detection.network_proposals import propose_boxes
 from sppnet.detection.suppression import DetectSettings, select
 from sppnet.errors import ModelError, SettingsError
 from sppnet.models.sppnet import SPPNet
+from sppnet.progress import Progress, no_progress
 from sppnet.proposals.compute import propose
 from sppnet.results import Detections, ScoreKind
+
+SAMPLED_WINDOWS = 6000  # in all; each [M, C] in half precision
 
 
 def detect(
@@ -70,13 +75,14 @@ def detect(
     by_method = cache(partial(propose, image))  # made once where models share a method
     answers = []
     for net in models:
+        maps = compute_feature_maps(net, image)
         if proposals is None or isinstance(proposals, str):
-            boxes = by_method(proposals or net.detection.proposals)
+            boxes = propose_boxes(net, maps, proposals or net.detection.proposals, by_method)
         else:
             boxes = np.asarray(proposals, dtype=np.float32)
             if boxes.ndim != 2 or boxes.shape[1] != 4 or not len(boxes):
                 raise SettingsError(f"proposals must be [R, 4] boxes, at least one: got shape {list(boxes.shape)}")
-        answers.append(score_windows(net, compute_feature_maps(net, image), boxes))
+        answers.append(score_windows(net, maps, boxes))
     return select(*union(models, answers), models[0].class_names, settings, score_kind(models[0]))
 
 
@@ -143,3 +149,42 @@ def check_combination(models: Sequence[SPPNet]) -> None:
         if own != names:
             first, its = sorted(names - own)[:5], sorted(own - names)[:5]
             raise ModelError(f"classes must be the same: only in the first {first}, only in model {number} {its}")
+
+
+def sample_windows(model: SPPNet, photos: Sequence[Path], *, seed: int = 0, progress: Progress = no_progress) -> Tensor:
+    """Pool some of the windows that a detector would look at in these photos; of a classifier, the whole images.
+
+    It is what `sppnet.models.compress` needs to know of what goes through a model's layers.
+
+    Args:
+        model: proposes, computes the feature maps and pools.
+        photos: files; some dozens do for a detector, some hundreds for a classifier.
+        seed: of the choice among a photo's windows.
+        progress: called with "photos", photos done, all.
+
+    Returns:
+        [R, M, C] float16, R at most 6000, on the CPU.
+
+    Raises:
+        ImageError: a file that is not an image.
+
+    Example:
+        >>> from PIL import Image
+        >>> Image.new("RGB", (90, 60)).save("photo.png")
+        >>> sample_windows(sppnet.load("voc"), [Path("photo.png")])[0].shape
+        torch.Size([14, 384])
+    """
+    each = max(1, SAMPLED_WINDOWS // max(1, len(photos)))
+    rng = np.random.default_rng(seed)
+    parts = []
+    for done, photo in enumerate(photos, start=1):
+        image = read_image(photo)
+        maps = compute_feature_maps(model, image)
+        windows = maps.whole_window()
+        if model.architecture.detects:
+            boxes = propose_boxes(model, maps, model.detection.proposals, partial(propose, image))
+            windows, _ = maps.windows(model, torch.from_numpy(boxes[rng.permutation(len(boxes))[:each]]))
+        with torch.inference_mode():
+            parts.append(maps.pool(model, windows).half().cpu())
+        progress("photos", done, len(photos))
+    return torch.cat(parts)

@@ -40,6 +40,7 @@ class TrainingImage:
 
     path: Path
     candidates: Candidates
+    objects: AnnotatedImage | None = None  # where the network proposes, while it is trained
 
 
 def training_images(
@@ -47,16 +48,19 @@ def training_images(
 ) -> list[TrainingImage]:
     """The images, each with its proposals [R, 4], that have something to train on; see `find_candidates`."""
     candidates = [find_candidates(*each, num_classes) for each in zip(images, proposals, strict=True)]
-    return [TrainingImage(i.path, found) for i, found in zip(images, candidates, strict=True) if len(found.labels)]
+    return [TrainingImage(i.path, found, i) for i, found in zip(images, candidates, strict=True) if len(found.labels)]
 
 
-def find_candidates(image: AnnotatedImage, proposals: np.ndarray, num_classes: int) -> Candidates:
+def find_candidates(
+    image: AnnotatedImage, proposals: np.ndarray, num_classes: int, background_iou: float = BACKGROUND_IOU
+) -> Candidates:
     """Sort an image's proposals, and its objects themselves, into foreground and background.
 
     Args:
         image: the image and its objects.
         proposals: [R, 4] float32, pixels of the image.
         num_classes: K.
+        background_iou: least overlap of background with an object.
 
     Example:
         >>> image = AnnotatedImage("1", Path("1.jpg"), (50, 100), np.array([[0, 0, 40, 40]], np.float32),
@@ -75,7 +79,7 @@ def find_candidates(image: AnnotatedImage, proposals: np.ndarray, num_classes: i
 
     foreground = (best >= FOREGROUND_IOU).nonzero().flatten()
     other = (best < FOREGROUND_IOU) & (best_difficult < FOREGROUND_IOU)
-    background = (other & (torch.maximum(best, best_difficult) >= BACKGROUND_IOU)).nonzero().flatten()
+    background = (other & (torch.maximum(best, best_difficult) >= background_iou)).nonzero().flatten()
     if not len(background):  # an image without objects, or filled by one: whatever is not the object will do
         background = other.nonzero().flatten()
     deltas = torch.zeros(len(foreground) + len(background), 4)
@@ -107,6 +111,11 @@ def draw(candidates: Candidates, count: int, foreground_share: float, rng: np.ra
 def flip(candidates: Candidates, width: int) -> Candidates:
     """The same windows in the flipped image, which is ``width`` pixels wide."""
     return replace(candidates, boxes=flip_boxes(candidates.boxes, width), deltas=flip_deltas(candidates.deltas))
+
+
+def flip_objects(image: AnnotatedImage, width: int) -> AnnotatedImage:
+    """The objects in the flipped image, which is ``width`` pixels wide."""
+    return replace(image, gt_boxes=flip_boxes(torch.from_numpy(image.gt_boxes), width).numpy())
 
 
 def image_at(position: int, count: int, seed: int) -> int:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
+import numpy as np
 import torch
 
 from sppnet.cache import Part, cache_directory, fingerprint, read_tensors, write_tensors
@@ -29,25 +30,33 @@ from sppnet.detection.feature_map_cache import FeatureMapCache
 from sppnet.detection.feature_maps import compute_feature_maps
 from sppnet.detection.finetune import FinetuneSettings, finetune
 from sppnet.detection.linear_heads import train_image_classifier, train_linear_heads
+from sppnet.detection.network_proposals import (
+    ProposalSettings,
+    proposals_of_images,
+    train_proposal_head,
+    without_network,
+)
 from sppnet.detection.svm import SVMSettings
 from sppnet.detection.targets import training_images
 from sppnet.detection.windows_of_images import WindowsOfImages
 from sppnet.errors import ModelError, SettingsError, UserError
 from sppnet.files import check_outputs
-from sppnet.models.backbones import COMPACT, RANDOM, build_backbone, check_not_random, pretrained_weights
+from sppnet.models.backbones import LITE, RANDOM, build_backbone, check_not_random, pretrained_weights
 from sppnet.models.files import check_model_path, load, round_to_stored, save_model, trained_by
 from sppnet.models.precision import choose_device
 from sppnet.models.preprocess import Preprocess
 from sppnet.models.sppnet import Architecture, DetectionSettings, SPPNet, build_model
 from sppnet.progress import Progress, no_progress, timed
-from sppnet.proposals.compute import proposals_of
+from sppnet.proposals.compute import NETWORK, check_method, proposals_of
 from sppnet.training import IN_PYTHON
 
 Preset = Literal["quick", "standard", "paper"]
-Stage = Literal["fine-tuning", "end to end", "linear heads"]
+Stage = Literal["proposal head", "fine-tuning", "end to end", "linear heads"]
 HIDDEN = (1024, 1024)
 LEVELS = (3, 2, 1)  # bins per side: at a stride of 32 a window seldom has six cells a side
 LONG_SIDE = 5 / 3  # the long side's limit, in short sides: 1000 for 600 (arXiv:1504.08083)
+LITE_STRIDE = 16  # of efficientnet_lite0, by dilation: of its own 32 pixels a small object has no cell to itself
+LITE_TRAINED = "block3"  # edges and colours are the same everywhere, and the largest maps take the longest to train
 SCALE_IMAGES = 32  # maps whose mean square sets the scale of the features
 UNUSED = {
     "quick": (("hidden", "train_layers", "epochs", "learning_rate", "flip"), "preset quick, which fine-tunes nothing"),
@@ -55,7 +64,7 @@ UNUSED = {
     "paper": (("train_layers",), "preset paper, which freezes the backbone"),
 }
 OF_MODEL = (
-    ("backbone", "weights", "levels", "hidden", "short_side"),
+    ("backbone", "weights", "backbone_stride", "levels", "hidden", "short_side"),
     "a training that starts from a model, which brings its own",
 )
 
@@ -66,14 +75,18 @@ class DetectorSettings:
 
     Args:
         preset: quick (minutes, backbone frozen), standard (end to end), or paper (the paper's stages).
-        backbone: compact, or a model of torchvision or timm.
+        backbone: efficientnet_lite0 where not given, or a model of torchvision or timm.
         weights: of the backbone: a file, a name that its package knows, or random; left out: its pretrained ones.
+        backbone_stride: pixels from one cell of the map to the next, by dilation; left out: 16 for efficientnet_lite0, and
+            the backbone's own for others.
         levels: bins per side of the pyramid; (3, 2, 1) where not given.
         hidden: widths of the fully connected layers; (1024, 1024) where not given. quick has none.
         short_side: of an image, in pixels, unless its long side would be above 5/3 of this; 600 where not given.
         scales: several short sides, such as 480 576 688 864 1200: a window is pooled where its object looks the usual size.
-        proposals: selective-search, edge-boxes, grid, or several joined by +; left out: selective-search, or the model's.
-        train_layers: standard: all, none, or the first layer of the backbone that is trained, by name or index.
+        proposals: network, selective-search, edge-boxes, grid, or several joined by +; left out: network for standard, whose
+            convolutions are trained with it, else selective-search; or the model's.
+        train_layers: standard: all, none, or the first layer of the backbone that is trained, by name or index; left out: all,
+            of efficientnet_lite0 from block3 on.
         epochs: how often each stage sees every image; left out: 6 end to end, and 2500 steps of fully connected layers.
         learning_rate: peak of the schedule; 0.001 where not given.
         flip: train on flipped images too; twice the feature maps. True where not given; quick has no use for them.
@@ -93,6 +106,7 @@ class DetectorSettings:
     preset: Preset = "standard"
     backbone: str | None = None
     weights: str | None = None
+    backbone_stride: Annotated[int | None, IN_PYTHON] = None
     levels: Annotated[tuple[int, ...] | None, IN_PYTHON] = None
     hidden: Annotated[tuple[int, ...] | None, IN_PYTHON] = None
     short_side: int | None = None
@@ -109,7 +123,7 @@ class DetectorSettings:
     def __post_init__(self) -> None:
         if self.preset not in get_args(Preset):
             raise SettingsError(f"preset must be one of {', '.join(get_args(Preset))}: got {self.preset!r}")
-        for name in ("short_side", "epochs", "checkpoint_interval"):
+        for name in ("short_side", "epochs", "checkpoint_interval", "backbone_stride"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise SettingsError(f"{name} must be at least 1: got {getattr(self, name)}")
         if self.learning_rate is not None and not 0 < self.learning_rate <= 1:
@@ -124,15 +138,16 @@ class DetectorSettings:
             if getattr(self, name) is not None:
                 raise SettingsError(f"{name} is not used by {user}: leave it out")
 
-    def stages(self, starts: bool) -> tuple[Stage, ...]:
-        """What is trained, in order; ``starts``: from a model."""
+    def stages(self, starts: bool, proposes: bool) -> tuple[Stage, ...]:
+        """What is trained, in order; ``starts``: from a model; ``proposes``: with a proposal head."""
+        head: tuple[Stage, ...] = ("proposal head",) if proposes and not starts else ()
         if self.preset == "quick":
-            return ("linear heads",)
+            return (*head, "linear heads")
         if self.preset == "paper":
-            return ("fine-tuning", "linear heads")
+            return (*head, "fine-tuning", "linear heads")
         if self.train_layers == "none":
-            return ("fine-tuning",)
-        return ("end to end",) if starts or self.weights == RANDOM else ("fine-tuning", "end to end")
+            return (*head, "fine-tuning")
+        return ("end to end",) if starts or proposes or self.weights == RANDOM else ("fine-tuning", "end to end")
 
     def given(self, *names: str) -> dict[str, Any]:
         """Those of these settings that are not left out."""
@@ -180,26 +195,39 @@ def train_detector(
     if output is not None:
         check_outputs(check_model_path(output))  # before hours of work
     net = _new_model(settings, data.class_names) if model is None else _start(model, settings)
+    train_layers = settings.train_layers or (LITE_TRAINED if net.architecture.backbone == LITE else "all")
     if settings.preset == "standard":
-        trainable_layers(net.backbone, settings.train_layers or "all")  # a mistake in it is said before the work
+        trainable_layers(net.backbone, train_layers)  # a mistake in it is said before the work
     data = data.relabelled(net.class_names)
     net.eval().to(choose_device(str(device)))
     net.backbone.to(memory_format=torch.channels_last)
-    stages = settings.stages(starts=model is not None)
+    stages = settings.stages(model is not None, net.proposal_head is not None)
     shared = settings.given("flip", "learning_rate", "checkpoint_interval", "seed")
     seconds: dict[str, float] = {}
     record: dict[str, Any] = {}
     with cache_directory(cache) as folder:
-        with timed(seconds, "proposals"):
-            proposals = proposals_of(data, net.detection.proposals, folder, progress)
+        rest = without_network(net.detection.proposals)
+        if rest:
+            with timed(seconds, "proposals"):
+                proposals_of(data, rest, folder, progress)  # a photo that cannot be read is said before the work
         if model is None:
             _set_feature_scale(net, data.images, folder)
-        images = training_images(data.images, proposals, len(net.class_names))
         maps = FeatureMapCache(net, folder / "feature-maps")
         if stages[0] != "end to end":
             with timed(seconds, "feature maps"):
-                flip = stages[0] == "fine-tuning" and settings.flip is not False
+                flip = stages[0] != "linear heads" and settings.flip is not False
                 maps.fill([image.path for image in data.images], flip=flip, progress=progress)
+        if "proposal head" in stages:
+            with timed(seconds, "proposal head"):
+                alone = ProposalSettings(**shared)
+                train_proposal_head(net, data.images, maps, alone, folder, progress=progress)
+            round_to_stored(net)
+        if stages[0] == "end to end" and not rest:  # the network proposes while it is trained
+            proposals = [np.empty((0, 4), np.float32)] * len(data)
+        else:
+            with timed(seconds, "proposals"):
+                proposals = proposals_of_images(maps, data, folder, progress)
+        images = training_images(data.images, proposals, len(net.class_names))
         if "fine-tuning" in stages:
             with timed(seconds, "fine-tuning"):
                 finetuning = FinetuneSettings(**shared)
@@ -210,7 +238,7 @@ def train_detector(
             round_to_stored(net)  # what comes next is trained on what the model file holds
         if "end to end" in stages:
             with timed(seconds, "end to end"):
-                whole = EndToEndSettings(**shared, **settings.given("train_layers", "epochs"))
+                whole = EndToEndSettings(**shared, **settings.given("epochs"), train_layers=train_layers)
                 train_end_to_end(net, images, whole, folder, progress=progress)
             round_to_stored(net)
         if "linear heads" in stages:
@@ -257,7 +285,7 @@ def train_svms_of(model: SPPNet, data: DetectionData, *, ridge: bool = True, **o
 
 def _new_model(settings: DetectorSettings, class_names: tuple[str, ...]) -> SPPNet:
     """A detector whose backbone alone has been trained, on something else."""
-    name = settings.backbone or COMPACT
+    name = settings.backbone or LITE
     weights = settings.weights or pretrained_weights(name)
     if (settings.train_layers or "all") != "all" or settings.preset != "standard":
         check_not_random(name, weights)
@@ -265,13 +293,18 @@ def _new_model(settings: DetectorSettings, class_names: tuple[str, ...]) -> SPPN
         raise SettingsError("ridge cannot be off for a new detector of preset quick: nothing else would move its boxes")
     hidden = () if settings.preset == "quick" else HIDDEN if settings.hidden is None else settings.hidden
     short_side = settings.short_side or Preprocess.short_side
+    stride = settings.backbone_stride or (LITE_STRIDE if name == LITE else 0)
+    proposals = settings.proposals or (NETWORK if settings.preset == "standard" else DetectionSettings.proposals)
+    proposes = NETWORK in check_method(proposals)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        backbone = build_backbone(name, weights)
+        backbone = build_backbone(name, weights, stride or None)
         net = build_model(
-            Architecture(class_names, name, settings.levels or LEVELS, hidden),
+            Architecture(
+                class_names, name, settings.levels or LEVELS, hidden, backbone_stride=stride, proposes=proposes
+            ),
             Preprocess(short_side, round(LONG_SIDE * short_side)),
-            DetectionSettings(settings.proposals or DetectionSettings.proposals, settings.scales),
+            DetectionSettings(proposals, settings.scales),
             backbone=backbone,
         )
     round_to_stored(net.backbone)  # so that the feature maps are those of the model file

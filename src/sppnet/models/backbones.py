@@ -20,16 +20,17 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sppnet.errors import ModelError, SettingsError
-from sppnet.models.cut import convolutional_part, cut_at_stride, fold_batch_norm
+from sppnet.models.cut import convolutional_part, dilate_to_stride, fold_batch_norm
+from sppnet.models.efficientnet_lite import LITE_MEAN, LITE_STD, efficientnet_lite0, load_packaged, strides_in_order
 from sppnet.models.networks import compact_resnet, convnet5, overfeat5, overfeat7, zf5
-from sppnet.models.preprocess import IMAGENET_MEAN, IMAGENET_STD
+from sppnet.models.preprocess import IMAGENET_MEAN, IMAGENET_STD, RGB
 
-COMPACT = "compact"
+COMPACT, LITE = "compact", "efficientnet_lite0"
 PAPER_NETS: dict[str, Callable[[], nn.Module]] = {net.__name__: net for net in (zf5, convnet5, overfeat5, overfeat7)}
-OWN_NETS = {COMPACT: compact_resnet, **PAPER_NETS}
+OWN_NETS = {LITE: efficientnet_lite0, COMPACT: compact_resnet, **PAPER_NETS}
 INCEPTIONS = ("googlenet", "inception_v3")
 TIMM = "timm:"  # before a name that torchvision has too
-RANDOM = "random"
+RANDOM, PACKAGED = "random", "DEFAULT"
 SHIPPED = {"voc": Path(__file__).with_name("voc.safetensors")}  # models that come with the package
 
 
@@ -46,8 +47,8 @@ def build_backbone(
             ``DEFAULT`` or ``IMAGENET1K_V1`` (downloaded once, by the package); or the path of a file, .safetensors or
             .pth, the latter read without executing anything in it. It holds a model of this project with this backbone,
             or a state dict under the net's own key names, with or without a classifier.
-        stride: pixels from one cell of the map to the next, such as 16 or 32: a net with a larger one is cut where it has
-            this one, see `sppnet.models.cut.cut_at_stride`. None for the net's own.
+        stride: pixels from one cell of the map to the next, such as 16 or 8, by dilation: see
+            `sppnet.models.cut.dilate_to_stride`. None for the net's own.
         fold: whether BatchNorm is folded. Not for a net that is to learn from random weights.
 
     Returns:
@@ -60,11 +61,12 @@ def build_backbone(
         >>> build_backbone("squeezenet1_0")(torch.zeros(1, 3, 224, 300)).shape
         torch.Size([1, 512, 13, 18])
         >>> build_backbone("resnet18", stride=16)(torch.zeros(1, 3, 224, 300)).shape
-        torch.Size([1, 256, 14, 19])
+        torch.Size([1, 512, 14, 19])
     """
     path = Path(weights)
-    from_file = weights != RANDOM and (name in OWN_NETS or path.exists() or path.suffix != "")
-    net, backbone = _parts(name, None if from_file or weights == RANDOM else str(weights))
+    by_name = weights == PACKAGED if name == LITE else name not in OWN_NETS and not path.exists() and path.suffix == ""
+    from_file = weights != RANDOM and not by_name
+    net, backbone = _parts(name, None if from_file or weights == RANDOM else str(weights), fold and weights == RANDOM)
     finished: dict[str, Tensor] = {}
     if from_file:
         state = _read(path, name)
@@ -77,14 +79,11 @@ def build_backbone(
     elif name == COMPACT and not fold:
         backbone = compact_resnet(folded=False).eval()
     if stride is not None:
-        backbone = cut_at_stride(backbone, stride, name)
+        dilate_to_stride(backbone, stride, name, strides_in_order(backbone) if name == LITE else None)
     if fold:
         fold_batch_norm(backbone)
     if finished:
-        needed = [*backbone.state_dict()]
-        if stride is not None:  # the file may go on where this backbone is cut
-            finished = {key: value for key, value in finished.items() if key in needed}
-        _load(backbone, finished, needed, path, name)
+        _load(backbone, finished, [*backbone.state_dict()], path, name)
     return backbone
 
 
@@ -100,10 +99,20 @@ def pretrained_weights(name: str) -> str | Path:
     """
     if name == COMPACT:
         return SHIPPED["voc"]
-    if name in OWN_NETS:
+    if name in OWN_NETS and name != LITE:
         remedy = f"give a file with --weights, or train all layers from --weights {RANDOM}"
         raise SettingsError(f"{name} has no pretrained weights, and random ones are never frozen: {remedy}")
-    return "DEFAULT"
+    return PACKAGED
+
+
+def normalization(name: str) -> tuple[RGB, RGB]:
+    """Mean and std, in 0..1, of the pixels that a backbone was taught on.
+
+    Example:
+        >>> normalization("resnet18")[0]
+        (0.485, 0.456, 0.406)
+    """
+    return (LITE_MEAN, LITE_STD) if name == LITE else (IMAGENET_MEAN, IMAGENET_STD)
 
 
 def check_not_random(name: str, weights: str | Path) -> None:
@@ -113,10 +122,12 @@ def check_not_random(name: str, weights: str | Path) -> None:
         raise SettingsError(f"{name} with random weights cannot be frozen: {remedy}")
 
 
-def _parts(name: str, weights: str | None) -> tuple[nn.Module, nn.Module]:
+def _parts(name: str, weights: str | None, folded: bool) -> tuple[nn.Module, nn.Module]:
     """A net as its package builds it, and its convolutional part, in evaluation mode; weights by name."""
     if name in OWN_NETS:
-        net = OWN_NETS[name]().eval()
+        net = (efficientnet_lite0(folded=folded) if name == LITE else OWN_NETS[name]()).eval()
+        if weights is not None:
+            load_packaged(net)
         return net, net
     import torchvision
 

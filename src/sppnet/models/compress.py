@@ -34,7 +34,7 @@ def truncate_layers(
         ranks: of each fully connected layer, from 1 to the lesser of its two sides; 0 leaves that layer whole.
         energy: instead of ``ranks``: the smallest rank of each layer that keeps this share, above 0 and at most 1. A layer that
             would not get smaller stays whole.
-        pooled: [R, M, C] windows of photos, some thousands, such as `sppnet.detection.feature_maps.sample_windows` gives; for the second way.
+        pooled: [R, M, C] windows of photos, some thousands, such as `sppnet.detection.predict.sample_windows` gives; for the second way.
 
     Returns:
         The model, on the same device, and the share that each layer keeps: of its squared weights, or, with ``pooled``, of the

@@ -1,16 +1,14 @@
 """Where a classifier is cut so that a map remains: images [N, 3, H, W] -> features [N, C, h, w].
 
-`fold_batch_norm` writes BatchNorm into the convolutions before it: the same features from fewer layers.
-
-Two cuts: `convolutional_part` leaves out what comes after the last map, global pooling and classifier; `cut_at_stride`
-leaves out more, so that the cells of the map lie closer together. Both go by what a module does, not by which net it is:
-it is a *chain* if it only hands its input from one child to the next, and a chain can be cut between any two children.
+`convolutional_part` leaves out what comes after the last map, global pooling and classifier. It goes by what a module does, not by
+which net it is: a *chain* only hands its input from one child to the next, and can be cut between any two children.
+`dilate_to_stride` brings the cells of the map closer together. `fold_batch_norm` writes BatchNorm into the convolutions before it:
+the same features from fewer layers.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -19,7 +17,7 @@ from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from sppnet.errors import ModelError
-from sppnet.models.geometry import IMAGE_SIZE, map_geometry, without_data
+from sppnet.models.geometry import layer_strides
 
 # What torchvision and timm call the layers behind the last map, and what both do to it without a layer.
 BEHIND = {"avgpool", "global_pool", "pre_logits", "classifier", "fc", "head", "heads"}
@@ -70,73 +68,69 @@ def _is_behind(name: str) -> bool:
     return name.partition(".")[0] in BEHIND
 
 
-def cut_at_stride(backbone: nn.Module, stride: int, name: str) -> nn.Module:
-    """Leave out the last layers of a backbone so that its cells lie ``stride`` pixels apart.
+def dilate_to_stride(
+    backbone: nn.Module, stride: int, name: str, strides: tuple[list[tuple[str, int]], int] | None = None
+) -> None:
+    """Bring the cells of a backbone's map closer together, in place, and keep all its layers ("a trous").
 
-    Of all the places with that stride between two layers, it is cut at the one with the most channels; of several such, at
-    the last. That is after the last whole stage, or, where the next block begins by widening the map before it strides
-    (MobileNet, EfficientNet), after that: MobileNetV2 at stride 16 gives the 576 channels inside its 14th block
-    rather than the 96 at the end of its 13th.
+    A layer that would stride further than ``stride`` no longer does, and those behind it look at cells as many times as far apart
+    (dilation). So each sees what it was taught on, and every n-th cell of the map is a cell of the map before, away from the
+    image's right and lower edges. What lies behind the layer takes n * n times as long.
 
     Args:
-        backbone: images [N, 3, H, W] -> features [N, C, h, w]. Its layers are shared, not copied.
+        backbone: images [N, 3, H, W] -> features [N, C, h, w].
         stride: pixels from one cell's centre to the next.
         name: what to call the backbone in messages.
-
-    Returns:
-        The backbone itself if its stride is the one asked for; else the part before the cut. Names of layers stay.
+        strides: of its layers, where they are known; else the net is run to find out, see `layer_strides`.
 
     Raises:
-        ModelError: the net has no such stride; the message lists those that it has.
+        ModelError: a net that has no such stride, or a layer that cannot be dilated.
+
+    Source: arXiv:1412.7062, section 3.1.
 
     Example:
-        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, 2, 1))
-        >>> cut_at_stride(net, 2, "net")
-        Sequential(
-          (0): Conv2d(3, 8, kernel_size=(3, 3), stride=(2, 2), padding=(1, 1))
-          (1): ReLU()
-        )
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, 2, 1), nn.Conv2d(8, 8, 3, padding=1))
+        >>> dilate_to_stride(net, 2, "net")
+        >>> net[2], net[3]
+        (Conv2d(8, 8, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1)), Conv2d(8, 8, kernel_size=(3, 3), stride=(1, 1), padding=(2, 2), dilation=(2, 2)))
     """
-    cuts: list[tuple[int, int, tuple[str, ...]]] = []  # stride, channels, and names of the layer before the cut
-    reached, features = 1, torch.empty(1, 3, *IMAGE_SIZE, device="meta")
     try:
-        for path, layer in _layers(without_data(backbone)):
-            geometry, features = map_geometry(layer, features)
-            reached *= geometry.stride
-            cuts.append((reached, features.shape[1], path))
+        of_layers, own = strides or layer_strides(backbone)
     except ValueError as error:
         raise ModelError(f"backbone {name!r} cannot be used: {error}") from error
-    if reached == stride:
-        return backbone
-    fitting = [(channels, path) for here, channels, path in cuts if here == stride]
-    if not fitting:
-        strides = ", ".join(map(str, sorted({here for here, _, _ in cuts})))
-        raise ModelError(f"{name} has no map with a cell every {stride} pixels: expected one of the strides {strides}")
-    _, path = max(reversed(fitting), key=lambda each: each[0])
-    return _until(backbone, path)
+    known = sorted({*(before for _, before in of_layers), own})
+    if stride not in known:
+        expected = f"expected one of the strides {', '.join(map(str, known))}"
+        raise ModelError(f"{name} has no map with a cell every {stride} pixels: {expected}")
+    layers: list[tuple[Any, int]] = [(backbone.get_submodule(path), before) for path, before in of_layers]
+    if len({id(layer) for layer, _ in layers}) < len(layers):
+        raise ModelError(f"{name} cannot be brought to a stride of {stride}: it calls a layer twice")
+    for (layer, before), (following, _) in zip(layers, [*layers[1:], (None, 0)], strict=True):
+        apart = max(1, before // stride)
+        if isinstance(layer, nn.ZeroPad2d):  # TensorFlow's, before a strided convolution
+            if _stride_left(following, before, stride) < following.stride[0]:  # evenly, and no longer more behind
+                layer.padding = tuple(apart * (following.kernel_size[0] // 2) for _ in range(4))
+            continue
+        if before * _pair(layer.stride)[0] <= stride:
+            continue
+        too_wide = (
+            isinstance(layer, nn.MaxPool2d) and apart * _pair(layer.padding)[0] > _pair(layer.kernel_size)[0] // 2
+        )
+        if type(layer) not in (nn.Conv2d, nn.MaxPool2d) or isinstance(layer.padding, str) or too_wide:
+            raise ModelError(f"{name} cannot be brought to a stride of {stride}: it has a {type(layer).__name__}")
+        layer.padding, layer.dilation = (
+            tuple(apart * side for side in _pair(value)) for value in (layer.padding, layer.dilation)
+        )
+        layer.stride = (_stride_left(layer, before, stride),) * 2
 
 
-def _until(module: nn.Module, path: tuple[str, ...]) -> nn.Module:
-    """The part of a chain up to the layer at ``path`` (names from the outermost module to the innermost), that layer included."""
-    if not path:
-        return module
-    part = nn.Sequential()
-    for name, child in _steps(module)[0]:
-        last = name == path[0]
-        part.add_module(name.replace(".", "_"), _until(child, path[1:]) if last else child)
-        if last:
-            break
-    return part
+def _stride_left(layer: Any, before: int, stride: int) -> int:
+    """What remains of a layer's stride on a map whose cells were ``before`` pixels apart."""
+    return int(min(_pair(layer.stride)[0], max(1, stride // before)))
 
 
-def _layers(module: nn.Module, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], nn.Module]]:
-    """The finest parts that ``module`` hands its input through, one after the other, and the way to each."""
-    steps, users = _steps(module)
-    if not steps or [user.op for user in users] != ["output"]:
-        yield path, module
-        return
-    for name, child in steps:
-        yield from _layers(child, (*path, name))
+def _pair(value: Any) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else tuple(value)
 
 
 class _Tracer(fx.Tracer):
@@ -192,6 +186,8 @@ def fold_batch_norm(backbone: nn.Module) -> None:
     training = [name for name, each in backbone.named_modules() if isinstance(each, nn.BatchNorm2d) and each.training]
     if training:
         raise ValueError(f"BatchNorm {training[0]!r} is in training mode: call eval() before folding")
+    if not any(isinstance(each, nn.BatchNorm2d) for each in backbone.modules()):
+        return  # tracing takes time
     graph = _trace(backbone, nn.BatchNorm2d)
     if graph is None:  # folding is only a matter of speed
         return

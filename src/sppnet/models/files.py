@@ -101,6 +101,9 @@ def load(model: str | Path, device: str | torch.device = "cpu") -> SPPNet:
             described, tensors = _first_format(metadata, tensors)
         else:
             described = {name: json.loads(metadata[name]) for name in SETTINGS}
+        architecture = described["architecture"]
+        if isinstance(architecture, dict) and architecture.get("backbone_stride") and "proposes" not in architecture:
+            raise ValueError("its backbone was cut at a stride, where this version dilates it: train it again")
         settings = {name: _settings(SETTINGS[name], fields) for name, fields in described.items()}
         with torch.device("meta"):  # takes no memory, whatever widths are claimed
             expected = {name: value.shape for name, value in build_model(**settings).state_dict().items()}

@@ -86,12 +86,13 @@ def smallest_side(backbone: nn.Module) -> int:
     return side
 
 
-def map_geometry(net: nn.Module, images: Tensor) -> tuple[Geometry, Tensor]:
+def map_geometry(net: nn.Module, images: Tensor, placing: _Placing | None = None) -> tuple[Geometry, Tensor]:
     """The geometry of the map that ``net`` makes of images or of another map, and that map's shape.
 
     Args:
         net: as for `backbone_geometry`, of any number of input channels; on the meta device, as `without_data` gives it.
         images: [N, C, H, W] on the meta device, of two different sides; cell i counts as centered at i + 0.5.
+        placing: notes the geometry of every map on the way.
 
     Returns:
         The geometry of the result in cells of ``images``, and the result on the meta device.
@@ -106,7 +107,7 @@ def map_geometry(net: nn.Module, images: Tensor) -> tuple[Geometry, Tensor]:
         (Geometry(stride=2, offset=1.5, smallest_side=1, channels=0), torch.Size([1, 96, 55, 45]))
     """
     net = nn.Sequential(net)  # so that a single layer has a name, too
-    placing = _Placing()
+    placing = placing or _Placing()
     placing.maps[images] = Geometry(1, 0.5), images.shape[-2:]
     try:
         with torch.no_grad(), torch.device("meta"), placing:
@@ -120,6 +121,32 @@ def map_geometry(net: nn.Module, images: Tensor) -> tuple[Geometry, Tensor]:
     if geometry is None or features.ndim != 4 or features.shape[2:] != size:
         raise ValueError("the backbone must end in a feature map [N, C, h, w], not in a vector: leave its pooling out")
     return geometry, features
+
+
+def layer_strides(backbone: nn.Module) -> tuple[list[tuple[str, int]], int]:
+    """How far apart the cells lie, in pixels, that each convolution, pooling and padding layer reads, in the order of calls.
+
+    Returns:
+        (name, pixels) of each, and those of the backbone's map.
+
+    Raises:
+        ValueError: as for `backbone_geometry`.
+
+    Example:
+        >>> layer_strides(nn.Sequential(nn.Conv2d(3, 8, 7, stride=2), nn.ReLU(), nn.MaxPool2d(3, 2)))
+        ([('0', 1), ('2', 2)], 4)
+    """
+    net, placing, strides = without_data(backbone), _Placing(), list[tuple[str, int]]()
+    for name, module in net.named_modules():
+        if isinstance(module, (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d, nn.ZeroPad2d)):
+
+            def note(_: nn.Module, given: tuple[Tensor], name: str = name) -> None:
+                if given[0] in placing.maps:  # not a gate
+                    strides.append((name, placing.maps[given[0]][0].stride))
+
+            module.register_forward_pre_hook(note)
+    geometry, _ = map_geometry(net, torch.empty(1, 3, *IMAGE_SIZE, device="meta"), placing)
+    return strides, geometry.stride
 
 
 def boxes_to_windows(boxes: Tensor, geometry: Geometry, map_size: Size, scale: tuple[float, float]) -> Tensor:

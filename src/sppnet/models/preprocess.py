@@ -18,6 +18,7 @@ from sppnet.data.images import resize_image, scaled_size
 from sppnet.errors import SettingsError
 
 ResizeMode = Literal["keep-aspect", "warp", "crop", "letterbox"]
+RGB = tuple[float, float, float]
 RESIZE_MODES: tuple[ResizeMode, ...] = get_args(ResizeMode)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 LONGEST_SIDE = 20_000  # pixels: far more is a slip, and would take all memory
@@ -34,7 +35,7 @@ class Preprocess:
         resize_mode: ``"keep-aspect"``; or a square of ``short_side``: ``"warp"`` distorts, ``"crop"`` cuts the middle out,
             ``"letterbox"`` fills up around the image with the mean.
         fixed_size: whether the network takes that square alone, as networks without a pyramid do.
-        mean, std: of RGB in 0..1.
+        mean, std: of RGB in 0..1; where they are left out, `build_model` takes those that the backbone was taught on.
         smallest_side: pixels; no side becomes shorter, even where that distorts the image: what the backbone needs.
 
     Raises:
@@ -52,8 +53,8 @@ class Preprocess:
     long_side: int = 1000
     resize_mode: str = "keep-aspect"
     fixed_size: bool = False
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+    mean: RGB = IMAGENET_MEAN
+    std: RGB = IMAGENET_STD
     smallest_side: int = 1
 
     def __post_init__(self) -> None:

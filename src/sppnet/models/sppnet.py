@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,13 @@ from torch.nn import functional as F
 from sppnet.errors import ModelError, SettingsError
 from sppnet.layers import RegionPyramidPool, bound_cpu_caches
 from sppnet.models import heads
-from sppnet.models.backbones import COMPACT, PAPER_NETS, build_backbone
+from sppnet.models.backbones import LITE, PAPER_NETS, build_backbone, normalization
 from sppnet.models.geometry import Geometry, Size, backbone_geometry, boxes_to_windows, window_residuals
 from sppnet.models.mixed_batch import mixed_features, own_windows
 from sppnet.models.networks import initialize_as_paper
 from sppnet.models.precision import autocast
-from sppnet.models.preprocess import LONGEST_SIDE, Preprocess
+from sppnet.models.preprocess import IMAGENET_MEAN, IMAGENET_STD, LONGEST_SIDE, Preprocess
+from sppnet.models.proposal_head import ProposalHead
 from sppnet.ops.pyramid_pool import pyramid_pool
 
 WINDOW_CHUNK = 4096  # bounds the memory of pooled windows: 4096 x 50 bins x 512 channels is 210 MB in half precision
@@ -43,8 +44,9 @@ class Architecture:
         levels: bins per side of the pyramid.
         hidden: widths of the fully connected layers,
         ranks: and their ranks, 0 for whole; none: all are.
-        backbone_stride: cut the backbone where a cell of its map has so many pixels; 0: whole.
+        backbone_stride: pixels from one cell of the map to the next, by dilation; 0: the backbone's own.
         detects: whether it has heads for windows.
+        proposes: whether it has a region proposal head.
         multi_label: whether an image may hold several classes (sigmoid) or holds one (softmax).
         window_classifier: "softmax" or "svm".
         box_regressor: "network" or "ridge".
@@ -55,12 +57,13 @@ class Architecture:
     """
 
     class_names: tuple[str, ...]
-    backbone: str = COMPACT
+    backbone: str = LITE
     levels: tuple[int, ...] = (6, 3, 2, 1)
     hidden: tuple[int, ...] = (1024, 1024)
     ranks: tuple[int, ...] = ()
     backbone_stride: int = 0
     detects: bool = True
+    proposes: bool = False
     multi_label: bool = True
     window_classifier: str = "softmax"
     box_regressor: str = "network"
@@ -114,6 +117,7 @@ class SPPNet(heads.SinglePrecisionBuffers):
         image_classifier: head features of whole images -> logits [N, K].
         window_classifier: head features of windows -> logits [R, 1 + K]; None: the model only classifies.
         box_regressor: head features and residuals of windows -> box deltas [R, K, 4].
+        proposal_head: features -> scores and deltas of anchors; None: proposals come from elsewhere.
 
     Example:
         >>> net = build_model(Architecture(class_names=("cat", "dog"), hidden=(32,)))
@@ -156,6 +160,7 @@ class SPPNet(heads.SinglePrecisionBuffers):
                 regressor = heads.BoxRegressor(width, classes)
         self.image_classifier = heads.ImageClassifier(width, classes, architecture.multi_label)
         self.window_classifier, self.box_regressor = classifier, regressor
+        self.proposal_head = ProposalHead(geometry) if architecture.proposes else None
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -176,8 +181,15 @@ class SPPNet(heads.SinglePrecisionBuffers):
         return features
 
     def image_features(self, images: Tensor) -> Tensor:
-        """`features` of preprocessed images, moved to the model's device, channels last: the order convolutions are fastest in."""
-        return self.features(images.to(self.device).contiguous(memory_format=torch.channels_last))
+        """`features` of preprocessed images, moved to the model's device, channels last: the order convolutions are fastest in.
+
+        Maps of next to no width are computed in single precision. In bfloat16, PyTorch's CPU library (oneDNN on processors with AMX,
+        torch 2.15) reads beyond the memory of maps one or two cells wide in strided convolutions, and gives NaN now and then.
+        """
+        images = images.to(self.device).contiguous(memory_format=torch.channels_last)
+        narrow = self.device.type == "cpu" and min(images.shape[2:]) < 2 * self.geometry.stride
+        with torch.autocast("cpu", enabled=False) if narrow else nullcontext():
+            return self.features(images)
 
     def image_logits(self, pooled: Tensor) -> Tensor:
         """Pooled whole images [N, M, C] -> logits [N, K]."""
@@ -357,6 +369,9 @@ def build_model(
         except ValueError as error:
             raise ModelError(f"backbone {architecture.backbone!r} cannot be used: {error}") from error
     preprocess = replace(preprocess, smallest_side=max(geometry.stride, geometry.smallest_side))
+    if (preprocess.mean, preprocess.std) == (IMAGENET_MEAN, IMAGENET_STD):
+        mean, std = normalization(architecture.backbone)
+        preprocess = replace(preprocess, mean=mean, std=std)
     net = SPPNet(architecture, preprocess, detection, backbone, geometry)
     if architecture.backbone in PAPER_NETS:
         initialize_as_paper(net)

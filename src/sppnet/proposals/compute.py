@@ -91,6 +91,7 @@ METHODS: dict[str, tuple[Callable[[np.ndarray], np.ndarray], Any]] = {  # with t
     "grid": (lambda image: grid_boxes(checked_size(image, "grid")), Grid()),
     "edge-boxes": (edge_boxes, EdgeBoxes()),
 }
+NETWORK = "network"  # by the detector's own proposal head: see `sppnet.detection.network_proposals`
 NEAR_DUPLICATE_IOU = 0.95  # of the boxes of a union that overlap more, the first stays
 _RULES = 1  # raise when the code begins to give other boxes for the same settings: cached files are then computed anew
 
@@ -106,12 +107,12 @@ def check_method(method: str) -> tuple[str, ...]:
         ('edge-boxes', 'grid')
         >>> check_method("guess")
         Traceback (most recent call last):
-        sppnet.errors.SettingsError: no proposals called 'guess'; choose one of: selective-search, grid, edge-boxes; or ...
+        sppnet.errors.SettingsError: no proposals called 'guess'; choose one of: selective-search, grid, edge-boxes, network; or ...
     """
     parts = tuple(method.split("+"))
-    if method != IMPORTED and (set(parts) - set(METHODS) or len(set(parts)) < len(parts)):
+    if method != IMPORTED and (set(parts) - {NETWORK, *METHODS} or len(set(parts)) < len(parts)):
         several = "or several, each once, joined by +, such as selective-search+grid"
-        expected = f"choose one of: {', '.join(METHODS)}; {several}; or {IMPORTED}"
+        expected = f"choose one of: {', '.join(METHODS)}, {NETWORK}; {several}; or {IMPORTED}"
         raise SettingsError(f"no proposals called {method!r}; {expected}")
     return parts
 
@@ -125,8 +126,16 @@ def method_settings(method: str) -> dict[str, Any]:
     """
     if method == IMPORTED:
         return IMPORT
-    settings = {part.replace("-", "_"): asdict(METHODS[part][1]) for part in check_method(method)}
+    settings = {part.replace("-", "_"): asdict(METHODS[part][1]) for part in _image_parts(method)}
     return {"method": method, "rules": _RULES} | json.loads(json.dumps(settings))
+
+
+def _image_parts(method: str) -> tuple[str, ...]:
+    """`check_method`, of methods that look at the image alone."""
+    parts = check_method(method)
+    if NETWORK in parts:
+        raise UserError("network proposals come from a detector's feature map: ask a detector for them")
+    return parts
 
 
 def propose(image: np.ndarray, method: str = "selective-search") -> np.ndarray:
@@ -141,14 +150,14 @@ def propose(image: np.ndarray, method: str = "selective-search") -> np.ndarray:
         [R, 4] float32 xyxy in pixels of ``image``, half-open; the first is the whole image, so R is at least 1.
 
     Raises:
-        UserError: an unknown method, or "imported": those boxes are in files only.
+        UserError: an unknown method, or "imported" or "network": those boxes are in files, or need a detector.
         ValueError: an image of another form.
 
     Example:
         >>> propose(np.zeros((375, 500, 3), dtype=np.uint8), "grid").shape
         (1887, 4)
     """
-    parts = check_method(method)
+    parts = _image_parts(method)
     if method == IMPORTED:
         raise UserError("imported proposals are made elsewhere, not computed; give the image's boxes as proposals")
     found = [METHODS[part][0](image) for part in parts]

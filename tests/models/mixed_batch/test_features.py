@@ -20,7 +20,16 @@ from sppnet.models.mixed_batch.padded_batch import PaddedBatch
 from sppnet.models.networks import compact_resnet
 from sppnet.ops.pyramid_pool import pyramid_pool, region_pyramid_pool
 
-NETS = ("squeezenet1_0", "mobilenet_v2", "resnet18", "compact", "mobilenet_v3_small", "shufflenet_v2_x0_5", "zf5")
+NETS = (
+    "efficientnet_lite0",
+    "squeezenet1_0",
+    "mobilenet_v2",
+    "resnet18",
+    "compact",
+    "mobilenet_v3_small",
+    "shufflenet_v2_x0_5",
+    "zf5",
+)
 LARGER = ("squeezenet1_0", "mobilenet_v2", "resnet18", "zf5", "mobilenet_v3_small", "efficientnet_b0", "densenet121",
           "regnet_y_400mf", "convnext_tiny")  # fmt: skip
 ALLOWED = 1e-5  # max |a - b| / max |b| over an image's map, in float32
