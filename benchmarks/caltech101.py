@@ -84,7 +84,7 @@ class Setting:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What both benchmarks of features take."""
-    parser.add_argument("--backbone", default="mobilenet_v2", help="a torchvision model, or compact")
+    parser.add_argument("--backbone", default="mobilenet_v2", help="efficientnet_lite0, or a torchvision model")
     parser.add_argument("--weights", help="a name that torchvision knows, or a file; random weights without it")
     parser.add_argument("--layers", nargs="+", help="names of modules; the last alone if not given")
     parser.add_argument("--levels", nargs="+", default=["1", "2,1", "3,2,1", "6,3,2,1"], help="such as 1 2,1")

@@ -206,7 +206,7 @@ def test_all_parts_of_a_tiny_comparison(
         "--json",
         str(file),
     ]
-    words += ["--markdown", str(page_file), "--backbone", "compact", "--hidden", "32", "--levels", "2", "1"]
+    words += ["--markdown", str(page_file), "--backbone", "efficientnet_lite0", "--hidden", "32", "--levels", "2", "1"]
     words += ["--short-side", "96", "--proposals", "grid", "--epochs", "2", "--no-flip", "--repeats", "2"]
     words += ["--race-side", "96", "--race-windows", "8", "--limit-minutes", "0.05", "--every", "2"]
     assert main(words) == 0

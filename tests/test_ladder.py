@@ -16,7 +16,19 @@ from sppnet.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RESULTS = REPOSITORY / "benchmarks" / "results" / "ladder"
-TINY = ("--backbone", "compact", "--short-side", "64", "--proposals", "grid", "--levels", "2", "1", "--hidden", "8")
+TINY = (
+    "--backbone",
+    "efficientnet_lite0",
+    "--short-side",
+    "64",
+    "--proposals",
+    "grid",
+    "--levels",
+    "2",
+    "1",
+    "--hidden",
+    "8",
+)
 
 
 @pytest.mark.parametrize("name", ["rungs", "settings", "steps", "table", "testing", "training", "rcnn"])

@@ -32,7 +32,7 @@ class Settings:
     test_split: str = option("val", "test on images of this split")
     images: int | None = option(None, "only the first so many to train on", int)
     test_images: int | None = option(None, "only the first so many to test on", int)
-    backbone: str = option("mobilenet_v2", "compact, or a net of torchvision or timm")
+    backbone: str = option("mobilenet_v2", "efficientnet_lite0, or a net of torchvision or timm")
     weights: str | None = option(None, "of the backbone, for both: a file, or a name; pretrained if left out")
     levels: tuple[int, ...] = option(LEVELS, "bins per side", int)
     hidden: tuple[int, ...] = option((1024, 1024), "widths of the fully connected layers", int)

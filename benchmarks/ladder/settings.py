@@ -53,7 +53,7 @@ class Settings:
     train_images: int | None = option(None, "so many of them, drawn with all classes; all if left out", int)
     test_images: int | None = option(None, "so many of them", int)
     choice_seed: int = option(0, "of the choice of images; not of what is trained on them", int)
-    backbone: str = option("compact", "compact, or a net of torchvision or timm")
+    backbone: str = option("efficientnet_lite0", "efficientnet_lite0, or a net of torchvision or timm")
     weights: str | None = option(None, "of the backbone: a file, or a name; pretrained if left out")
     levels: tuple[int, ...] = option((3, 2, 1), "bins per side", int)
     hidden: tuple[int, ...] = option((1024, 1024), "widths of the fully connected layers", int)

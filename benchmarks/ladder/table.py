@@ -13,7 +13,6 @@ from benchmarks.ladder.rungs import AGAINST, CLAIMS
 from benchmarks.ladder.testing import STAGES
 from benchmarks.results_file import read_results, write_text
 from sppnet.errors import UserError
-from sppnet.models.backbones import COMPACT
 from sppnet.visualize.plots import new_figure, save_figure
 
 Results = dict[str, dict[int, dict[str, Any]]]  # by rung, in the ladder's order, and seed
@@ -199,7 +198,7 @@ def _circumstances(results: Results) -> str:
     )
     seeds = sorted({seed for of_seeds in results.values() for seed in of_seeds})
     loads = [result["environment"]["load before"] for result in every]
-    weights = settings["weights"] or ("of the shipped model" if settings["backbone"] == COMPACT else "pretrained")
+    weights = settings["weights"] or "pretrained"
     lines = [
         "mAP in percent, mean ± standard deviation over seeds; a gain is that of each seed by itself, then mean and deviation, so what "
         "all rungs of a seed share does not blur it. *Told apart*: by a 95 % interval of the mean over seeds (Student's t), which "

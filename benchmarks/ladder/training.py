@@ -22,9 +22,9 @@ from sppnet.detection.box_regression import BoxRegressionSettings
 from sppnet.detection.end_to_end import EndToEndSettings, train_end_to_end
 from sppnet.detection.feature_map_cache import FeatureMapCache
 from sppnet.detection.feature_maps import compute_feature_maps
-from sppnet.detection.predict import sample_windows
 from sppnet.detection.finetune import FinetuneSettings, finetune
 from sppnet.detection.linear_heads import train_linear_heads
+from sppnet.detection.predict import sample_windows
 from sppnet.detection.svm import SVMSettings
 from sppnet.detection.targets import TrainingImage, training_images
 from sppnet.detection.windows_of_images import WindowsOfImages

@@ -102,7 +102,7 @@ def embed(source: Any, model: SPPNet, boxes: Any = None) -> np.ndarray:
     Example:
         >>> model, photo = sppnet.load("voc"), np.zeros((60, 80, 3), np.uint8)
         >>> embed([photo, photo[:, :30]], model).shape, embed(photo, model, boxes=[[0, 0, 40, 30]]).shape
-        ((2, 512), (1, 512))
+        ((2, 1024), (1, 1024))
     """
     one = hasattr(source, "read") or not isinstance(source, (list, tuple, Iterator))
     if boxes is not None:
@@ -172,7 +172,7 @@ def bin_contributions(model: SPPNet, source: Any, class_name: str | None = None)
         >>> from skimage.data import chelsea
         >>> answer = bin_contributions(sppnet.load("voc"), chelsea())
         >>> answer.class_name, answer.bins.shape, bool((answer.bins > 0).any())
-        ('cat', (14,), True)
+        ('cat', (21,), True)
     """
     names, levels = model.class_names, model.architecture.levels
     if class_name is not None and class_name not in names:

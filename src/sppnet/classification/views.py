@@ -126,7 +126,7 @@ def views_for(model: SPPNet, views: Views | str) -> Views:
 
     Example:
         >>> views_for(sppnet.load("voc"), "10-view").window
-        600
+        480
     """
     return views if isinstance(views, Views) else view_set(views, model.preprocess.short_side)
 

@@ -135,7 +135,7 @@ def compute_feature_maps(
     Example:
         >>> maps = compute_feature_maps(sppnet.load("voc"), np.zeros((100, 150, 3), np.uint8), short_sides=(64, 128))
         >>> [tuple(features.shape) for features in maps.features]
-        [(1, 384, 2, 3), (1, 384, 4, 6)]
+        [(1, 320, 4, 6), (1, 320, 8, 12)]
     """
     sides = model.short_sides if short_sides is None else tuple(short_sides)
     parts, scales = [], []

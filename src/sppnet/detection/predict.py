@@ -172,7 +172,7 @@ def sample_windows(model: SPPNet, photos: Sequence[Path], *, seed: int = 0, prog
         >>> from PIL import Image
         >>> Image.new("RGB", (90, 60)).save("photo.png")
         >>> sample_windows(sppnet.load("voc"), [Path("photo.png")])[0].shape
-        torch.Size([14, 384])
+        torch.Size([21, 320])
     """
     each = max(1, SAMPLED_WINDOWS // max(1, len(photos)))
     rng = np.random.default_rng(seed)

@@ -97,8 +97,6 @@ def pretrained_weights(name: str) -> str | Path:
         >>> pretrained_weights("mobilenet_v2")
         'DEFAULT'
     """
-    if name == COMPACT:
-        return SHIPPED["voc"]
     if name in OWN_NETS and name != LITE:
         remedy = f"give a file with --weights, or train all layers from --weights {RANDOM}"
         raise SettingsError(f"{name} has no pretrained weights, and random ones are never frozen: {remedy}")
