@@ -56,3 +56,12 @@ def test_images_without_imported_proposals_are_named(
     assert "000005, 000008, 000011" in ran.err
     assert len(list((tmp_path / "work").rglob("*.npz"))) == 1
     sppnet(*words[:-1], tmp_path / "none.pkl").refused("none.pkl")
+
+
+def test_proposals_of_a_network(sppnet: Callable[..., Any], tiny_voc: Path) -> None:
+    ran = sppnet("proposals", tiny_voc, "--proposals", "network", "--model", "voc", "--json")
+    assert ran.status == 0
+    assert ran.document["images"] == 8
+    assert 0 < ran.document["boxes_per_image"] <= 300
+    for words in (["--proposals", "network"], ["--model", "voc"]):
+        sppnet("proposals", tiny_voc, *words).refused("--proposals network and --model go together")

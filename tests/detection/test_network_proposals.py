@@ -22,6 +22,7 @@ from sppnet.detection.network_proposals import (
     MOST_PROPOSALS,
     network_proposals,
     pairwise_iou,
+    place_anchors,
     proposal_losses,
     propose_boxes,
     without_network,
@@ -135,9 +136,9 @@ def test_pair_by_pair_is_the_diagonal_of_all_pairs(corners: list[tuple[float, ..
 
 def losses_of(model: SPPNet, objects: AnnotatedImage) -> dict[str, float]:
     maps = compute_feature_maps(model, IMAGE, bfloat16=False)
-    found, _ = proposal_losses(
-        model, maps.whole_map, maps.scales[0], SIZE, objects, np.random.default_rng(0), MOST_PROPOSALS
-    )
+    assert model.proposal_head is not None
+    anchors = place_anchors(model, maps.whole_map, maps.scales[0])
+    found = proposal_losses(model.proposal_head(maps.whole_map), anchors, objects, np.random.default_rng(0))
     return {name: float(value.detach()) for name, value in found.items()}
 
 
@@ -185,7 +186,7 @@ def test_end_to_end_it_finds_and_names_objects(data: DetectionData, tmp_path: Pa
         settings=DetectorSettings("standard", hidden=(64,), epochs=25, flip=False, **NETWORK),
         progress=lambda stage, *done: told.__setitem__(stage, done),  # type: ignore[misc]
     )  # fmt: skip
-    assert set(told) == {"end to end"}  # no proposals, no cached maps
+    assert set(told) == {"images", "end to end"}  # no proposals, no cached maps
     assert recall(model, data) > 0.8
     again = load(tmp_path / "m.safetensors")
     assert again.detection.proposals == "network"
@@ -197,6 +198,7 @@ def test_alone_on_a_frozen_backbone_it_finds_objects(data: DetectionData, tmp_pa
     options: dict[str, Any] = {"cache": tmp_path, "settings": DetectorSettings("quick", **NETWORK)}
     model = train_detector(data, progress=lambda stage, *done: told.__setitem__(stage, done), **options)  # type: ignore[misc]
     assert list(told) == [
+        "images",
         "feature maps",
         "proposal head",
         "network proposals",
@@ -208,3 +210,33 @@ def test_alone_on_a_frozen_backbone_it_finds_objects(data: DetectionData, tmp_pa
     before = {name: value.clone() for name, value in model.state_dict().items()}
     again = train_detector(data, **options)
     assert all(torch.equal(value, before[name]) for name, value in again.state_dict().items())
+
+
+SMALL: dict[str, Any] = {"levels": (2, 1), "hidden": (8,), "short_side": 64, "epochs": 1}
+
+
+def test_the_proposals_that_were_asked_for_are_those_trained_on(data: DetectionData) -> None:
+    net = train_detector(data, settings=DetectorSettings(proposals="network", **SMALL))
+    told: set[str] = set()
+    other = train_detector(data, model=net, proposals="grid", epochs=1, progress=lambda stage, *_: told.add(stage))
+    assert told == {"proposals", "end to end"}
+    assert (other.detection.proposals, other.proposal_head) == ("grid", None)  # its map has moved on
+    assert net.proposal_head is not None
+
+
+def test_what_cannot_be_trained_with_network_proposals(data: DetectionData) -> None:
+    grid = train_detector(data, settings=DetectorSettings(proposals="grid", **SMALL))
+    with pytest.raises(ModelError, match="the model has no proposal head, so no network proposals: train a new"):
+        train_detector(data, model=grid, proposals="network")
+    with pytest.raises(UserError, match="from its own or from others, not both; train with network alone"):
+        train_detector(data, settings=DetectorSettings(proposals="network+grid", **SMALL))
+
+
+def test_photos_that_cannot_be_read_are_named_all_of_them_before_the_work(tiny_voc: Path) -> None:
+    data = read_voc(tiny_voc, "train")
+    for image in data.images[:2]:
+        image.path.write_bytes(image.path.read_bytes()[:300])
+    told: set[str] = set()
+    with pytest.raises(UserError, match=r"2 of 8 images cannot be used: .*000000\.jpg: .*; .*000001\.jpg: "):
+        train_detector(data, proposals="network", progress=lambda stage, *_: told.add(stage))
+    assert told == {"images"}

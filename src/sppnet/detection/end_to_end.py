@@ -25,12 +25,13 @@ from sppnet.data.annotations import AnnotatedImage
 from sppnet.data.images import content_key, read_image
 from sppnet.detection.feature_maps import FeatureMaps
 from sppnet.detection.finetune import WindowSettings, checkpoint_folder, detection_losses, pool_windows, training_key
-from sppnet.detection.network_proposals import proposal_losses
+from sppnet.detection.network_proposals import best_proposals, place_anchors, proposal_losses
 from sppnet.detection.targets import Candidates, TrainingImage, draw, find_candidates, flip, flip_objects, image_at
 from sppnet.errors import SettingsError
 from sppnet.models.precision import fast_backward
 from sppnet.models.sppnet import SPPNet
 from sppnet.progress import Progress, no_progress
+from sppnet.proposals.compute import NETWORK
 from sppnet.training.loop import LoopSettings, adamw, fit, parameter_groups
 
 TRAINED_PROPOSALS = 500  # of the network, from which windows are drawn
@@ -74,7 +75,7 @@ class PhotoBatches:
         image = self.images[image_at(position, len(self.images), settings.seed)]
         windows = draw(image.candidates, settings.windows_per_image, settings.foreground_share, rng)
         short_side = round(rng.choice(self.model.short_sides) * rng.choice(settings.side_shares))
-        pixels, objects = read_image(image.path), image.objects if self.model.proposal_head is not None else None
+        pixels, objects = read_image(image.path), image.objects if self.model.detection.proposals == NETWORK else None
         if settings.flip and rng.random() < 0.5:
             pixels, windows = pixels[:, ::-1], flip(windows, pixels.shape[1])
             objects = objects and flip_objects(objects, pixels.shape[1])
@@ -122,12 +123,11 @@ def train_end_to_end(
                 features = model.features(model.preprocess.normalize(photo.pixels, model.device))  # [1, C, h, w]
             scale = (photo.pixels.shape[0] / photo.size[0], photo.pixels.shape[1] / photo.size[1])
             windows = photo.windows
-            if photo.objects is not None:
+            if photo.objects is not None and model.proposal_head is not None:
                 rng = np.random.default_rng([settings.seed, 4, step, number])
-                losses, boxes = proposal_losses(
-                    model, features, scale, photo.size, photo.objects, rng, TRAINED_PROPOSALS
-                )
-                of_proposals.append(losses)
+                answers, anchors = model.proposal_head(features), place_anchors(model, features, scale)
+                of_proposals.append(proposal_losses(answers, anchors, photo.objects, rng))
+                boxes = best_proposals([answers], [anchors], photo.size, TRAINED_PROPOSALS)
                 found = find_candidates(photo.objects, boxes.numpy(), len(model.class_names), background_iou=0.0)
                 windows = draw(found, settings.windows_per_image, settings.foreground_share, rng)
             maps.append((FeatureMaps((features,), (scale,), photo.size), windows, None))

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from sppnet.data.annotations import DetectionData
 from sppnet.data.images import read_image
 from sppnet.detection.feature_map_cache import FeatureMapCache
 from sppnet.detection.feature_maps import compute_feature_maps
-from sppnet.detection.network_proposals import propose_boxes, without_network
+from sppnet.detection.network_proposals import other_proposals, propose_boxes, without_network
 from sppnet.detection.predict import check_combination, score_kind, score_windows, union
 from sppnet.detection.suppression import DetectSettings, select
 from sppnet.errors import UserError
@@ -24,7 +23,6 @@ from sppnet.metrics.errors import DetectionErrors, detection_errors
 from sppnet.metrics.voc import VocResult, evaluate_voc, evaluate_voc_images
 from sppnet.models.sppnet import SPPNet
 from sppnet.progress import Progress, no_progress, timed
-from sppnet.proposals.compute import proposals_of
 from sppnet.results import ScoreKind
 
 # Low: average precision asks for the whole ranking. Of decision scores, what hard negative mining calls easy is left out.
@@ -58,10 +56,6 @@ class DetectorEvaluation:
             "score_kind": self.score_kind,
             "seconds_per_image": {stage: round(value, 5) for stage, value in self.seconds_per_image.items()},
         }
-
-
-def _of_image(boxes: Mapping[str, Sequence[np.ndarray]], index: int, method: str) -> np.ndarray:
-    return boxes[method][index]
 
 
 def evaluate_detector(
@@ -109,8 +103,7 @@ def evaluate_detector(
     with cache_directory(cache) as folder:
         with timed(seconds, "proposals"):
             methods = [proposals or net.detection.proposals for net in models]
-            parts = {part for method in methods for part in (without_network(method),) if part}
-            boxes = {method: proposals_of(data, method, folder, progress) for method in sorted(parts)}
+            boxes = {method: other_proposals(data, method, folder, progress) for method in sorted(set(methods))}
         caches = [FeatureMapCache(net, folder / "feature-maps") for net in models if cache_maps]
         for index, image in enumerate(data.images):
             answers, logits = [], []
@@ -125,7 +118,9 @@ def evaluate_detector(
                     order = [net.class_names.index(name) for name in data.class_names]
                     logits.append(net.image_classifier(head_features)[0, order].float().cpu().numpy())
                 with timed(seconds, "proposals"):
-                    proposed = propose_boxes(net, maps, method, partial(_of_image, boxes, index))
+                    proposed = propose_boxes(
+                        net, maps, method, {without_network(method): boxes[method][index]}.__getitem__
+                    )
                 with timed(seconds, "windows"):
                     answers.append(score_windows(net, maps, proposed))
             image_logits.append(np.mean(logits, axis=0))

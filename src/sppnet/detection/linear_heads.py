@@ -32,7 +32,7 @@ from sppnet.cache import fingerprint
 from sppnet.data.annotations import AnnotatedImage, DetectionData
 from sppnet.detection.box_regression import BoxRegressionSettings, train_box_regression
 from sppnet.detection.feature_map_cache import FeatureMapCache
-from sppnet.detection.network_proposals import proposals_of_images
+from sppnet.detection.network_proposals import other_proposals, proposals_of_images
 from sppnet.detection.svm import SVMSettings, cached_windows, train_svms
 from sppnet.detection.windows_of_images import ImageWindows, ManyWindows, WindowsOfImages, feature_scale
 from sppnet.errors import ModelError, UserError
@@ -172,9 +172,11 @@ def add_class(
         check_model_path(output)
     seconds: dict[str, float] = {}
     with timed(seconds, "proposals and maps"):
+        method = model.detection.proposals
+        others = other_proposals(data, method, cache, progress)
         maps = FeatureMapCache(model, cache / "feature-maps")
         maps.fill([image.path for image in data.images], progress=progress)
-        proposals = proposals_of_images(maps, data, cache, progress)
+        proposals = proposals_of_images(model, maps.read, data, method, others, progress)
     windows = WindowsOfImages(maps, data.images, proposals, label=label)
     states = model.record.get("svm_states", ())
     old = [group for each in states for group in cached_windows(cache / each)] if old_negatives else []

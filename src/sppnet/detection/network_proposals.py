@@ -20,11 +20,12 @@ from torch.nn import functional as F
 from sppnet.boxes import box_iou, clip_boxes, decode_boxes, encode_boxes, non_maximum_suppression
 from sppnet.cache import Part, fingerprint
 from sppnet.data.annotations import AnnotatedImage, DetectionData
+from sppnet.data.check import inspect_images
 from sppnet.detection.feature_map_cache import FeatureMapCache
 from sppnet.detection.feature_maps import FeatureMaps
 from sppnet.detection.finetune import checkpoint_folder
 from sppnet.detection.targets import flip_objects, image_at
-from sppnet.errors import ModelError
+from sppnet.errors import ModelError, UserError
 from sppnet.models.sppnet import SPPNet
 from sppnet.progress import Progress, no_progress
 from sppnet.proposals.compute import NEAR_DUPLICATE_IOU, NETWORK, check_method, proposals_of
@@ -68,19 +69,42 @@ def without_network(method: str) -> str:
     return "+".join(part for part in check_method(method) if part != NETWORK)
 
 
-def proposals_of_images(
-    maps: FeatureMapCache, data: DetectionData, folder: Path, progress: Progress = no_progress
+def other_proposals(
+    data: DetectionData, method: str, folder: Path, progress: Progress = no_progress
 ) -> list[np.ndarray]:
-    """The proposals [R, 4] of each image by the method of the model whose maps are cached; `folder` caches what needs no network."""
-    model, method = maps.model, maps.model.detection.proposals
+    """Of each image the boxes of a method's parts that need no network; none, [0, 4], where the network alone proposes.
+
+    Every image is read in either case, before hours of work.
+
+    Raises:
+        UserError: images that cannot be used; all are named.
+    """
     rest = without_network(method)
-    others = proposals_of(data, rest, folder, progress) if rest else []
+    if rest:
+        return proposals_of(data, rest, folder, progress)
+    _, findings = inspect_images(list(dict.fromkeys(image.path for image in data.images)), progress)
+    errors = [f"{found.path}: {found.message}" for found in findings if found.severity == "error"]
+    if errors:
+        raise UserError(f"{len(errors)} of {len(data)} images cannot be used: {'; '.join(errors)}")
+    return [np.empty((0, 4), np.float32)] * len(data)
+
+
+def proposals_of_images(
+    model: SPPNet,
+    maps_of: Callable[[Path], FeatureMaps],
+    data: DetectionData,
+    method: str,
+    others: Sequence[np.ndarray],
+    progress: Progress = no_progress,
+) -> list[np.ndarray]:
+    """The proposals [R, 4] of each image: by `model` from the maps of its file, and ``others``, as `other_proposals` gives them."""
+    rest = without_network(method)
     if rest == method:
-        return others
-    found: list[np.ndarray] = []
+        return list(others)
+    found = []
     for index, image in enumerate(data.images):
-        its_maps = maps.read(image.path).to(model.device)
-        found.append(propose_boxes(model, its_maps, method, lambda _: others[len(found)]))
+        maps = maps_of(image.path).to(model.device)
+        found.append(propose_boxes(model, maps, method, {rest: others[index]}.__getitem__))
         progress("network proposals", index + 1, len(data))
     return found
 
@@ -93,51 +117,51 @@ def network_proposals(model: SPPNet, maps: FeatureMaps, count: int = MOST_PROPOS
     """
     if model.proposal_head is None:
         raise ModelError("this model has no proposal head: choose other proposals, such as selective-search")
-    scores, boxes = [], []
     with model.inference():
-        for features, scale in zip(maps.features, maps.scales, strict=True):
-            logits, deltas = (values.cpu() for values in model.proposal_head(features))
-            its_scores, its_boxes = _best(logits, deltas, _anchors(model, features, scale), maps.size)
-            scores.append(its_scores)
-            boxes.append(its_boxes)
-    kept = _suppressed(torch.cat(scores), torch.cat(boxes))[:count]
-    return torch.cat(boxes)[kept].clone()
+        answers = [model.proposal_head(features) for features in maps.features]
+    anchors = [place_anchors(model, *each) for each in zip(maps.features, maps.scales, strict=True)]
+    return best_proposals(answers, anchors, maps.size, count)
 
 
-def proposal_losses(model: SPPNet, features: Tensor, scale: tuple[float, float], size: tuple[int, int], objects: AnnotatedImage,
-                    rng: np.random.Generator, count: int) -> tuple[dict[str, Tensor], Tensor]:  # fmt: skip
-    """What the proposal head gets wrong on one map, and what it proposes there.
+def best_proposals(
+    answers: Sequence[tuple[Tensor, Tensor]], anchors: Sequence[Tensor], size: tuple[int, int], count: int
+) -> Tensor:
+    """The best boxes [R, 4], inside an image of ``size``, by what the head says of the anchors of each map; without gradient."""
+    parts = [
+        _best(logits.detach().cpu(), deltas.detach().cpu(), placed, size)
+        for (logits, deltas), placed in zip(answers, anchors, strict=True)
+    ]
+    scores, boxes = (torch.cat(each) for each in zip(*parts, strict=True))
+    labels = torch.zeros(len(boxes), dtype=torch.int64)
+    return boxes[non_maximum_suppression(boxes, scores, labels, PROPOSAL_NMS_IOU)[:count]]
+
+
+def proposal_losses(
+    answers: tuple[Tensor, Tensor], anchors: Tensor, objects: AnnotatedImage, rng: np.random.Generator
+) -> dict[str, Tensor]:
+    """What the proposal head gets wrong on one map.
 
     Of 256 anchors, half positive where there are as many: binary cross-entropy of the score against the IoU of the moved anchor with
     its object, 0 for background; and smooth L1 of the positive ones' deltas.
 
     Args:
-        model: with the head.
-        features: [1, C, h, w].
-        scale: (vertical, horizontal) factor from the image to what the backbone saw.
-        size: (height, width) of the image.
-        objects: the image's, at its size.
+        answers: of the head: logits [P] and deltas [P, 4].
+        anchors: [P, 4] in pixels of the image.
+        objects: the image's.
         rng: draws the anchors.
-        count: of the proposals.
 
     Returns:
-        ``objectness`` and ``proposal_boxes``; and boxes [R, 4], without gradient, on the CPU.
+        ``objectness`` and ``proposal_boxes``.
     """
-    assert model.proposal_head is not None
-    logits, deltas = model.proposal_head(features)
-    anchors = _anchors(model, features, scale)
+    logits, deltas = answers
     positive, negative, matched = _sample(anchors, objects, rng)
     chosen = torch.cat([positive, negative]).to(logits.device)
     moved, targets = deltas[positive.to(deltas.device)], encode_boxes(anchors[positive], matched).to(deltas.device)
-    with torch.no_grad():
-        cpu = deltas.detach().cpu()
-        quality = pairwise_iou(decode_boxes(anchors[positive], cpu[positive]), matched)
-        best_scores, best_boxes = _best(logits.detach().cpu(), cpu, anchors, size)
-        proposed = best_boxes[_suppressed(best_scores, best_boxes)[:count]]
+    quality = pairwise_iou(decode_boxes(anchors[positive], moved.detach().cpu()), matched)
     wanted = F.pad(quality, (0, len(negative))).to(logits.device)
     objectness = F.binary_cross_entropy_with_logits(logits[chosen], wanted, reduction="sum") / ANCHORS_PER_IMAGE
     boxes = F.smooth_l1_loss(moved, targets, beta=1 / 9, reduction="sum") / ANCHORS_PER_IMAGE
-    return {"objectness": objectness, "proposal_boxes": boxes}, proposed
+    return {"objectness": objectness, "proposal_boxes": boxes}
 
 
 def pairwise_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
@@ -147,7 +171,7 @@ def pairwise_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     return torch.nan_to_num(common / (areas1 + areas2 - common), nan=0.0)
 
 
-def _anchors(model: SPPNet, features: Tensor, scale: tuple[float, float]) -> Tensor:
+def place_anchors(model: SPPNet, features: Tensor, scale: tuple[float, float]) -> Tensor:
     """The anchors [P, 4] of a map, in pixels of the image, on the CPU."""
     assert model.proposal_head is not None
     size = (features.shape[2], features.shape[3])
@@ -163,10 +187,6 @@ def _best(logits: Tensor, deltas: Tensor, anchors: Tensor, size: tuple[int, int]
     if not wide.any():
         return scores[:1], boxes.new_tensor([[0, 0, size[1], size[0]]])
     return scores[wide], boxes[wide]
-
-
-def _suppressed(scores: Tensor, boxes: Tensor) -> Tensor:
-    return non_maximum_suppression(boxes, scores, torch.zeros(len(boxes), dtype=torch.int64), PROPOSAL_NMS_IOU)
 
 
 def _sample(anchors: Tensor, objects: AnnotatedImage, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
@@ -249,7 +269,7 @@ def train_proposal_head(
         for number, (its_maps, objects) in enumerate(batch):
             rng = np.random.default_rng([settings.seed, 4, step, number])
             for features, scale in zip(its_maps.to(model.device).features, its_maps.scales, strict=True):
-                parts.append(proposal_losses(model, features, scale, its_maps.size, objects, rng, 1)[0])
+                parts.append(proposal_losses(head(features), place_anchors(model, features, scale), objects, rng))
         losses = {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
         return {"loss": losses["objectness"] + losses["proposal_boxes"], **losses}
 

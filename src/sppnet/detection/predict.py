@@ -74,14 +74,14 @@ def detect(
     image = read_image(source)
     by_method = cache(partial(propose, image))  # made once where models share a method
     answers = []
+    if proposals is not None and not isinstance(proposals, str):
+        proposals = np.asarray(proposals, dtype=np.float32)
+        if proposals.ndim != 2 or proposals.shape[1] != 4 or not len(proposals):
+            raise SettingsError(f"proposals must be [R, 4] boxes, at least one: got shape {list(proposals.shape)}")
     for net in models:
-        maps = compute_feature_maps(net, image)
-        if proposals is None or isinstance(proposals, str):
-            boxes = propose_boxes(net, maps, proposals or net.detection.proposals, by_method)
-        else:
-            boxes = np.asarray(proposals, dtype=np.float32)
-            if boxes.ndim != 2 or boxes.shape[1] != 4 or not len(boxes):
-                raise SettingsError(f"proposals must be [R, 4] boxes, at least one: got shape {list(boxes.shape)}")
+        maps, boxes = compute_feature_maps(net, image), proposals
+        if not isinstance(boxes, np.ndarray):
+            boxes = propose_boxes(net, maps, boxes or net.detection.proposals, by_method)
         answers.append(score_windows(net, maps, boxes))
     return select(*union(models, answers), models[0].class_names, settings, score_kind(models[0]))
 

@@ -18,7 +18,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-import numpy as np
 import torch
 
 from sppnet.cache import Part, cache_directory, fingerprint, read_tensors, write_tensors
@@ -32,9 +31,9 @@ from sppnet.detection.finetune import FinetuneSettings, finetune
 from sppnet.detection.linear_heads import train_image_classifier, train_linear_heads
 from sppnet.detection.network_proposals import (
     ProposalSettings,
+    other_proposals,
     proposals_of_images,
     train_proposal_head,
-    without_network,
 )
 from sppnet.detection.svm import SVMSettings
 from sppnet.detection.targets import training_images
@@ -47,7 +46,7 @@ from sppnet.models.precision import choose_device
 from sppnet.models.preprocess import Preprocess
 from sppnet.models.sppnet import Architecture, DetectionSettings, SPPNet, build_model
 from sppnet.progress import Progress, no_progress, timed
-from sppnet.proposals.compute import NETWORK, check_method, proposals_of
+from sppnet.proposals.compute import NETWORK, check_method
 from sppnet.training import IN_PYTHON
 
 Preset = Literal["quick", "standard", "paper"]
@@ -201,15 +200,22 @@ def train_detector(
     data = data.relabelled(net.class_names)
     net.eval().to(choose_device(str(device)))
     net.backbone.to(memory_format=torch.channels_last)
-    stages = settings.stages(model is not None, net.proposal_head is not None)
+    method = net.detection.proposals
+    by_network = NETWORK in check_method(method)
+    stages = settings.stages(model is not None, by_network)
+    if "end to end" in stages and by_network and method != NETWORK:
+        remedy = "train with network alone, and add others in detect and evaluate"
+        raise SettingsError(
+            f"proposals {method}: end to end, a network learns from its own or from others, not both; {remedy}"
+        )
+    if "end to end" in stages and not by_network:  # the head would be left behind by the map that it reads
+        net.proposal_head, net.architecture = None, replace(net.architecture, proposes=False)
     shared = settings.given("flip", "learning_rate", "checkpoint_interval", "seed")
     seconds: dict[str, float] = {}
     record: dict[str, Any] = {}
     with cache_directory(cache) as folder:
-        rest = without_network(net.detection.proposals)
-        if rest:
-            with timed(seconds, "proposals"):
-                proposals_of(data, rest, folder, progress)  # a photo that cannot be read is said before the work
+        with timed(seconds, "proposals"):
+            proposals = other_proposals(data, method, folder, progress)
         if model is None:
             _set_feature_scale(net, data.images, folder)
         maps = FeatureMapCache(net, folder / "feature-maps")
@@ -222,11 +228,9 @@ def train_detector(
                 alone = ProposalSettings(**shared)
                 train_proposal_head(net, data.images, maps, alone, folder, progress=progress)
             round_to_stored(net)
-        if stages[0] == "end to end" and not rest:  # the network proposes while it is trained
-            proposals = [np.empty((0, 4), np.float32)] * len(data)
-        else:
+        if stages[0] != "end to end":  # which proposes while it is trained
             with timed(seconds, "proposals"):
-                proposals = proposals_of_images(maps, data, folder, progress)
+                proposals = proposals_of_images(net, maps.read, data, method, proposals, progress)
         images = training_images(data.images, proposals, len(net.class_names))
         if "fine-tuning" in stages:
             with timed(seconds, "fine-tuning"):
@@ -323,6 +327,10 @@ def _start(model: SPPNet | str | Path, settings: DetectorSettings) -> SPPNet:
         raise ModelError(f"{name} has SVMs or box regressors already: give the detector that they were added to")
     net = net.at_scales(settings.scales) if settings.scales else net
     net.detection = replace(net.detection, proposals=settings.proposals or net.detection.proposals)
+    if NETWORK in check_method(net.detection.proposals) and net.proposal_head is None:
+        raise ModelError(
+            f"{name} has no proposal head, so no network proposals: train a new detector with them, or take others"
+        )
     return net
 
 

@@ -1,7 +1,7 @@
 """Backbones by name: images [N, 3, H, W] -> features [N, C, h, w], for any H and W.
 
-``compact`` and the nets of the paper (`sppnet.models.networks`) are this project's own; every
-other name is a classification model of torchvision, or of timm where that is installed, cut before its pooling and
+``efficientnet_lite0`` (`sppnet.models.efficientnet_lite`), ``compact`` and the nets of the paper (`sppnet.models.networks`) are
+defined here; every other name is a classification model of torchvision, or of timm where that is installed, cut before its pooling and
 classifier (`sppnet.models.cut`). BatchNorm is folded into the convolutions before it: the same outputs, in half the time.
 Weights come from the packages by name, from a local file, or are random. Packages are imported when a name asks for one.
 """
@@ -40,7 +40,7 @@ def build_backbone(
     """Build a backbone and give it weights.
 
     Args:
-        name: ``compact``; one of the paper's nets, ``zf5``, ``convnet5``, ``overfeat5`` or ``overfeat7``; a torchvision
+        name: ``efficientnet_lite0``; ``compact``, of earlier shipped models; one of the paper's nets, ``zf5``, ``convnet5``, ``overfeat5`` or ``overfeat7``; a torchvision
             classification model such as ``squeezenet1_0``, ``mobilenet_v2``, ``vgg16`` or ``resnet18``; or, with the
             extra ``timm``, one of its models, such as ``resnet50d``, or ``timm:resnet18`` for a name that both have.
         weights: ``"random"``; a name that torchvision or timm has for weights of this model, such as

@@ -17,7 +17,7 @@ from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from sppnet.errors import ModelError
-from sppnet.models.geometry import layer_strides
+from sppnet.models.geometry import layer_strides, pair
 
 # What torchvision and timm call the layers behind the last map, and what both do to it without a layer.
 BEHIND = {"avgpool", "global_pool", "pre_logits", "classifier", "fc", "head", "heads"}
@@ -111,26 +111,20 @@ def dilate_to_stride(
             if _stride_left(following, before, stride) < following.stride[0]:  # evenly, and no longer more behind
                 layer.padding = tuple(apart * (following.kernel_size[0] // 2) for _ in range(4))
             continue
-        if before * _pair(layer.stride)[0] <= stride:
+        if before * pair(layer.stride)[0] <= stride:
             continue
-        too_wide = (
-            isinstance(layer, nn.MaxPool2d) and apart * _pair(layer.padding)[0] > _pair(layer.kernel_size)[0] // 2
-        )
+        too_wide = isinstance(layer, nn.MaxPool2d) and apart * pair(layer.padding)[0] > pair(layer.kernel_size)[0] // 2
         if type(layer) not in (nn.Conv2d, nn.MaxPool2d) or isinstance(layer.padding, str) or too_wide:
             raise ModelError(f"{name} cannot be brought to a stride of {stride}: it has a {type(layer).__name__}")
         layer.padding, layer.dilation = (
-            tuple(apart * side for side in _pair(value)) for value in (layer.padding, layer.dilation)
+            tuple(apart * side for side in pair(value)) for value in (layer.padding, layer.dilation)
         )
         layer.stride = (_stride_left(layer, before, stride),) * 2
 
 
 def _stride_left(layer: Any, before: int, stride: int) -> int:
     """What remains of a layer's stride on a map whose cells were ``before`` pixels apart."""
-    return int(min(_pair(layer.stride)[0], max(1, stride // before)))
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else tuple(value)
+    return int(min(pair(layer.stride)[0], max(1, stride // before)))
 
 
 class _Tracer(fx.Tracer):

@@ -324,13 +324,13 @@ def slides_of(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Slid
     if name == "pad":
         left, right, top, bottom = (given["pad"],) * 4 if isinstance(given["pad"], int) else (*given["pad"], 0, 0)[:4]
         return Slide(1, 1, top, bottom), Slide(1, 1, left, right)
-    kernels = _pair(given["weight"].shape[2:] if name == "conv2d" else given["kernel_size"])
-    strides = _pair(given.get("stride") or (1 if name == "conv2d" else kernels))
-    dilations, padding = _pair(given.get("dilation", 1)), given.get("padding", 0)
+    kernels = pair(given["weight"].shape[2:] if name == "conv2d" else given["kernel_size"])
+    strides = pair(given.get("stride") or (1 if name == "conv2d" else kernels))
+    dilations, padding = pair(given.get("dilation", 1)), given.get("padding", 0)
     if padding == "same":
         totals = tuple(dilation * (kernel - 1) for kernel, dilation in zip(kernels, dilations, strict=True))
     else:
-        totals = (0, 0) if padding == "valid" else tuple(2 * side for side in _pair(padding))
+        totals = (0, 0) if padding == "valid" else tuple(2 * side for side in pair(padding))
     down, across = (  # where a total is odd, its odd cell comes after
         Slide(kernel, stride, total // 2, total - total // 2, dilation, given.get("ceil_mode", False))
         for kernel, stride, total, dilation in zip(kernels, strides, totals, dilations, strict=True)
@@ -338,7 +338,8 @@ def slides_of(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Slid
     return down, across
 
 
-def _pair(value: Any) -> tuple[int, int]:
+def pair(value: Any) -> tuple[int, int]:
+    """A kernel, stride, padding or dilation, along rows and columns."""
     first, second = tuple(value) * (2 // len(value)) if isinstance(value, (tuple, list)) else (value, value)
     return int(first), int(second)
 

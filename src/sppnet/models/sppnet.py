@@ -176,20 +176,23 @@ class SPPNet(heads.SinglePrecisionBuffers):
         return self.detection.scales or (self.preprocess.short_side,)
 
     def features(self, images: Tensor) -> Tensor:
-        """images [N, 3, H, W] -> features [N, C, h, w], in cells; their mean square is about 1."""
-        features: Tensor = self.backbone(heads.in_dtype_of(self.image_classifier.weight, images)) * self.feature_scale
+        """images [N, 3, H, W] -> features [N, C, h, w], in cells; their mean square is about 1.
+
+        Maps of next to no width are computed in single precision, whatever autocast says. In bfloat16, PyTorch's CPU library (oneDNN on
+        processors with AMX, torch 2.15) reads beyond the memory of maps one or two cells wide in strided convolutions, and gives
+        NaN now and then.
+        """
+        casts = torch.is_autocast_enabled("cpu")  # asked first: the sizes of a graph that is exported stay free
+        narrow = casts and images.device.type == "cpu" and min(images.shape[2:]) < 2 * self.geometry.stride
+        with torch.autocast("cpu", enabled=False) if narrow else nullcontext():
+            features: Tensor = (
+                self.backbone(heads.in_dtype_of(self.image_classifier.weight, images)) * self.feature_scale
+            )
         return features
 
     def image_features(self, images: Tensor) -> Tensor:
-        """`features` of preprocessed images, moved to the model's device, channels last: the order convolutions are fastest in.
-
-        Maps of next to no width are computed in single precision. In bfloat16, PyTorch's CPU library (oneDNN on processors with AMX,
-        torch 2.15) reads beyond the memory of maps one or two cells wide in strided convolutions, and gives NaN now and then.
-        """
-        images = images.to(self.device).contiguous(memory_format=torch.channels_last)
-        narrow = self.device.type == "cpu" and min(images.shape[2:]) < 2 * self.geometry.stride
-        with torch.autocast("cpu", enabled=False) if narrow else nullcontext():
-            return self.features(images)
+        """`features` of preprocessed images, moved to the model's device, channels last: the order convolutions are fastest in."""
+        return self.features(images.to(self.device).contiguous(memory_format=torch.channels_last))
 
     def image_logits(self, pooled: Tensor) -> Tensor:
         """Pooled whole images [N, M, C] -> logits [N, K]."""
