@@ -27,8 +27,8 @@ from sppnet.errors import OutputError
 from sppnet.models.files import load
 from sppnet.progress import no_progress
 
-STAGES = ("proposals", "feature maps", "fine-tuning", "SVMs", "box regression", "end to end", "detection")
-DEATHS = dict(zip(STAGES, (2, 3, 4, 4, 2, 3, 2), strict=True))
+STAGES = ("proposals", "feature maps", "fine-tuning", "SVMs", "box regression", "images", "end to end", "detection")
+DEATHS = dict(zip(STAGES, (2, 3, 4, 4, 2, 1, 2, 2), strict=True))
 SETTINGS = DetectorSettings(
     levels=(2, 1), hidden=(32,), short_side=96, scales=(64, 96), epochs=10, checkpoint_interval=2
 )
@@ -59,7 +59,7 @@ class Death:
 
 
 def live(voc: Path, folder: Path, death: Death | None, largest_file: int) -> None:
-    """Train by two presets, where the second goes on from what the first fine-tuned, and evaluate, as far as it goes."""
+    """Train by two presets, the second with proposals of its own network, and evaluate, as far as it goes."""
     torch.set_num_threads(1)
     if largest_file:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, resource.RLIM_INFINITY))

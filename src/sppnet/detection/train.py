@@ -76,8 +76,6 @@ class DetectorSettings:
         preset: quick (minutes, backbone frozen), standard (end to end), or paper (the paper's stages).
         backbone: efficientnet_lite0 where not given, or a model of torchvision or timm.
         weights: of the backbone: a file, a name that its package knows, or random; left out: its pretrained ones.
-        backbone_stride: pixels from one cell of the map to the next, by dilation; left out: 16 for efficientnet_lite0, and
-            the backbone's own for others.
         levels: bins per side of the pyramid; (3, 2, 1) where not given.
         hidden: widths of the fully connected layers; (1024, 1024) where not given. quick has none.
         short_side: of an image, in pixels, unless its long side would be above 5/3 of this; 600 where not given.
@@ -92,6 +90,8 @@ class DetectorSettings:
         ridge: quick, paper: move boxes by ridge regression, and not by what moves them already. True where not given.
         checkpoint_interval: steps, or images of linear heads, after which a stopped stage can go on.
         seed: of all that is drawn.
+        backbone_stride: pixels from one cell of the map to the next, by dilation; left out: 16 for efficientnet_lite0, and
+            the backbone's own for others.
 
     Raises:
         SettingsError: a setting out of its range, or that the preset does not use.
@@ -105,7 +105,6 @@ class DetectorSettings:
     preset: Preset = "standard"
     backbone: str | None = None
     weights: str | None = None
-    backbone_stride: Annotated[int | None, IN_PYTHON] = None
     levels: Annotated[tuple[int, ...] | None, IN_PYTHON] = None
     hidden: Annotated[tuple[int, ...] | None, IN_PYTHON] = None
     short_side: int | None = None
@@ -118,6 +117,7 @@ class DetectorSettings:
     ridge: Annotated[bool | None, IN_PYTHON] = None
     checkpoint_interval: Annotated[int | None, IN_PYTHON] = None
     seed: Annotated[int, IN_PYTHON] = 0
+    backbone_stride: Annotated[int | None, IN_PYTHON] = None
 
     def __post_init__(self) -> None:
         if self.preset not in get_args(Preset):

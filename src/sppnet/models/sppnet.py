@@ -46,11 +46,11 @@ class Architecture:
         ranks: and their ranks, 0 for whole; none: all are.
         backbone_stride: pixels from one cell of the map to the next, by dilation; 0: the backbone's own.
         detects: whether it has heads for windows.
-        proposes: whether it has a region proposal head.
         multi_label: whether an image may hold several classes (sigmoid) or holds one (softmax).
         window_classifier: "softmax" or "svm".
         box_regressor: "network" or "ridge".
         unit_length: whether head features are divided by their length: linear SVMs on the pyramid of whole images.
+        proposes: whether it has a region proposal head.
 
     Raises:
         SettingsError: no class names, or one twice; an unknown head, a level or width below 1, or ranks that do not fit the layers.
@@ -63,11 +63,11 @@ class Architecture:
     ranks: tuple[int, ...] = ()
     backbone_stride: int = 0
     detects: bool = True
-    proposes: bool = False
     multi_label: bool = True
     window_classifier: str = "softmax"
     box_regressor: str = "network"
     unit_length: bool = False
+    proposes: bool = False
 
     def __post_init__(self) -> None:
         if not all(self.class_names) or not 0 < len(set(self.class_names)) == len(self.class_names):
