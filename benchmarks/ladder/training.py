@@ -188,10 +188,9 @@ def end_to_end_step(ladder: Ladder, layers: str, seed: int) -> Step:
     trained, epochs = layers_of(ladder, layers), ladder.settings.epochs
 
     def train(model: SPPNet, folder: Path, progress: Progress) -> None:
-        settings = EndToEndSettings(  # as the page's figures were measured; the package's defaults have changed since
-            train_layers=trained, epochs=epochs, flip=ladder.settings.flip, seed=seed,
-            windows_per_image=64, side_shares=(1.0,), backbone_rate=0.03,
-        )  # fmt: skip
+        # As the page's figures were measured: the package's defaults have changed since.
+        settings = EndToEndSettings(train_layers=trained, epochs=epochs, flip=ladder.settings.flip, seed=seed,
+                                    windows_per_image=64, side_shares=(1.0,), backbone_rate=0.03)  # fmt: skip
         train_end_to_end(model, images_to_train(ladder), settings, folder, progress=progress)
 
     return training_step(ladder, f"e2e-{trained}-{epochs}-seed{seed}", finetune_step(ladder, "spp1", seed), train)
